@@ -1,0 +1,370 @@
+//! Checkpoints: recent versions become index entries, and the log before them is needed by consumers only.
+//!
+//! 1. The overlay's active generation is frozen at version F. The checkpoint waits until F is published and no snapshot
+//!    below F is open (their age is bounded, and memory pressure ends the oldest).
+//! 2. The newest version of each key is settled: small values go to the value log in key order, large ones are there
+//!    already. The run (key, version, pointer or tombstone) is written. Values and run are flushed.
+//! 3. The run is ingested into the index together with the mark: "everything up to F, log position P, by run N".
+//! 4. The manifest records the same. Only then the frozen generation and old log segments go.
+//!
+//! A crash between 3 and 4 leaves an index that is ahead of the manifest; recovery reads the run's footer and catches
+//! up. A checkpoint that failed for lack of space leaves the generation frozen, and the next one tries again.
+
+use crate::disk::Disk;
+use crate::env::{Env, Level, Sabotage};
+use crate::error::Error;
+use crate::index::{Found, Index};
+use crate::manifest::{Manifest, Mark, RunSummary, ValueFile, sync_names};
+use crate::memory::hot::Known;
+use crate::memory::overlay::Generation;
+use crate::partition::{BatchEnd, Core, Partition};
+use crate::run::{CHUNK_BYTES, RunWriter, encode_entry};
+use crate::stats::add;
+use crate::types::{Entry, Key, Settled, Value, ValuePointer, Version};
+use crate::vlog::{Stream, record};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Keys that are settled together.
+const GROUP: usize = 512;
+
+/// The outcome of settling a generation.
+struct SettledRun {
+    chunks: Vec<Vec<u8>>,
+    summary: RunSummary,
+    cached: Vec<(Key, Known)>,
+}
+
+impl<E: Env> Partition<E> {
+    /// Settles everything prepared so far. Waits for open snapshots, which are bounded in age.
+    pub async fn checkpoint(&self) -> Result<(), Error> {
+        let core = &self.0;
+        let _turn = core.checkpoint_gate.enter().await;
+        core.checkpoint_alone().await
+    }
+}
+
+impl<E: Env> Core<E> {
+    pub(crate) async fn checkpoint_alone(self: &Rc<Self>) -> Result<(), Error> {
+        let generation = self.overlay.borrow_mut().freeze(self.prepared.get());
+        self.published.reached(generation.last).await;
+        self.snapshots.oldest_reaches(generation.last).await;
+        let at = self.batch_end_of(generation.last);
+        let answer = self.settle(&generation, at).await;
+        *self.checkpoint_refused.borrow_mut() = answer.as_ref().err().cloned();
+        if let Err(error) = &answer {
+            self.log(Level::Warn, format_args!("a checkpoint failed and will be tried again: {error}"));
+            // Whoever waits for room learns why there is none.
+            self.checkpoints.raise(self.checkpoints.get() + 1);
+        }
+        answer
+    }
+
+    /// The end of the last batch that has no version beyond `last`, and the chain there.
+    fn batch_end_of(&self, last: Version) -> BatchEnd {
+        let mut ends = self.batch_ends.borrow_mut();
+        while ends.get(1).is_some_and(|next| next.last <= last) {
+            ends.pop_front();
+        }
+        match ends.front() {
+            Some(end) if end.last <= last => *end,
+            _ => {
+                let mark = self.manifest.get().mark;
+                BatchEnd { last: mark.version, end: mark.position, chain: mark.chain }
+            }
+        }
+    }
+
+    async fn settle(self: &Rc<Self>, generation: &Rc<Generation>, at: BatchEnd) -> Result<(), Error> {
+        let before = self.manifest.get().mark;
+        if generation.is_empty() && at.end == before.position {
+            self.overlay.borrow_mut().settle();
+            return Ok(());
+        }
+        if generation.is_empty() {
+            // Only empty batches: the log can go, the index stays as it is. The mark names the version that it has.
+            self.update_manifest(|m| {
+                m.mark.position = at.end;
+                m.mark.chain = at.chain;
+            })
+            .await?;
+            self.overlay.borrow_mut().settle();
+        } else {
+            let run = self.write_run(generation, at).await?;
+            self.ingest(&run).await?;
+            self.adopt_run(&run.summary).await?;
+            self.overlay.borrow_mut().settle();
+            let mut hot = self.hot.borrow_mut();
+            let overlay = self.overlay.borrow();
+            for (key, known) in run.cached {
+                // With a broken fill rule this would hide what it breaks.
+                if overlay.newest(&key).is_none() && self.env.sabotage() != Some(Sabotage::StaleCacheFill) {
+                    hot.insert(key, known);
+                }
+            }
+        }
+        self.checkpoints.raise(self.checkpoints.get() + 1);
+        add(&self.stats.checkpoints, 1);
+        self.merge_runs().await?;
+        self.purge().await
+    }
+
+    async fn write_run(self: &Rc<Self>, generation: &Rc<Generation>, at: BatchEnd) -> Result<SettledRun, Error> {
+        let number = self.manifest.update(Manifest::take_number).await?;
+        let written = self.write_run_as(generation, at, number).await;
+        if written.is_err() {
+            // It is not in the manifest, so the next opening would remove it as well.
+            let _ = self.env.disk().remove(&crate::names::run(number)).await;
+        }
+        match written {
+            Err(Error::Disk(error)) => match self.env.halt(format!("a checkpoint's write failed: {error}")).await {},
+            other => other,
+        }
+    }
+
+    async fn write_run_as(
+        self: &Rc<Self>,
+        generation: &Rc<Generation>,
+        at: BatchEnd,
+        number: u32,
+    ) -> Result<SettledRun, Error> {
+        let (mut keys, mut live) = {
+            let manifest = self.manifest.get();
+            (manifest.keys, manifest.live.iter().copied().collect::<BTreeMap<u32, u64>>())
+        };
+        let mut writer = RunWriter::create(&self.env, self.id, number).await?;
+        let (mut chunks, mut chunk, mut cached, mut placed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut entries = 0;
+        let mut items = generation.newest_entries();
+        loop {
+            let group: Vec<(Key, Version, Entry)> =
+                items.by_ref().take(GROUP).map(|(key, version, entry)| (key.clone(), version, entry.clone())).collect();
+            if group.is_empty() {
+                break;
+            }
+            let prior = self.prior(&group).await?;
+            let small: Vec<(Key, Value)> = group
+                .iter()
+                .filter_map(
+                    |(key, _, entry)| if let Entry::Value(v) = entry { Some((key.clone(), v.clone())) } else { None },
+                )
+                .collect();
+            let places = self.values.append(&self.manifest, Stream::Checkpoint, &small).await?;
+            placed.extend_from_slice(&places);
+            let mut places = places.into_iter();
+            for ((key, version, entry), prior) in group.into_iter().zip(prior) {
+                let settled = match &entry {
+                    Entry::Value(_) => match places.next() {
+                        Some(place) => Settled::Pointer(place),
+                        None => unreachable!("every small value was just given a place"),
+                    },
+                    Entry::Pointer(pointer) => Settled::Pointer(*pointer),
+                    Entry::Tombstone => Settled::Tombstone,
+                };
+                if let Some((_, Settled::Pointer(old))) = prior {
+                    keys -= 1;
+                    let bytes = live.entry(old.file).or_default();
+                    *bytes = bytes.saturating_sub(record::length(key.len(), old.length as usize) as u64);
+                }
+                match settled {
+                    Settled::Pointer(new) => {
+                        keys += 1;
+                        *live.entry(new.file).or_default() += record::length(key.len(), new.length as usize) as u64;
+                    }
+                    // Nothing to bury.
+                    Settled::Tombstone if prior.is_none() => continue,
+                    Settled::Tombstone => {}
+                }
+                entries += 1;
+                encode_entry(&key, version, &settled, &mut chunk);
+                cached.push((key, known(&settled, entry)));
+                if chunk.len() >= CHUNK_BYTES {
+                    self.push_chunk(&mut writer, &chunk).await?;
+                    chunks.push(std::mem::take(&mut chunk));
+                }
+            }
+            self.env.give_way().await;
+        }
+        if !chunk.is_empty() {
+            self.push_chunk(&mut writer, &chunk).await?;
+            chunks.push(chunk);
+        }
+        self.values.flush(&placed).await?;
+        let mark = Mark { version: generation.last, position: at.end, chain: at.chain, run: number };
+        live.retain(|_, bytes| *bytes > 0);
+        let live = live.into_iter().collect();
+        let summary = RunSummary { number, base: false, mark, entries, keys, live, used: self.values.used() };
+        writer.finish(&summary).await?;
+        sync_names(&self.env).await?;
+        Ok(SettledRun { chunks, summary, cached })
+    }
+
+    async fn push_chunk(&self, writer: &mut RunWriter<E>, chunk: &[u8]) -> Result<(), Error> {
+        if self.env.sabotage() == Some(Sabotage::RunWithoutTombstones) {
+            let mut kept = Vec::new();
+            for entry in crate::run::decode_chunk(chunk).unwrap_or_default() {
+                if entry.settled != Settled::Tombstone {
+                    encode_entry(&entry.key, entry.version, &entry.settled, &mut kept);
+                }
+            }
+            return writer.push(&kept).await;
+        }
+        writer.push(chunk).await
+    }
+
+    /// What the index holds for the keys of a group.
+    async fn prior(self: &Rc<Self>, group: &[(Key, Version, Entry)]) -> Result<Vec<Found>, Error> {
+        if self.manifest.get().index == 0 {
+            return Ok(vec![None; group.len()]);
+        }
+        let keys: Vec<Vec<u8>> = group.iter().map(|(key, _, _)| key.to_vec()).collect();
+        let found = self.ask_index(async |index: &E::Index| index.get_many(keys.clone()).await).await?;
+        Ok(found.into_iter().map(|f| f.filter(|(_, settled)| *settled != Settled::Tombstone)).collect())
+    }
+
+    /// Brings a run into the index; an error leaves it in doubt, so the index is reopened and asked.
+    async fn ingest(self: &Rc<Self>, run: &SettledRun) -> Result<(), Error> {
+        if self.manifest.get().index == 0 {
+            let number = self.manifest.update(Manifest::take_number).await?;
+            self.env.index().open(number, true).await.map_err(|e| Error::Index(e.0))?;
+            // Recorded before anything is in it: an index without a mark is rebuilt from the manifest's runs.
+            self.update_manifest(|m| m.index = number).await?;
+        }
+        let mark = run.summary.mark;
+        for _ in 0..3 {
+            let epoch = self.index_epoch.get();
+            let index = self.env.index();
+            let attempt = async {
+                index.ingest_begin(mark).await?;
+                for chunk in &run.chunks {
+                    index.ingest_chunk(chunk.clone()).await?;
+                }
+                index.ingest_finish().await
+            };
+            match attempt.await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    self.log(Level::Warn, format_args!("an ingestion is in doubt: {error}"));
+                    if self.mend_index(epoch, Some(mark)).await? == mark {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Err(Error::Index("three ingestions in a row failed".to_string()))
+    }
+
+    /// The manifest follows the index.
+    pub(crate) async fn adopt_run(&self, summary: &RunSummary) -> Result<(), Error> {
+        self.update_manifest(|m| {
+            m.mark = summary.mark;
+            m.keys = summary.keys;
+            m.live = summary.live.clone();
+            for (number, used) in &summary.used {
+                raise_used(&mut m.values, *number, *used);
+            }
+            m.runs.push(summary.clone());
+        })
+        .await
+    }
+
+    /// Writes a base run when the runs have become much longer than what is alive.
+    async fn merge_runs(self: &Rc<Self>) -> Result<(), Error> {
+        let (entries, keys, runs, mark) = {
+            let m = self.manifest.get();
+            (m.runs.iter().map(|r| r.entries).sum::<u64>(), m.keys, m.runs.len(), m.mark)
+        };
+        if runs < 2 || entries <= 2 * keys + self.settings.base_run_slack {
+            return Ok(());
+        }
+        let number = self.manifest.update(Manifest::take_number).await?;
+        let written = self.write_base_run(number, mark).await;
+        let summary = match written {
+            Ok(summary) => summary,
+            Err(error) => {
+                let _ = self.env.disk().remove(&crate::names::run(number)).await;
+                return Err(error);
+            }
+        };
+        let old: Vec<u32> = self.manifest.get().runs.iter().map(|r| r.number).collect();
+        self.update_manifest(|m| m.runs = vec![summary]).await?;
+        for number in old {
+            self.env.disk().remove(&crate::names::run(number)).await?;
+        }
+        add(&self.stats.base_runs, 1);
+        Ok(())
+    }
+
+    async fn write_base_run(self: &Rc<Self>, number: u32, mark: Mark) -> Result<RunSummary, Error> {
+        let mut writer = RunWriter::create(&self.env, self.id, number).await?;
+        let (mut after, mut chunk, mut entries) = (None, Vec::new(), 0);
+        loop {
+            let from: Option<Vec<u8>> = after.clone();
+            let page = self.ask_index(async |index: &E::Index| index.scan(from.clone(), GROUP).await).await?;
+            let Some((last, ..)) = page.last() else { break };
+            after = Some(last.clone());
+            for (key, version, settled) in page {
+                if settled == Settled::Tombstone {
+                    continue;
+                }
+                entries += 1;
+                encode_entry(&key, version, &settled, &mut chunk);
+                if chunk.len() >= CHUNK_BYTES {
+                    writer.push(&chunk).await?;
+                    chunk.clear();
+                }
+            }
+            self.env.give_way().await;
+        }
+        if !chunk.is_empty() {
+            writer.push(&chunk).await?;
+        }
+        let (keys, live) = {
+            let m = self.manifest.get();
+            (m.keys, m.live.clone())
+        };
+        if entries != keys {
+            return Err(Error::Index(format!("the index has {entries} live keys where {keys} were counted")));
+        }
+        let summary = RunSummary { number, base: true, mark, entries, keys, live, used: Vec::new() };
+        writer.finish(&summary).await?;
+        sync_names(&self.env).await?;
+        Ok(summary)
+    }
+
+    /// Changes the manifest, and brings along what else is known by now: segments, used bytes, the durable place.
+    pub(crate) async fn update_manifest<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
+        self.manifest
+            .update(|m| {
+                if let Some(wal) = self.wal.get() {
+                    m.segments = wal.segments();
+                    m.durable = m.durable.max(wal.durable());
+                }
+                for (number, used) in self.values.used() {
+                    raise_used(&mut m.values, number, used);
+                }
+                change(m)
+            })
+            .await
+    }
+}
+
+/// Raises the used bytes of a file.
+pub(crate) fn raise_used(files: &mut [ValueFile], number: u32, used: u64) {
+    if let Some(file) = files.iter_mut().find(|f| f.number == number) {
+        file.used = file.used.max(used);
+    }
+}
+
+fn known(settled: &Settled, entry: Entry) -> Known {
+    match (settled, entry) {
+        (Settled::Pointer(pointer), Entry::Value(value)) => Known::Value(*pointer, value),
+        (Settled::Pointer(pointer), _) => Known::Pointer(*pointer),
+        (Settled::Tombstone, _) => Known::Absent,
+    }
+}
+
+/// Where a pointer's record ends.
+pub(crate) fn record_end(key: &[u8], pointer: &ValuePointer) -> u64 {
+    pointer.offset + record::length(key.len(), pointer.length as usize) as u64
+}

@@ -1,0 +1,474 @@
+//! Group commit: reserve, prepare, persist, publish, in this order and nowhere else.
+//!
+//! - *Reserve*: log space is set aside and large values are written and flushed. Here, and only here, a lack of space is
+//!   a typed refusal. Where nothing needs to be waited for, this and the next step happen within [`submit`].
+//! - *Prepare*: the conflict check, in memory. The new versions enter the overlay as pending.
+//! - *Persist*: everything prepared becomes one batch, one append, one flush. What arrives meanwhile is the next batch.
+//! - *Publish*: the versions become visible, and whoever waits for them is woken.
+//!
+//! After prepare a transaction is published, or the process ends.
+
+use crate::env::{Env, Level, Sabotage};
+use crate::error::Error;
+use crate::manifest::{EpochStart, Generation};
+use crate::partition::{BatchEnd, Core, Partition};
+use crate::stats::add;
+use crate::sync::first_of;
+use crate::txn::{Transaction, Write, conflict};
+use crate::types::{CommitPosition, Entry, Epoch, Key, LogPosition, Value, ValuePointer, Version};
+use crate::vlog::Stream;
+use crate::wal::body::{self, Operation};
+use crate::wal::{self, Append};
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+/// A batch is closed at about this many bytes.
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// A transaction that waits for its batch.
+pub(crate) struct Prepared {
+    pub version: Version,
+    operations: Vec<Operation>,
+    pointers: Vec<(u32, u64)>,
+    cost: u64,
+}
+
+/// How far a submitted transaction is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It waits for space or for its large values.
+    Reserving,
+    /// It has this version, and will be published; tell nobody before [`Partition::wait_published`].
+    Prepared(Version),
+    /// It left nothing behind.
+    Refused(Error),
+}
+
+/// Follows a submitted transaction.
+#[derive(Clone)]
+pub struct Ticket(Rc<RefCell<(Progress, Vec<Waker>)>>);
+
+impl Ticket {
+    fn new(progress: Progress) -> Ticket {
+        Ticket(Rc::new(RefCell::new((progress, Vec::new()))))
+    }
+
+    fn set(&self, progress: Progress) {
+        let wakers = {
+            let mut state = self.0.borrow_mut();
+            state.0 = progress;
+            std::mem::take(&mut state.1)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.0.borrow().0.clone()
+    }
+
+    /// Ends when it is prepared, with its version, or refused.
+    pub async fn prepared(&self) -> Result<Version, Error> {
+        poll_fn(|cx| {
+            let mut state = self.0.borrow_mut();
+            match &state.0 {
+                Progress::Prepared(version) => Poll::Ready(Ok(*version)),
+                Progress::Refused(error) => Poll::Ready(Err(error.clone())),
+                Progress::Reserving => {
+                    state.1.push(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// What a transaction becomes in the log and in the overlay.
+struct Plan {
+    operations: Vec<Operation>,
+    entries: Vec<(Key, Entry)>,
+    large: Vec<(Key, Value)>,
+    cost: u64,
+}
+
+fn plan(transaction: &Transaction, separation: usize) -> Plan {
+    let mut plan = Plan { operations: Vec::new(), entries: Vec::new(), large: Vec::new(), cost: 0 };
+    for (key, write) in &transaction.writes {
+        let (operation, entry) = match write {
+            Write::Set(value) if value.len() >= separation => {
+                plan.large.push((key.clone(), value.clone()));
+                let checksum = crate::codec::crc(&[value]);
+                // The place is filled in once the value is written.
+                let nowhere = ValuePointer { file: 0, offset: 0, length: value.len() as u32, checksum };
+                (Operation::SetLarge(key.clone(), value.len() as u32, checksum), Entry::Pointer(nowhere))
+            }
+            Write::Set(value) => (Operation::Set(key.clone(), value.clone()), Entry::Value(value.clone())),
+            Write::Delete => (Operation::Delete(key.clone()), Entry::Tombstone),
+        };
+        plan.operations.push(operation);
+        plan.entries.push((key.clone(), entry));
+    }
+    plan.cost = wal::cost(plan.operations.iter().map(Operation::encoded_len).sum(), plan.large.len());
+    plan
+}
+
+pub(crate) fn submit<E: Env>(core: &Rc<Core<E>>, transaction: Transaction) -> Ticket {
+    if transaction.writes.is_empty() {
+        return Ticket::new(Progress::Prepared(transaction.snapshot.version()));
+    }
+    if let Err(error) = admit(core, &transaction) {
+        return Ticket::new(Progress::Refused(error));
+    }
+    let plan = plan(&transaction, core.settings.value_separation);
+    let room = core.overlay.borrow().bytes() < core.settings.overlay_budget;
+    if plan.large.is_empty()
+        && room
+        && !core.paused.get()
+        && core.wal().has_begun()
+        && core.wal().try_reserve(plan.cost)
+    {
+        return Ticket::new(match prepare(core, transaction, plan, &[]) {
+            Ok(version) => Progress::Prepared(version),
+            Err(error) => Progress::Refused(error),
+        });
+    }
+    let ticket = Ticket::new(Progress::Reserving);
+    let (core, answer) = (core.clone(), ticket.clone());
+    core.env.clone().spawn(async move {
+        answer.set(match reserve_and_prepare(&core, transaction, plan).await {
+            Ok(version) => Progress::Prepared(version),
+            Err(error) => Progress::Refused(error),
+        });
+    });
+    ticket
+}
+
+fn admit<E: Env>(core: &Rc<Core<E>>, transaction: &Transaction) -> Result<(), Error> {
+    Partition(core.clone()).check(transaction)?;
+    if core.closing.get() {
+        return Err(Error::ShuttingDown);
+    }
+    if !core.manifest.get().writable {
+        return Err(Error::NotLeader);
+    }
+    Ok(())
+}
+
+async fn reserve_and_prepare<E: Env>(
+    core: &Rc<Core<E>>,
+    transaction: Transaction,
+    plan: Plan,
+) -> Result<Version, Error> {
+    begin_writing(core).await?;
+    wait_for_room(core).await?;
+    let turn = core.slow_gate.enter().await;
+    admit(core, &transaction)?;
+    if !core.wal().try_reserve(plan.cost) {
+        add(&core.stats.waits_for_log_space, 1);
+        core.wal().reserve(plan.cost).await?;
+    }
+    // From here on the reservation must be given back if nothing is prepared.
+    let pointers = match write_large(core, &plan.large).await {
+        Ok(pointers) => pointers,
+        Err(error) => {
+            core.wal().release(plan.cost);
+            return Err(error);
+        }
+    };
+    drop(turn);
+    if let Err(error) = admit(core, &transaction) {
+        core.wal().release(plan.cost);
+        return Err(error);
+    }
+    prepare(core, transaction, plan, &pointers)
+}
+
+async fn write_large<E: Env>(core: &Rc<Core<E>>, large: &[(Key, Value)]) -> Result<Vec<ValuePointer>, Error> {
+    if large.is_empty() {
+        return Ok(Vec::new());
+    }
+    let written = async {
+        let pointers = core.values.append(&core.manifest, Stream::Commit, large).await?;
+        if core.env.sabotage() != Some(Sabotage::LargeValueNotFlushed) {
+            core.values.flush(&pointers).await?;
+        }
+        Ok(pointers)
+    };
+    match written.await {
+        Err(Error::Disk(error)) => match core.env.halt(format!("a value could not be written: {error}")).await {},
+        other => other,
+    }
+}
+
+/// Commits wait, they are not refused, while the overlay is full and a checkpoint can still empty it.
+async fn wait_for_room<E: Env>(core: &Rc<Core<E>>) -> Result<(), Error> {
+    if core.overlay.borrow().bytes() >= core.settings.overlay_budget {
+        add(&core.stats.waits_for_overlay, 1);
+    }
+    while core.overlay.borrow().bytes() >= core.settings.overlay_budget {
+        if core.closing.get() {
+            return Err(Error::ShuttingDown);
+        }
+        if let Some(error) = core.checkpoint_refused.borrow().clone() {
+            return Err(error);
+        }
+        let seen = core.checkpoints.get();
+        core.checkpoint_wanted.set(true);
+        core.housekeeping.notify();
+        core.checkpoints.reached(seen + 1).await;
+    }
+    Ok(())
+}
+
+/// Before the first append of an opening, its generation and epoch are recorded.
+pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Error> {
+    if core.wal().has_begun() {
+        return Ok(());
+    }
+    let _turn = core.begin_gate.enter().await;
+    if core.wal().has_begun() {
+        return Ok(());
+    }
+    let fresh = Generation { secret: core.env.random(), start: core.wal().end() };
+    let epoch_id = core.env.random();
+    let first_version = core.prepared.get() + 1;
+    let oldest = core.wal().segments().first().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
+    let sabotaged = core.env.sabotage() == Some(Sabotage::GenerationNotAdvanced);
+    let secret = core
+        .update_manifest(|m| {
+            let needed = m.generations.iter().rposition(|g| g.start <= oldest).unwrap_or(0);
+            m.generations.drain(..needed);
+            if !sabotaged || m.generations.is_empty() {
+                // A generation that wrote nothing is replaced.
+                m.generations.retain(|g| g.start < fresh.start);
+                m.generations.push(fresh);
+            }
+            begin_epoch(&mut m.epochs, epoch_id, first_version);
+            m.generations.last().map_or(fresh.secret, |g| g.secret)
+        })
+        .await?;
+    core.wal().begin_generation(secret);
+    Ok(())
+}
+
+/// Adds a reign; one that has no commit is superseded.
+pub(crate) fn begin_epoch(epochs: &mut Vec<EpochStart>, id: u64, first_version: Version) {
+    let number = epochs.last().map_or(1, |e| e.epoch.number + 1);
+    epochs.retain(|e| e.first_version < first_version);
+    epochs.push(EpochStart { epoch: Epoch { number, id }, first_version });
+}
+
+fn prepare<E: Env>(
+    core: &Rc<Core<E>>,
+    transaction: Transaction,
+    mut plan: Plan,
+    pointers: &[ValuePointer],
+) -> Result<Version, Error> {
+    let sabotage = core.env.sabotage();
+    let pending_hidden = (sabotage == Some(Sabotage::PendingNotChecked)).then(|| core.published.get());
+    let skip_reads = sabotage == Some(Sabotage::ReadCheckSkipped);
+    let clash = conflict(&core.overlay.borrow(), &transaction, skip_reads, pending_hidden);
+    if let Some(error) = clash {
+        core.wal().release(plan.cost);
+        add(&core.stats.conflicts, 1);
+        return Err(error);
+    }
+    let mut places = pointers.iter();
+    for (_, entry) in &mut plan.entries {
+        if let Entry::Pointer(pointer) = entry {
+            match places.next() {
+                Some(place) => *pointer = *place,
+                None => unreachable!("every large value was written before its prepare"),
+            }
+        }
+    }
+    let version = core.prepared.get() + 1;
+    core.prepared.set(version);
+    {
+        let (mut overlay, mut hot) = (core.overlay.borrow_mut(), core.hot.borrow_mut());
+        for (key, entry) in plan.entries {
+            hot.remove(&key);
+            overlay.insert(&key, version, entry);
+        }
+    }
+    enqueue(core, version, plan.operations, pointers, plan.cost);
+    Ok(version)
+}
+
+fn enqueue<E: Env>(core: &Core<E>, version: Version, operations: Vec<Operation>, pointers: &[ValuePointer], cost: u64) {
+    let pointers = pointers.iter().map(|p| (p.file, p.offset)).collect();
+    core.queue.borrow_mut().push_back(Prepared { version, operations, pointers, cost });
+    add(&core.stats.commits, 1);
+    core.queue_changed.notify();
+}
+
+/// The task that owns the log's tail: one flush in flight, no timer but the idle voucher's.
+pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
+    loop {
+        if !core.queue.borrow().is_empty() {
+            persist(&core).await;
+            continue;
+        }
+        let vouch = core.wal().wants_voucher();
+        if core.closing.get() && core.published.get() == core.prepared.get() {
+            if vouch {
+                append_voucher(&core).await;
+            }
+            break;
+        }
+        if vouch {
+            first_of(core.queue_changed.notified(), core.env.sleep(core.settings.idle_vouch)).await;
+            if core.queue.borrow().is_empty() && !core.closing.get() {
+                append_voucher(&core).await;
+            }
+        } else {
+            core.queue_changed.notified().await;
+        }
+    }
+    core.log_ended.raise(core.log_ended.get() + 1);
+}
+
+async fn persist<E: Env>(core: &Rc<Core<E>>) {
+    let batch = take_batch(core);
+    let (Some(first), Some(last)) = (batch.first().map(|p| p.version), batch.last().map(|p| p.version)) else { return };
+    let epoch = core.manifest.get().epoch_of(first);
+    let mut bytes = Vec::new();
+    body::encode(epoch, first, core.env.wall_ms(), batch.iter().map(|p| p.operations.as_slice()), &mut bytes);
+    let append = Append {
+        body: &bytes,
+        pointers: batch.iter().flat_map(|p| p.pointers.iter().copied()).collect(),
+        first_version: first,
+        cost: batch.iter().map(|p| p.cost).sum(),
+    };
+    let end = match core.wal().append(append).await {
+        Ok(end) => end,
+        Err(error) => match core.env.halt(format!("the log of partition {} failed: {error}", core.id)).await {},
+    };
+    core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain: core.wal().chain() });
+    add(&core.stats.batches, 1);
+    add(&core.stats.log_bytes, bytes.len() as u64);
+    if batch.iter().any(|p| p.operations.contains(&Operation::Flush)) {
+        core.forget_memory();
+    }
+    assert!(last <= core.prepared.get(), "only what was prepared is published");
+    core.published.raise(last);
+    core.after_append();
+}
+
+/// Takes what is prepared, up to a size, and never across the beginning of an epoch.
+fn take_batch<E: Env>(core: &Core<E>) -> Vec<Prepared> {
+    let mut queue = core.queue.borrow_mut();
+    let manifest = core.manifest.get();
+    let first = queue.front().map_or(0, |p| p.version);
+    let next_epoch = manifest.epochs.iter().map(|e| e.first_version).find(|v| *v > first).unwrap_or(Version::MAX);
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    while let Some(next) = queue.front() {
+        if next.version >= next_epoch || (!batch.is_empty() && bytes + next.cost > BATCH_BYTES) {
+            break;
+        }
+        bytes += next.cost;
+        batch.extend(queue.pop_front());
+    }
+    batch
+}
+
+/// An empty batch: it vouches for the one before, so that damage there is not taken for a tail.
+async fn append_voucher<E: Env>(core: &Rc<Core<E>>) {
+    let cost = wal::cost(0, 0);
+    if !core.wal().try_reserve(cost)
+        && let Err(error) = core.wal().reserve(cost).await
+    {
+        core.log(Level::Warn, format_args!("the idle log could not vouch for its last batch: {error}"));
+        core.wal().refuse_voucher();
+        return;
+    }
+    let first = core.prepared.get() + 1;
+    let mut bytes = Vec::new();
+    let epoch = core.manifest.get().epoch_of(first);
+    body::encode(epoch, first, core.env.wall_ms(), std::iter::empty::<&[Operation]>(), &mut bytes);
+    let append = Append { body: &bytes, pointers: Vec::new(), first_version: first, cost };
+    // Something may be prepared while this is written; it becomes the next batch, behind this one.
+    match core.wal().append(append).await {
+        Ok(end) => {
+            core.wal().vouched();
+            let last = first - 1;
+            core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain: core.wal().chain() });
+            add(&core.stats.idle_vouchers, 1);
+        }
+        Err(error) => match core.env.halt(format!("the log of partition {} failed: {error}", core.id)).await {},
+    }
+}
+
+impl<E: Env> Partition<E> {
+    /// Begins a new epoch and takes writes again.
+    pub async fn promote(&self) -> Result<(), Error> {
+        let core = &self.0;
+        begin_writing(core).await?;
+        let id = core.env.random();
+        // Nothing is prepared while the epoch is recorded, or a batch could carry the old one beyond its end.
+        let epoch = core
+            .paused(async || {
+                let first_version = core.prepared.get() + 1;
+                core.update_manifest(|m| {
+                    begin_epoch(&mut m.epochs, id, first_version);
+                    m.writable = true;
+                    m.epochs.last().map(|e| e.epoch)
+                })
+                .await
+            })
+            .await?;
+        core.log(Level::Info, format_args!("leads in epoch {}", epoch.unwrap_or_default().number));
+        Ok(())
+    }
+
+    /// Refuses writes from now on, until promoted; durable. What was prepared is published.
+    pub async fn step_down(&self) -> Result<(), Error> {
+        let core = &self.0;
+        core.update_manifest(|m| m.writable = false).await?;
+        core.published.reached(core.prepared.get()).await;
+        core.log(Level::Info, "stepped down: writes are refused until it is promoted");
+        Ok(())
+    }
+
+    /// Deletes every key: a log record that retires all runs. Open transactions end with a typed error.
+    pub async fn flush_all(&self) -> Result<CommitPosition, Error> {
+        let core = &self.0;
+        begin_writing(core).await?;
+        if !self.writable() {
+            // What is left is an empty leader.
+            self.promote().await?;
+        }
+        let _no_checkpoint = core.checkpoint_gate.enter().await;
+        core.paused(async || {
+            if core.closing.get() {
+                return Err(Error::ShuttingDown);
+            }
+            let operations = vec![Operation::Flush];
+            let cost = wal::cost(operations[0].encoded_len(), 0);
+            core.wal().reserve(cost).await?;
+            core.published.reached(core.prepared.get()).await;
+            let version = core.prepared.get() + 1;
+            core.prepared.set(version);
+            enqueue(core, version, operations, &[], cost);
+            core.published.reached(version).await;
+            core.retire_all(version).await?;
+            Ok(core.position_of(version))
+        })
+        .await
+    }
+}
+
+impl<E: Env> Core<E> {
+    /// Runs `work` while nothing is prepared: fast submissions see the flag, slow ones wait for the gate.
+    async fn paused<T>(&self, work: impl AsyncFnOnce() -> T) -> T {
+        let _turn = self.slow_gate.enter().await;
+        self.paused.set(true);
+        let answer = work().await;
+        self.paused.set(false);
+        answer
+    }
+}

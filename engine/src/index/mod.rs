@@ -1,0 +1,47 @@
+//! The index of settled keys, as whole operations: the simulator replaces it completely, and a call costs one hop to a
+//! thread however many keys it asks for.
+//!
+//! Promises: an ingestion appears wholly or not at all, and is durable when `finish` returned `Ok`; after an error it is
+//! in doubt, and [`Index::open`] tells. Ingestions come one at a time, in ascending key order.
+
+pub mod fjall;
+
+use crate::manifest::Mark;
+use crate::types::{Settled, Version};
+
+/// What failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexError(pub String);
+
+impl std::fmt::Display for IndexError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What the index knows of a key.
+pub type Found = Option<(Version, Settled)>;
+
+/// An index that one partition owns.
+#[expect(async_fn_in_trait, reason = "futures stay on the core that made them; nobody needs Send")]
+pub trait Index: 'static {
+    /// Opens directory `number`, closing any other; with `create`, empties it first. Answers the mark of the last
+    /// ingestion, `None` if there was none.
+    async fn open(&self, number: u32, create: bool) -> Result<Option<Mark>, IndexError>;
+    /// Looks up keys, answers in the same order.
+    async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Found>, IndexError>;
+    /// Keys behind `after` (or from the first), in order, at most `limit`, with what they hold.
+    async fn scan(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<(Vec<u8>, Version, Settled)>, IndexError>;
+    /// Begins an ingestion that ends at `mark`.
+    async fn ingest_begin(&self, mark: Mark) -> Result<(), IndexError>;
+    /// Adds entries (encoded as a run's chunk) to it.
+    async fn ingest_chunk(&self, chunk: Vec<u8>) -> Result<(), IndexError>;
+    /// Makes it visible and durable.
+    async fn ingest_finish(&self) -> Result<(), IndexError>;
+    /// Closes the index, if open.
+    async fn close(&self);
+    /// Removes directory `number`, which is not open.
+    async fn remove(&self, number: u32) -> Result<(), IndexError>;
+    /// Numbers of the directories there are.
+    async fn list(&self) -> Result<Vec<u32>, IndexError>;
+}

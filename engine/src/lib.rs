@@ -1,0 +1,41 @@
+//! One partition of TurnstoneDB: log, value log, overlay, index, transactions, group commit, checkpoint, recovery.
+//!
+//! Start at [`partition`] (what callers use), then [`commit`] (the one place that orders reserve, prepare, persist and
+//! publish), [`checkpoint`] and [`recovery`]. Pure modules (no environment, no waiting) are about half: `codec`,
+//! `wal::body`, `wal::envelope`, `vlog::record`, `memory`, `txn`, and the decisions in `retention`.
+//!
+//! Architecture invariants: the engine never reads a clock, starts a thread, opens a socket or touches a file but through
+//! [`env::Env`]; the exception is `index/fjall.rs`, which runs on threads of the executor's. A partition lives on one
+//! core, so nothing here locks. Nothing that a disk said is trusted without its checksum.
+
+pub mod buffer;
+mod checkpoint;
+pub mod codec;
+pub mod commit;
+pub mod disk;
+pub mod env;
+pub mod error;
+pub mod header;
+pub mod index;
+mod index_care;
+pub mod manifest;
+pub mod memory;
+pub mod names;
+pub mod partition;
+mod recovery;
+pub mod retention;
+pub mod run;
+pub mod settings;
+pub mod stats;
+pub mod sync;
+pub mod tail;
+pub mod txn;
+pub mod types;
+pub mod vlog;
+pub mod wal;
+
+pub use commit::{Progress, Ticket};
+pub use error::Error;
+pub use partition::{Cold, Lookup, Partition, RunAhead};
+pub use settings::Settings;
+pub use txn::{Transaction, Write};

@@ -1,0 +1,461 @@
+//! The manifest: a small file, replaced atomically, that says which other files count and where the log is known good.
+//!
+//! Rules that the rest relies on:
+//! - A value-log file is in the flushed manifest before anything points into it.
+//! - A generation and an epoch are in it before their first batch is written.
+//! - A run is in it at the latest when the next opening has looked at the index's mark, which names the run.
+//! - A log segment or value file that it no longer lists is removed only afterwards.
+
+use crate::buffer::AlignedBuf;
+use crate::codec::{Put, Take, Truncated, crc};
+use crate::disk::{BLOCK, Disk, DiskErrorKind, File, IoClass, OpenMode};
+use crate::env::{Env, Sabotage};
+use crate::error::Error;
+use crate::header::{self, FileKind};
+use crate::names;
+use crate::sync::Gate;
+use crate::types::{Epoch, LogPosition, PartitionId, Version};
+use std::cell::{Ref, RefCell};
+
+/// A stretch of the log written by one opening; its batches carry `secret`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// Random, told to nobody.
+    pub secret: u64,
+    /// Batches at and after this place belong to it, until the next generation's start.
+    pub start: LogPosition,
+}
+
+/// The beginning of a reign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochStart {
+    /// The reign.
+    pub epoch: Epoch,
+    /// The first version that can belong to it.
+    pub first_version: Version,
+}
+
+/// Everything up to `version` is in the index; the log matters from `position` on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// The last settled version.
+    pub version: Version,
+    /// Where the first batch behind it starts.
+    pub position: LogPosition,
+    /// CRC of the envelope that ends there: the chain of the next.
+    pub chain: u32,
+    /// The run that brought the index there; 0 before the first.
+    pub run: u32,
+}
+
+impl Mark {
+    /// Bytes as stored in the index under its reserved key, in runs and here.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.version);
+        out.put_u64(self.position.0);
+        out.put_u32(self.chain);
+        out.put_u32(self.run);
+    }
+    /// Reads what `encode` wrote.
+    pub fn decode(take: &mut Take<'_>) -> Result<Mark, Truncated> {
+        Ok(Mark { version: take.u64()?, position: LogPosition(take.u64()?), chain: take.u32()?, run: take.u32()? })
+    }
+}
+
+/// What a run's footer and the manifest say of it. The figures hold after the run was ingested.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunSummary {
+    /// Its file's number.
+    pub number: u32,
+    /// It holds every live key; all runs before it are void.
+    pub base: bool,
+    /// Where the index stands with it.
+    pub mark: Mark,
+    /// Entries in it.
+    pub entries: u64,
+    /// Live keys as of `mark.version`.
+    pub keys: u64,
+    /// Live bytes per value file as of `mark.version`.
+    pub live: Vec<(u32, u64)>,
+    /// Bytes in use per value file that was written to.
+    pub used: Vec<(u32, u64)>,
+}
+
+impl RunSummary {
+    /// Appends it.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u32(self.number);
+        out.put_u8(u8::from(self.base));
+        self.mark.encode(out);
+        out.put_u64(self.entries);
+        out.put_u64(self.keys);
+        put_counts(&self.live, out);
+        put_counts(&self.used, out);
+    }
+    /// Reads what `encode` wrote.
+    pub fn decode(take: &mut Take<'_>) -> Result<RunSummary, Truncated> {
+        let (number, base, mark) = (take.u32()?, take.u8()? != 0, Mark::decode(take)?);
+        let (entries, keys) = (take.u64()?, take.u64()?);
+        let (live, used) = (counts(take)?, counts(take)?);
+        Ok(RunSummary { number, base, mark, entries, keys, live, used })
+    }
+}
+
+/// A file of the value log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValueFile {
+    /// Its number.
+    pub number: u32,
+    /// Bytes in use when the manifest was written; the log may name more.
+    pub used: u64,
+    /// Nothing live is in it, and only log segments before this place point into it.
+    pub retired: Option<LogPosition>,
+}
+
+/// A log segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its number.
+    pub number: u32,
+    /// The first version that can be in it.
+    pub first_version: Version,
+    /// Bytes in use, header included.
+    pub used: u32,
+    /// When it was found wholly checkpointed, wall clock; `None` before.
+    pub checkpointed_ms: Option<u64>,
+}
+
+/// A consumer's claim on the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Who.
+    pub name: String,
+    /// Everything from this version on is wanted.
+    pub version: Version,
+    /// It gives up when it would keep more than this many checkpointed bytes.
+    pub limit_bytes: u64,
+}
+
+/// The whole of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Oldest first, those that kept segments may hold.
+    pub generations: Vec<Generation>,
+    /// Oldest first.
+    pub epochs: Vec<EpochStart>,
+    /// The last checkpoint.
+    pub mark: Mark,
+    /// The log is durable at least up to here.
+    pub durable: LogPosition,
+    /// The index's directory number; 0 before the first run.
+    pub index: u32,
+    /// Runs that the index can be rebuilt from, oldest first.
+    pub runs: Vec<RunSummary>,
+    /// Files of the value log.
+    pub values: Vec<ValueFile>,
+    /// Log segments, oldest first.
+    pub segments: Vec<Segment>,
+    /// Consumers' claims.
+    pub holds: Vec<Hold>,
+    /// The next file number (runs, value files, index directories).
+    pub next_number: u32,
+    /// False after a step-down.
+    pub writable: bool,
+    /// Live keys as of the mark.
+    pub keys: u64,
+    /// Live bytes per value file as of the mark.
+    pub live: Vec<(u32, u64)>,
+}
+
+impl Default for Manifest {
+    fn default() -> Manifest {
+        Manifest {
+            generations: Vec::new(),
+            epochs: Vec::new(),
+            mark: Mark::default(),
+            durable: LogPosition::default(),
+            index: 0,
+            runs: Vec::new(),
+            values: Vec::new(),
+            segments: Vec::new(),
+            holds: Vec::new(),
+            next_number: 1,
+            writable: true,
+            keys: 0,
+            live: Vec::new(),
+        }
+    }
+}
+
+fn put_list<T>(items: &[T], out: &mut Vec<u8>, put: impl Fn(&T, &mut Vec<u8>)) {
+    out.put_u32(items.len() as u32);
+    items.iter().for_each(|item| put(item, out));
+}
+
+fn list<'a, T>(take: &mut Take<'a>, read: impl Fn(&mut Take<'a>) -> Result<T, Truncated>) -> Result<Vec<T>, Truncated> {
+    let count = take.u32()?;
+    let mut items = Vec::new();
+    for _ in 0..count {
+        items.push(read(take)?);
+    }
+    Ok(items)
+}
+
+fn put_counts(counts: &[(u32, u64)], out: &mut Vec<u8>) {
+    put_list(counts, out, |(file, bytes), out| {
+        out.put_u32(*file);
+        out.put_u64(*bytes);
+    });
+}
+
+fn counts(take: &mut Take<'_>) -> Result<Vec<(u32, u64)>, Truncated> {
+    list(take, |take| Ok((take.u32()?, take.u64()?)))
+}
+
+fn put_optional(value: Option<u64>, out: &mut Vec<u8>) {
+    out.put_u8(u8::from(value.is_some()));
+    out.put_u64(value.unwrap_or(0));
+}
+
+fn optional(take: &mut Take<'_>) -> Result<Option<u64>, Truncated> {
+    let (some, value) = (take.u8()? != 0, take.u64()?);
+    Ok(some.then_some(value))
+}
+
+impl Manifest {
+    /// Its bytes behind the header block: `length u32 | crc u32 | payload`.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_list(&self.generations, &mut out, |g, out| {
+            out.put_u64(g.secret);
+            out.put_u64(g.start.0);
+        });
+        put_list(&self.epochs, &mut out, |e, out| {
+            out.put_u64(e.epoch.number);
+            out.put_u64(e.epoch.id);
+            out.put_u64(e.first_version);
+        });
+        self.mark.encode(&mut out);
+        out.put_u64(self.durable.0);
+        out.put_u32(self.index);
+        put_list(&self.runs, &mut out, RunSummary::encode);
+        put_list(&self.values, &mut out, |v, out| {
+            out.put_u32(v.number);
+            out.put_u64(v.used);
+            put_optional(v.retired.map(|p| p.0), out);
+        });
+        put_list(&self.segments, &mut out, |s, out| {
+            out.put_u32(s.number);
+            out.put_u64(s.first_version);
+            out.put_u32(s.used);
+            put_optional(s.checkpointed_ms, out);
+        });
+        put_list(&self.holds, &mut out, |h, out| {
+            out.put_u16(h.name.len() as u16);
+            out.put(h.name.as_bytes());
+            out.put_u64(h.version);
+            out.put_u64(h.limit_bytes);
+        });
+        out.put_u32(self.next_number);
+        out.put_u8(u8::from(self.writable));
+        out.put_u64(self.keys);
+        put_counts(&self.live, &mut out);
+        let mut whole = Vec::with_capacity(out.len() + 8);
+        whole.put_u32(out.len() as u32);
+        whole.put_u32(crc(&[&out]));
+        whole.put(&out);
+        whole
+    }
+
+    /// Reads what `encode` wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Manifest, &'static str> {
+        let mut take = Take(bytes);
+        let read = |take: &mut Take<'_>| -> Result<(usize, u32), Truncated> { Ok((take.u32()? as usize, take.u32()?)) };
+        let (length, sum) = read(&mut take).map_err(|_| "it is cut short")?;
+        let payload = take.bytes(length).map_err(|_| "it is cut short")?;
+        if crc(&[payload]) != sum {
+            return Err("it fails its checksum");
+        }
+        Manifest::payload(&mut Take(payload)).map_err(|_| "it contradicts itself")
+    }
+
+    fn payload(take: &mut Take<'_>) -> Result<Manifest, Truncated> {
+        let manifest = Manifest {
+            generations: list(take, |t| Ok(Generation { secret: t.u64()?, start: LogPosition(t.u64()?) }))?,
+            epochs: list(take, |t| {
+                Ok(EpochStart { epoch: Epoch { number: t.u64()?, id: t.u64()? }, first_version: t.u64()? })
+            })?,
+            mark: Mark::decode(take)?,
+            durable: LogPosition(take.u64()?),
+            index: take.u32()?,
+            runs: list(take, RunSummary::decode)?,
+            values: list(take, |t| {
+                Ok(ValueFile { number: t.u32()?, used: t.u64()?, retired: optional(t)?.map(LogPosition) })
+            })?,
+            segments: list(take, |t| {
+                Ok(Segment { number: t.u32()?, first_version: t.u64()?, used: t.u32()?, checkpointed_ms: optional(t)? })
+            })?,
+            holds: list(take, |t| {
+                let length = usize::from(t.u16()?);
+                let name = String::from_utf8(t.bytes(length)?.to_vec()).map_err(|_| Truncated)?;
+                Ok(Hold { name, version: t.u64()?, limit_bytes: t.u64()? })
+            })?,
+            next_number: take.u32()?,
+            writable: take.u8()? != 0,
+            keys: take.u64()?,
+            live: counts(take)?,
+        };
+        if take.left() != 0 {
+            return Err(Truncated);
+        }
+        Ok(manifest)
+    }
+
+    /// The generation that a batch at `position` must belong to.
+    pub fn generation_at(&self, position: LogPosition) -> Option<&Generation> {
+        self.generations.iter().rev().find(|g| g.start <= position)
+    }
+
+    /// The reign of a version.
+    pub fn epoch_of(&self, version: Version) -> Epoch {
+        self.epochs.iter().rev().find(|e| e.first_version <= version).map(|e| e.epoch).unwrap_or_default()
+    }
+
+    /// Takes a new number for a file.
+    pub fn take_number(&mut self) -> u32 {
+        self.next_number += 1;
+        self.next_number - 1
+    }
+}
+
+/// The manifest in memory and its file, changed together.
+pub struct ManifestStore<E: Env> {
+    env: E,
+    partition: PartitionId,
+    data: RefCell<Manifest>,
+    gate: Gate,
+}
+
+impl<E: Env> ManifestStore<E> {
+    /// Takes over what was read (or the default for a fresh partition, which has no file yet).
+    pub fn new(env: E, partition: PartitionId, data: Manifest) -> ManifestStore<E> {
+        ManifestStore { env, partition, data: RefCell::new(data), gate: Gate::default() }
+    }
+
+    /// Reads the file; `None` where there is none.
+    pub async fn load(env: &E, partition: PartitionId) -> Result<Option<Manifest>, Error> {
+        let file = match env.disk().open(names::MANIFEST, OpenMode::Existing, IoClass::Bulk).await {
+            Ok(file) => file,
+            Err(error) if error.kind == DiskErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let length = file.length().await? as usize;
+        let bytes = file.read_at(0, length).await?;
+        header::check(&bytes, names::MANIFEST, FileKind::Manifest, partition, 0)?;
+        match Manifest::decode(bytes.get(BLOCK..).unwrap_or(&[])) {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(what) => {
+                Err(Error::Corrupt { file: names::MANIFEST.into(), offset: BLOCK as u64, what: what.to_string() })
+            }
+        }
+    }
+
+    /// What it says now.
+    pub fn get(&self) -> Ref<'_, Manifest> {
+        self.data.borrow()
+    }
+
+    /// Changes it, on disk first. After a lack of space nothing has changed; after any other failure of the disk the
+    /// process ends, since nobody can know which of the two manifests a restart would find.
+    pub async fn update<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
+        let _turn = self.gate.enter().await;
+        let mut next = self.data.borrow().clone();
+        let answer = change(&mut next);
+        match self.write(&next).await {
+            Ok(()) => {}
+            Err(error) if error.kind == DiskErrorKind::NoSpace => return Err(error.into()),
+            Err(error) => match self.env.halt(format!("the manifest could not be replaced: {error}")).await {},
+        }
+        *self.data.borrow_mut() = next;
+        Ok(answer)
+    }
+
+    async fn write(&self, manifest: &Manifest) -> Result<(), crate::disk::DiskError> {
+        let disk = self.env.disk();
+        match disk.remove(names::MANIFEST_NEW).await {
+            Ok(()) => {}
+            Err(error) if error.kind == DiskErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let file = disk.open(names::MANIFEST_NEW, OpenMode::Create, IoClass::Bulk).await?;
+        let payload = manifest.encode();
+        let mut buffer = AlignedBuf::zeroed(BLOCK + payload.len());
+        buffer[..BLOCK].copy_from_slice(&header::encode(FileKind::Manifest, self.partition, 0));
+        buffer[BLOCK..BLOCK + payload.len()].copy_from_slice(&payload);
+        file.write_at(buffer, 0).await?;
+        file.sync_data().await?;
+        disk.rename(names::MANIFEST_NEW, names::MANIFEST).await?;
+        sync_names(&self.env).await
+    }
+}
+
+/// Makes names durable (the one place, so that a test can show what happens without it).
+pub async fn sync_names<E: Env>(env: &E) -> Result<(), crate::disk::DiskError> {
+    if env.sabotage() == Some(Sabotage::DirectorySyncLost) {
+        return Ok(());
+    }
+    env.disk().sync_names().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Manifest {
+        let mark = Mark { version: 9, position: LogPosition::new(2, 4096), chain: 5, run: 3 };
+        Manifest {
+            generations: vec![Generation { secret: 8, start: LogPosition::new(1, 4096) }],
+            epochs: vec![
+                EpochStart { epoch: Epoch { number: 1, id: 11 }, first_version: 1 },
+                EpochStart { epoch: Epoch { number: 2, id: 12 }, first_version: 7 },
+            ],
+            mark,
+            durable: LogPosition::new(2, 8192),
+            index: 4,
+            runs: vec![RunSummary {
+                number: 3,
+                base: false,
+                mark,
+                entries: 2,
+                keys: 1,
+                live: vec![(1, 100)],
+                used: vec![],
+            }],
+            values: vec![ValueFile { number: 1, used: 8192, retired: Some(LogPosition::new(1, 0)) }],
+            segments: vec![Segment { number: 1, first_version: 1, used: 8192, checkpointed_ms: Some(7) }],
+            holds: vec![Hold { name: "backup".into(), version: 4, limit_bytes: 1 << 20 }],
+            next_number: 5,
+            writable: false,
+            keys: 1,
+            live: vec![(1, 100)],
+        }
+    }
+
+    #[test]
+    fn it_comes_back_as_it_went_and_damage_is_seen() {
+        let bytes = sample().encode();
+        assert_eq!(Manifest::decode(&bytes), Ok(sample()));
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Manifest::decode(&bad).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn versions_know_their_epoch() {
+        let manifest = sample();
+        assert_eq!(manifest.epoch_of(6).number, 1);
+        assert_eq!(manifest.epoch_of(7).number, 2);
+    }
+}

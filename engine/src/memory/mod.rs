@@ -1,0 +1,4 @@
+//! What a partition keeps in memory: recent versions, and what is hot among the settled ones.
+
+pub mod hot;
+pub mod overlay;

@@ -1,0 +1,339 @@
+//! A partition: begin, read, submit, and the state that commit, checkpoint and recovery share.
+//!
+//! Versions number commits. A *prepared* version is in the overlay and in the queue of the log; later prepares conflict
+//! with it, others do not see it. A *published* version is flushed; everybody may see it and be told of it. The chain
+//! `mark.version <= published <= prepared` always holds, and no checkpoint passes an open snapshot.
+//!
+//! A session may run ahead of its flushes: its next snapshot is its own last prepared version, and whatever it is told
+//! waits until that version is published ([`RunAhead`]).
+
+use crate::commit::{Prepared, Ticket};
+use crate::env::{Env, Level, Sabotage};
+use crate::error::Error;
+use crate::index::{Found, Index};
+use crate::manifest::ManifestStore;
+use crate::memory::hot::{HotCache, Known};
+use crate::memory::overlay::Overlay;
+use crate::settings::Settings;
+use crate::stats::Stats;
+use crate::sync::{Gate, Notify, Watch};
+use crate::txn::snapshots::{Snapshot, Snapshots};
+use crate::txn::{Transaction, Write};
+use crate::types::{CommitPosition, Entry, Key, LogPosition, PartitionId, Settled, Value, ValuePointer, Version};
+use crate::vlog::ValueLog;
+use crate::wal::Wal;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// One partition, open. Cloning gives another handle.
+pub struct Partition<E: Env>(pub(crate) Rc<Core<E>>);
+
+impl<E: Env> Clone for Partition<E> {
+    fn clone(&self) -> Self {
+        Partition(self.0.clone())
+    }
+}
+
+/// Where a batch ended: its last version, the place behind it, and its envelope's CRC.
+#[derive(Clone, Copy)]
+pub(crate) struct BatchEnd {
+    pub last: Version,
+    pub end: LogPosition,
+    pub chain: u32,
+}
+
+pub(crate) struct Core<E: Env> {
+    pub id: PartitionId,
+    pub env: E,
+    pub settings: Settings,
+    pub retention_bytes: Cell<u64>,
+    pub manifest: ManifestStore<E>,
+    pub wal: OnceCell<Wal<E>>,
+    pub values: ValueLog<E>,
+    pub overlay: RefCell<Overlay>,
+    pub hot: RefCell<HotCache>,
+    pub snapshots: Snapshots,
+    pub prepared: Cell<Version>,
+    pub published: Watch,
+    pub batch_ends: RefCell<VecDeque<BatchEnd>>,
+    pub queue: RefCell<VecDeque<Prepared>>,
+    pub queue_changed: Notify,
+    pub begin_gate: Gate,
+    pub slow_gate: Gate,
+    pub checkpoint_gate: Gate,
+    pub purge_gate: Gate,
+    pub checkpoints: Watch,
+    pub checkpoint_refused: RefCell<Option<Error>>,
+    pub checkpoint_wanted: Cell<bool>,
+    pub checkpoint_running: Cell<bool>,
+    pub housekeeping: Notify,
+    pub index_gate: Gate,
+    pub index_epoch: Cell<u64>,
+    pub index_void: Cell<bool>,
+    pub paused: Cell<bool>,
+    pub closing: Cell<bool>,
+    pub log_ended: Watch,
+    pub stats: Stats,
+}
+
+/// What a look-up found without waiting.
+pub enum Lookup<E: Env> {
+    /// The key has this value.
+    Found(Value),
+    /// The key does not exist.
+    Absent,
+    /// The disk must be asked: [`Cold::fetch`].
+    Cold(Cold<E>),
+}
+
+/// A read that must wait for the disk.
+pub struct Cold<E: Env> {
+    core: Rc<Core<E>>,
+    key: Key,
+    guard: Snapshot,
+    source: Source,
+    checkpoints: u64,
+}
+
+enum Source {
+    /// A recent version's large value.
+    Recent(ValuePointer),
+    /// A settled value.
+    Settled(ValuePointer),
+    /// Nothing is known.
+    Index,
+}
+
+/// What one session has prepared itself: its snapshots include it, and what it is told waits for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunAhead {
+    floor: Version,
+}
+
+impl RunAhead {
+    /// The session prepared `version`.
+    pub fn prepared(&mut self, version: Version) {
+        self.floor = self.floor.max(version);
+    }
+
+    /// The snapshot of its next transaction.
+    pub fn snapshot<E: Env>(&self, partition: &Partition<E>) -> Version {
+        partition.published().max(self.floor)
+    }
+
+    /// Nothing may be told before this version is published.
+    pub fn tell_after<E: Env>(&self, partition: &Partition<E>) -> Version {
+        if partition.0.env.sabotage() == Some(Sabotage::RunAheadToldEarly) {
+            return 0;
+        }
+        self.floor
+    }
+}
+
+impl<E: Env> Core<E> {
+    pub(crate) fn wal(&self) -> &Wal<E> {
+        match self.wal.get() {
+            Some(wal) => wal,
+            None => unreachable!("the log is set before recovery hands the partition out"),
+        }
+    }
+
+    pub(crate) fn log(&self, level: Level, text: impl std::fmt::Display) {
+        self.env.log(level, format!("partition {}: {text}", self.id));
+    }
+
+    /// Looks at what is in memory.
+    pub(crate) fn lookup(self: &Rc<Self>, snapshot: Version, key: &[u8]) -> Lookup<E> {
+        let seen = if self.env.sabotage() == Some(Sabotage::SnapshotOffByOne) { snapshot + 1 } else { snapshot };
+        let recent = self.overlay.borrow().get(key, seen).map(|(_, entry)| entry.clone());
+        let source = match recent {
+            Some(Entry::Value(value)) => return Lookup::Found(value),
+            Some(Entry::Tombstone) => return Lookup::Absent,
+            Some(Entry::Pointer(pointer)) => Source::Recent(pointer),
+            None if self.manifest.get().index == 0 || self.index_void.get() => return Lookup::Absent,
+            None => match self.hot.borrow_mut().get(key) {
+                Some(Known::Value(_, value)) => return Lookup::Found(value),
+                Some(Known::Absent) => return Lookup::Absent,
+                Some(Known::Pointer(pointer)) => Source::Settled(pointer),
+                None => Source::Index,
+            },
+        };
+        Lookup::Cold(Cold {
+            core: self.clone(),
+            key: key.into(),
+            guard: self.snapshots.open(snapshot, self.env.now()),
+            source,
+            checkpoints: self.checkpoints.get(),
+        })
+    }
+
+    pub(crate) fn position_of(&self, version: Version) -> CommitPosition {
+        CommitPosition { partition: self.id, epoch: self.manifest.get().epoch_of(version), version }
+    }
+}
+
+impl<E: Env> Cold<E> {
+    /// Reads the value from the disk.
+    pub async fn fetch(self) -> Result<Option<Value>, Error> {
+        let answer = self.read().await;
+        if self.guard.given_up() {
+            return Err(Error::SnapshotTooOld);
+        }
+        answer
+    }
+
+    async fn read(&self) -> Result<Option<Value>, Error> {
+        let pointer = match self.source {
+            Source::Recent(pointer) => return self.core.values.read(&self.key, pointer).await.map(Some),
+            Source::Settled(pointer) => pointer,
+            Source::Index => {
+                let keys = vec![self.key.to_vec()];
+                let found: Vec<Found> =
+                    self.core.ask_index(async |index: &E::Index| index.get_many(keys.clone()).await).await?;
+                match found.into_iter().next().flatten() {
+                    Some((_, Settled::Pointer(pointer))) => pointer,
+                    Some((_, Settled::Tombstone)) | None => {
+                        self.remember(Known::Absent);
+                        return Ok(None);
+                    }
+                }
+            }
+        };
+        self.remember(Known::Pointer(pointer));
+        let value = self.core.values.read(&self.key, pointer).await?;
+        self.remember(Known::Value(pointer, value.clone()));
+        Ok(Some(value))
+    }
+
+    /// The fill rule: nothing enters the cache that a commit, a re-pointing or a checkpoint may have made stale.
+    fn remember(&self, known: Known) {
+        let current = self.checkpoints == self.core.checkpoints.get();
+        let recent = self.core.overlay.borrow().newest(&self.key).is_some();
+        if (current && !recent) || self.core.env.sabotage() == Some(Sabotage::StaleCacheFill) {
+            self.core.hot.borrow_mut().insert(self.key.clone(), known);
+        }
+    }
+}
+
+impl<E: Env> Partition<E> {
+    /// Its number.
+    pub fn id(&self) -> PartitionId {
+        self.0.id
+    }
+
+    /// Its outside world.
+    pub fn env(&self) -> &E {
+        &self.0.env
+    }
+
+    /// Its settings.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// The newest version that anybody may see.
+    pub fn published(&self) -> Version {
+        self.0.published.get()
+    }
+
+    /// Ends when `version` is published.
+    pub async fn wait_published(&self, version: Version) {
+        self.0.published.reached(version).await;
+    }
+
+    /// The newest version that a later envelope vouches for: damage at or below it is told from a tail.
+    pub fn vouched(&self) -> Version {
+        let vouched = self.0.wal().vouched_position().max(self.0.manifest.get().durable);
+        let ends = self.0.batch_ends.borrow();
+        let last = ends.iter().rev().find(|end| end.end <= vouched).map(|end| end.last);
+        last.unwrap_or(self.0.manifest.get().mark.version)
+    }
+
+    /// The identity of a version.
+    pub fn position(&self, version: Version) -> CommitPosition {
+        self.0.position_of(version)
+    }
+
+    /// Begins a transaction on everything up to `snapshot` (see [`RunAhead::snapshot`]).
+    pub fn begin(&self, snapshot: Version) -> Transaction {
+        assert!(snapshot <= self.0.prepared.get(), "a snapshot sees only what was prepared");
+        let now = self.0.env.now();
+        Transaction::new(self.0.snapshots.open(snapshot, now), now)
+    }
+
+    /// Whether a transaction may go on: not too old, not given up.
+    pub fn check(&self, transaction: &Transaction) -> Result<(), Error> {
+        let limit = self.0.settings.max_tx_age;
+        if self.0.env.now().saturating_sub(transaction.begun) > limit {
+            return Err(Error::TransactionTimeout { limit_seconds: limit.as_secs() });
+        }
+        if transaction.snapshot.given_up() {
+            return Err(Error::SnapshotTooOld);
+        }
+        Ok(())
+    }
+
+    /// Reads a key within a transaction.
+    pub fn get(&self, transaction: &mut Transaction, key: &[u8]) -> Result<Lookup<E>, Error> {
+        self.check(transaction)?;
+        match transaction.own(key) {
+            Some(Write::Set(value)) => return Ok(Lookup::Found(value.clone())),
+            Some(Write::Delete) => return Ok(Lookup::Absent),
+            None => {}
+        }
+        transaction.note_read(key);
+        Ok(self.0.lookup(transaction.snapshot.version(), key))
+    }
+
+    /// Reads a key at a snapshot, outside any transaction.
+    pub fn get_at(&self, snapshot: Version, key: &[u8]) -> Lookup<E> {
+        self.0.lookup(snapshot, key)
+    }
+
+    /// Buffers a write.
+    pub fn write(&self, transaction: &mut Transaction, key: &[u8], write: Write) -> Result<(), Error> {
+        self.check(transaction)?;
+        if !self.0.manifest.get().writable {
+            return Err(Error::NotLeader);
+        }
+        transaction.write(&self.0.settings, key, write)
+    }
+
+    /// Hands a transaction to the log: see [`Ticket`].
+    pub fn submit(&self, transaction: Transaction) -> Ticket {
+        crate::commit::submit(&self.0, transaction)
+    }
+
+    /// Whether it takes writes here.
+    pub fn writable(&self) -> bool {
+        self.0.manifest.get().writable
+    }
+
+    /// Open snapshots, those of transactions among them.
+    pub fn open_snapshots(&self) -> usize {
+        self.0.snapshots.len()
+    }
+
+    /// This partition's share of the kept log, bytes.
+    pub fn set_retention_bytes(&self, bytes: u64) {
+        self.0.retention_bytes.set(bytes);
+        self.0.housekeeping.notify();
+    }
+
+    /// Finishes what is in flight, checkpoints, and closes. Nothing may be submitted afterwards.
+    pub async fn close(&self) -> Result<(), Error> {
+        let core = &self.0;
+        core.closing.set(true);
+        // Transactions that wait for space or for their large values see `closing` when their turn comes.
+        drop(core.slow_gate.enter().await);
+        core.published.reached(core.prepared.get()).await;
+        core.snapshots.give_up_below(Version::MAX);
+        let settled = self.checkpoint().await;
+        core.queue_changed.notify();
+        core.housekeeping.notify();
+        core.log_ended.reached(2).await;
+        core.env.index().close().await;
+        settled
+    }
+}

@@ -1,0 +1,562 @@
+//! Opening a partition: what the manifest says, what the index has, what the log adds.
+//!
+//! 1. The manifest names the files that count; others are leftovers of interrupted work and go.
+//! 2. The index's mark is compared with the manifest's: equal, or one checkpoint ahead (then the manifest catches up
+//!    from the run's footer), or the index is rebuilt from the runs.
+//! 3. The log is replayed from the mark on. A batch that no later envelope vouches for is believed only if its large
+//!    values are whole. Where the log ends, it is asked whether anything beyond vouches for more: then acknowledged
+//!    batches are missing, and the partition refuses to open (or cuts, under `truncate_corrupt_wal`). Otherwise what
+//!    follows is a tail that nobody was told of.
+//! 4. What was replayed is flushed before anybody sees it: it may have been written but not flushed before the crash.
+
+use crate::checkpoint::{raise_used, record_end};
+use crate::commit::run_log;
+use crate::disk::{BLOCK, Disk, DiskErrorKind, File, IoClass, OpenMode};
+use crate::env::{Env, Level, Sabotage};
+use crate::error::Error;
+use crate::header::{self, FileKind};
+use crate::index::Index;
+use crate::index_care::{rebuild, same_contents};
+use crate::manifest::{Generation, Manifest, ManifestStore, Mark, Segment, sync_names};
+use crate::memory::hot::HotCache;
+use crate::memory::overlay::Overlay;
+use crate::names;
+use crate::partition::{BatchEnd, Core, Partition};
+use crate::retention::keep_house;
+use crate::run::RunReader;
+use crate::settings::Settings;
+use crate::sync::{Gate, Notify, Watch};
+use crate::txn::snapshots::Snapshots;
+use crate::types::{Entry, LogPosition, PartitionId, ValuePointer, Version};
+use crate::vlog::ValueLog;
+use crate::wal::body::Operation;
+use crate::wal::envelope::pointer;
+use crate::wal::scan::{Batch, Scanner};
+use crate::wal::{LogEnd, Wal};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+
+impl<E: Env> Partition<E> {
+    /// Opens a partition in its directory, or makes a new one.
+    pub async fn open(env: E, id: PartitionId, settings: Settings) -> Result<Partition<E>, Error> {
+        let files = env.disk().list().await?;
+        let manifest = read_manifest(&env, id, &files).await?;
+        let core = Rc::new(new_core(env, id, settings, manifest));
+        core.match_index(&files).await?;
+        core.remove_leftovers(&files).await?;
+        let replayed = core.replay(&files).await?;
+        core.open_log(replayed).await?;
+        core.env.spawn(run_log(core.clone()));
+        core.env.spawn(keep_house(core.clone()));
+        Ok(Partition(core))
+    }
+}
+
+async fn read_manifest<E: Env>(env: &E, id: PartitionId, files: &[(String, u64)]) -> Result<Manifest, Error> {
+    if let Some(manifest) = ManifestStore::load(env, id).await? {
+        return Ok(manifest);
+    }
+    let ours = |name: &String| ["wal", "values", "run"].iter().any(|kind| names::number(name, kind).is_some());
+    match files.iter().find(|(name, _)| ours(name)) {
+        None => Ok(Manifest::default()),
+        Some((name, _)) => Err(Error::Corrupt {
+            file: names::MANIFEST.to_string(),
+            offset: 0,
+            what: format!("it is missing while {name} is there; restore it from a backup"),
+        }),
+    }
+}
+
+fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manifest) -> Core<E> {
+    let seed = env.random();
+    let version = manifest.mark.version;
+    Core {
+        id,
+        retention_bytes: Cell::new(settings.wal_retention_bytes),
+        values: ValueLog::new(env.clone(), id, &settings),
+        manifest: ManifestStore::new(env.clone(), id, manifest),
+        wal: OnceCell::new(),
+        overlay: RefCell::new(Overlay::default()),
+        hot: RefCell::new(HotCache::new(settings.cache_bytes, seed)),
+        snapshots: Snapshots::default(),
+        prepared: Cell::new(version),
+        published: Watch::new(version),
+        batch_ends: RefCell::new(VecDeque::new()),
+        queue: RefCell::new(VecDeque::new()),
+        queue_changed: Notify::default(),
+        begin_gate: Gate::default(),
+        slow_gate: Gate::default(),
+        checkpoint_gate: Gate::default(),
+        purge_gate: Gate::default(),
+        checkpoints: Watch::new(0),
+        checkpoint_refused: RefCell::new(None),
+        checkpoint_wanted: Cell::new(false),
+        checkpoint_running: Cell::new(false),
+        housekeeping: Notify::default(),
+        index_gate: Gate::default(),
+        index_epoch: Cell::new(0),
+        index_void: Cell::new(false),
+        paused: Cell::new(false),
+        closing: Cell::new(false),
+        log_ended: Watch::new(0),
+        stats: Default::default(),
+        env,
+        settings,
+    }
+}
+
+/// What replay learned.
+struct Replayed {
+    end: LogPosition,
+    chain: u32,
+    segments: Vec<Segment>,
+    /// Wal files behind the end: leftovers.
+    beyond: Vec<u32>,
+    used: BTreeMap<u32, u64>,
+}
+
+impl<E: Env> Core<E> {
+    /// Step 2.
+    async fn match_index(self: &Rc<Self>, files: &[(String, u64)]) -> Result<(), Error> {
+        let (number, mark) = {
+            let m = self.manifest.get();
+            (m.index, m.mark)
+        };
+        let index = self.env.index();
+        if number != 0 {
+            match index.open(number, false).await {
+                Ok(found) if same_contents(found.unwrap_or_default(), mark) => {}
+                Ok(Some(found)) if found.version > mark.version && self.catch_up(found, files).await? => {}
+                Ok(found) => {
+                    let at = found.map_or("unmarked".to_string(), |f| format!("at version {}", f.version));
+                    self.log(Level::Warn, format_args!("the index is {at}, the manifest at version {}", mark.version));
+                    self.rebuild_index(number).await?;
+                }
+                Err(error) => {
+                    self.log(Level::Warn, format_args!("the index cannot be opened: {error}"));
+                    self.rebuild_index(number).await?;
+                }
+            }
+        }
+        let current = self.manifest.get().index;
+        for leftover in index.list().await.map_err(|e| Error::Index(e.0))? {
+            if leftover != current {
+                index.remove(leftover).await.map_err(|e| Error::Index(e.0))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The index took a run that the manifest had not recorded yet: record it, if the run is whole.
+    async fn catch_up(self: &Rc<Self>, found: Mark, files: &[(String, u64)]) -> Result<bool, Error> {
+        let reader = match RunReader::open(&self.env, self.id, found.run).await {
+            Ok(reader) => reader,
+            Err(Error::Newer { file, format, known }) => return Err(Error::Newer { file, format, known }),
+            Err(error) => {
+                self.log(Level::Warn, format_args!("the run that the index is at cannot be opened: {error}"));
+                return Ok(false);
+            }
+        };
+        match reader.summary().await {
+            Ok(summary) if summary.mark == found => {
+                self.log(
+                    Level::Info,
+                    format_args!("the manifest catches up with the index at version {}", found.version),
+                );
+                // The name may not be durable yet if only the process died.
+                sync_names(&self.env).await?;
+                // Segments that the mark passes over are still there for consumers.
+                let passed = self.passed_segments(found.position.segment(), files).await?;
+                self.manifest.update(|m| m.segments.extend(passed)).await?;
+                self.adopt_run(&summary).await?;
+                self.prepared.set(found.version);
+                self.published.raise(found.version);
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Segments below `limit` that the manifest does not list yet: what the first batch says, and how far they are used.
+    async fn passed_segments(&self, limit: u32, files: &[(String, u64)]) -> Result<Vec<Segment>, Error> {
+        let manifest = self.manifest.get().clone();
+        let unlisted = |n: &u32| {
+            *n >= manifest.mark.position.segment() && *n < limit && !manifest.segments.iter().any(|s| s.number == *n)
+        };
+        let numbers: Vec<u32> =
+            files.iter().filter_map(|(name, _)| names::number(name, "wal")).filter(unlisted).collect();
+        let mut passed = Vec::new();
+        for number in numbers {
+            let start = LogPosition::new(number, BLOCK as u32);
+            let alone = [number];
+            let mut scanner = Scanner::new(&self.env, self.id, &manifest, &alone, start, None);
+            // Only consumers would read it, so damage here is told to them and does not keep the partition closed.
+            let Ok(Some(first)) = scanner.next().await else {
+                self.log(
+                    Level::Warn,
+                    format_args!("{} cannot be read, consumers will miss it", names::segment(number)),
+                );
+                continue;
+            };
+            let mut used = first.end.offset();
+            while let Ok(Some(batch)) = scanner.next().await {
+                used = batch.end.offset();
+            }
+            passed.push(Segment { number, first_version: first.body.first_version, used, checkpointed_ms: None });
+        }
+        Ok(passed)
+    }
+
+    async fn rebuild_index(self: &Rc<Self>, old: u32) -> Result<(), Error> {
+        let fresh = self.manifest.update(Manifest::take_number).await?;
+        let manifest = self.manifest.get().clone();
+        rebuild(&self.env, self.id, &manifest, fresh).await?;
+        self.update_manifest(|m| m.index = fresh).await?;
+        self.env.index().remove(old).await.map_err(|e| Error::Index(e.0))
+    }
+
+    /// Step 1, after the index had its say: files that nothing names.
+    async fn remove_leftovers(&self, files: &[(String, u64)]) -> Result<(), Error> {
+        let leftovers: Vec<String> = {
+            let m = self.manifest.get();
+            let purged = |n: u32| n < m.mark.position.segment() && !m.segments.iter().any(|s| s.number == n);
+            let leftover = |name: &str| {
+                name == names::MANIFEST_NEW
+                    || names::number(name, "spare").is_some()
+                    || names::number(name, "run").is_some_and(|n| !m.runs.iter().any(|r| r.number == n))
+                    || names::number(name, "values").is_some_and(|n| !m.values.iter().any(|v| v.number == n))
+                    || names::number(name, "wal").is_some_and(purged)
+            };
+            files.iter().map(|(name, _)| name.clone()).filter(|name| leftover(name)).collect()
+        };
+        for name in leftovers {
+            match self.env.disk().remove(&name).await {
+                Err(error) if error.kind != DiskErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 3.
+    async fn replay(self: &Rc<Self>, files: &[(String, u64)]) -> Result<Replayed, Error> {
+        let mut numbers: Vec<u32> = files.iter().filter_map(|(name, _)| names::number(name, "wal")).collect();
+        let manifest = self.manifest.get().clone();
+        let mark = manifest.mark;
+        numbers.retain(|n| *n >= mark.position.segment());
+        let mut scanner = Scanner::new(&self.env, self.id, &manifest, &numbers, mark.position, Some(mark.chain));
+        let mut used = BTreeMap::new();
+        let mut first_versions = BTreeMap::new();
+        let mut unvouched: Option<Batch> = None;
+        let mut cut = None;
+        let mut replayed_segments = BTreeSet::new();
+        loop {
+            let next = match scanner.next().await {
+                Ok(next) => next,
+                Err(Error::Corrupt { .. }) if self.settings.truncate_corrupt_wal => None,
+                Err(error) => return Err(error),
+            };
+            // The batch before is believed if this one vouches for it, or the manifest does, or its values are whole.
+            if let Some(batch) = unvouched.take() {
+                let vouched = next.as_ref().map_or(manifest.durable, |n| n.envelope.durable).max(manifest.durable);
+                if vouched < batch.end && !self.large_values_are_whole(&batch).await? {
+                    cut = Some((batch.position, batch.envelope.chain));
+                    break;
+                }
+                replayed_segments.insert(batch.position.segment());
+                first_versions.entry(batch.position.segment()).or_insert(batch.body.first_version);
+                self.apply(batch, &mut used).await?;
+            }
+            match next {
+                Some(batch) => unvouched = Some(batch),
+                None => break,
+            }
+        }
+        let (end, chain) = match cut {
+            Some((position, chain)) => {
+                self.log(
+                    Level::Warn,
+                    format_args!("the last batch, at {position}, names values that are not whole: cut"),
+                );
+                (position, chain)
+            }
+            None => (scanner.position(), scanner.chain().unwrap_or(mark.chain)),
+        };
+        if cut.is_none() {
+            let vouched = scanner.vouched_beyond().await?.max(manifest.durable);
+            if vouched > end {
+                self.refuse_or_cut(end, vouched).await?;
+            }
+        }
+        for number in &replayed_segments {
+            // Step 4: only what lies beyond the manifest's word can be unflushed.
+            if *number >= manifest.durable.segment() {
+                let file =
+                    self.env.disk().open(&names::segment(*number), OpenMode::Existing, IoClass::Foreground).await?;
+                file.sync_data().await?;
+            }
+        }
+        if !replayed_segments.is_empty() {
+            sync_names(&self.env).await?;
+        }
+        if end > manifest.durable && !replayed_segments.is_empty() {
+            // From here on somebody may be told of it: damage to it is no tail any more.
+            self.update_manifest(|m| m.durable = end).await?;
+        }
+        let beyond = numbers.iter().copied().filter(|n| *n > end.segment()).collect();
+        let kept_numbers = numbers.iter().copied().filter(|n| *n <= end.segment());
+        let mut segments: Vec<Segment> =
+            manifest.segments.iter().copied().filter(|s| s.number < mark.position.segment()).collect();
+        segments.retain(|s| files.iter().any(|(name, _)| names::number(name, "wal") == Some(s.number)));
+        for number in kept_numbers {
+            let listed = manifest.segments.iter().find(|s| s.number == number);
+            let first_version = listed
+                .map(|s| s.first_version)
+                .or_else(|| first_versions.get(&number).copied())
+                .unwrap_or(self.prepared.get() + 1);
+            let length =
+                files.iter().find(|(name, _)| names::number(name, "wal") == Some(number)).map_or(0, |(_, l)| *l);
+            let used = if number == end.segment() { end.offset() } else { length.min(u64::from(u32::MAX)) as u32 };
+            segments.push(Segment { number, first_version, used, checkpointed_ms: None });
+        }
+        Ok(Replayed { end, chain, segments, beyond, used })
+    }
+
+    /// What lies behind a forced cut must not count again: recorded at once, before anything is appended.
+    async fn record_cut(&self, end: LogPosition) -> Result<(), Error> {
+        let generation = Generation { secret: self.env.random(), start: end };
+        let sabotaged = self.env.sabotage() == Some(Sabotage::GenerationNotAdvanced);
+        self.update_manifest(|m| {
+            m.durable = end;
+            if !sabotaged {
+                m.generations.retain(|g| g.start < end);
+                m.generations.push(generation);
+            }
+        })
+        .await
+    }
+
+    async fn refuse_or_cut(&self, end: LogPosition, vouched: LogPosition) -> Result<(), Error> {
+        let file = names::segment(end.segment().max(1));
+        let offset = u64::from(end.offset());
+        if self.settings.truncate_corrupt_wal {
+            self.log(
+                Level::Warn,
+                format_args!(
+                    "{file} is damaged at offset {offset} although the log was durable up to {vouched}; \
+                     truncate_corrupt_wal is on: cut there, acknowledged transactions are lost"
+                ),
+            );
+            return self.record_cut(end).await;
+        }
+        Err(Error::Corrupt {
+            file,
+            offset,
+            what: format!(
+                "the log cannot be read on, although it was durable up to {vouched}; restore the file, or start with \
+                 truncate_corrupt_wal to give up what follows"
+            ),
+        })
+    }
+
+    async fn large_values_are_whole(&self, batch: &Batch) -> Result<bool, Error> {
+        for (key, place) in large_values(batch) {
+            match self.values.read(&key, place).await {
+                Ok(_) => {}
+                Err(Error::Corrupt { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        // Whole, but perhaps only written: flushed before anybody is told.
+        let places: Vec<ValuePointer> = large_values(batch).map(|(_, place)| place).collect();
+        self.values.flush(&places).await?;
+        Ok(true)
+    }
+
+    async fn apply(self: &Rc<Self>, batch: Batch, used: &mut BTreeMap<u32, u64>) -> Result<(), Error> {
+        let corrupt = |what: String| Error::Corrupt {
+            file: names::segment(batch.position.segment()),
+            offset: u64::from(batch.position.offset()),
+            what,
+        };
+        for (key, place) in large_values(&batch) {
+            let end = used.entry(place.file).or_default();
+            *end = (*end).max(record_end(&key, &place));
+        }
+        let settled = self.manifest.get().mark.version;
+        let last = batch.body.last_version();
+        let mut places = batch.envelope.pointers.iter();
+        let mut version = batch.body.first_version;
+        let mut flushed = None;
+        for operations in batch.body.transactions {
+            let expected = self.prepared.get() + 1;
+            if version > settled && version != expected {
+                return Err(corrupt(format!("version {version} follows {}", expected - 1)));
+            }
+            for operation in operations {
+                let (key, entry) = match operation {
+                    Operation::Set(key, value) => (key, Entry::Value(value)),
+                    Operation::Delete(key) => (key, Entry::Tombstone),
+                    Operation::SetLarge(key, length, checksum) => {
+                        let place = places.next().ok_or_else(|| corrupt("a large value has no place".to_string()))?;
+                        (key, Entry::Pointer(pointer(*place, length, checksum)))
+                    }
+                    Operation::Flush => {
+                        flushed = (version > settled).then_some(version);
+                        if flushed.is_some() {
+                            self.forget_memory();
+                        }
+                        continue;
+                    }
+                };
+                if version > settled {
+                    self.overlay.borrow_mut().insert(&key, version, entry);
+                }
+            }
+            if version > settled {
+                self.prepared.set(version);
+            }
+            version += 1;
+        }
+        self.batch_ends.borrow_mut().push_back(BatchEnd { last, end: batch.end, chain: batch.envelope.crc });
+        self.published.raise(self.prepared.get());
+        if let Some(version) = flushed {
+            self.retire_all(version).await?;
+        }
+        if self.overlay.borrow().bytes() >= self.settings.overlay_budget {
+            for (number, end) in used.iter() {
+                let (number, end) = (*number, *end);
+                self.update_manifest(|m| raise_used(&mut m.values, number, end)).await?;
+            }
+            self.log(Level::Info, format_args!("replayed up to version {last}; checkpointing to go on"));
+            self.checkpoint_alone().await?;
+        }
+        Ok(())
+    }
+
+    async fn open_log(self: &Rc<Self>, replayed: Replayed) -> Result<(), Error> {
+        for number in &replayed.beyond {
+            self.env.disk().remove(&names::segment(*number)).await?;
+        }
+        if !replayed.beyond.is_empty() {
+            // They must not come back behind what is written next.
+            sync_names(&self.env).await?;
+        }
+        if self.settings.truncate_corrupt_wal {
+            self.mend_segment_header(replayed.end, &replayed.segments).await?;
+        }
+        let end = LogEnd { position: replayed.end, chain: replayed.chain, segments: replayed.segments };
+        let wal = Wal::open(self.env.clone(), self.id, self.settings.wal_max_size, end).await?;
+        if self.wal.set(wal).is_err() {
+            unreachable!("a log is opened once");
+        }
+        self.cut_value_files(&replayed.used).await
+    }
+
+    /// The log goes on behind a cut; where the segment's own header was the damage, it gets a new one.
+    async fn mend_segment_header(&self, end: LogPosition, segments: &[Segment]) -> Result<(), Error> {
+        let number = end.segment();
+        if !segments.iter().any(|s| s.number == number) {
+            return Ok(());
+        }
+        let name = names::segment(number);
+        let file = self.env.disk().open(&name, OpenMode::Existing, IoClass::Foreground).await?;
+        let block = file.read_at(0, BLOCK).await?;
+        match header::check(&block, &name, FileKind::Segment, self.id, u64::from(number)) {
+            Err(Error::Corrupt { .. }) => {
+                self.log(Level::Warn, format_args!("the header of {name} is damaged and is written anew"));
+                self.record_cut(end).await?;
+                Ok(file.write_durable(header::encode(FileKind::Segment, self.id, u64::from(number)), 0).await?)
+            }
+            other => other,
+        }
+    }
+
+    /// Value files of earlier openings are cut to what is used; this opening writes into new ones.
+    async fn cut_value_files(&self, used: &BTreeMap<u32, u64>) -> Result<(), Error> {
+        let files = self.manifest.get().values.clone();
+        let lengths: BTreeMap<u32, u64> = self
+            .env
+            .disk()
+            .list()
+            .await?
+            .into_iter()
+            .filter_map(|(n, l)| Some((names::number(&n, "values")?, l)))
+            .collect();
+        let ours: BTreeSet<u32> = self.values.used().into_iter().map(|(number, _)| number).collect();
+        let mut grown = Vec::new();
+        for file in files {
+            let Some(length) = lengths.get(&file.number) else { continue };
+            let end = used.get(&file.number).copied().unwrap_or(0).max(file.used);
+            let end = crate::buffer::round_up(end as usize) as u64;
+            if end > file.used {
+                grown.push((file.number, end));
+            }
+            if *length > end && !ours.contains(&file.number) {
+                let name = names::values(file.number);
+                let handle = self.env.disk().open(&name, OpenMode::Existing, IoClass::Bulk).await?;
+                handle.truncate(end).await?;
+            }
+        }
+        if !grown.is_empty() {
+            self.update_manifest(|m| grown.iter().for_each(|(n, end)| raise_used(&mut m.values, *n, *end))).await?;
+        }
+        Ok(())
+    }
+
+    /// Everything before a flush record is gone: nothing in memory or in the index counts any more.
+    pub(crate) fn forget_memory(&self) {
+        self.index_void.set(true);
+        self.overlay.borrow_mut().clear();
+        self.hot.borrow_mut().clear();
+        self.snapshots.give_up_below(Version::MAX);
+        self.checkpoints.raise(self.checkpoints.get() + 1);
+    }
+
+    /// Retires all runs, the index and the value files, as of the flush record with version `version`.
+    pub(crate) async fn retire_all(self: &Rc<Self>, version: Version) -> Result<(), Error> {
+        let at = {
+            let ends = self.batch_ends.borrow();
+            ends.iter().find(|end| end.last >= version).copied()
+        };
+        let Some(at) = at else { unreachable!("the batch of a flush record was just appended or replayed") };
+        self.values.leave_files();
+        let (index, runs) = {
+            let m = self.manifest.get();
+            (m.index, m.runs.iter().map(|r| r.number).collect::<Vec<u32>>())
+        };
+        self.update_manifest(|m| {
+            m.index = 0;
+            m.runs.clear();
+            m.mark = Mark { version, position: at.end, chain: at.chain, run: 0 };
+            m.keys = 0;
+            m.live.clear();
+            for file in &mut m.values {
+                file.retired.get_or_insert(at.end);
+            }
+        })
+        .await?;
+        self.index_void.set(false);
+        self.env.index().close().await;
+        if index != 0 {
+            self.env.index().remove(index).await.map_err(|e| Error::Index(e.0))?;
+        }
+        for run in runs {
+            self.env.disk().remove(&names::run(run)).await?;
+        }
+        if self.wal.get().is_some() { self.purge().await } else { Ok(()) }
+    }
+}
+
+/// The large values that a batch names, with their places.
+fn large_values(batch: &Batch) -> impl Iterator<Item = (crate::types::Key, ValuePointer)> {
+    let operations = batch.body.transactions.iter().flatten();
+    let large = operations.filter_map(|o| match o {
+        Operation::SetLarge(key, length, checksum) => Some((key.clone(), *length, *checksum)),
+        _ => None,
+    });
+    large
+        .zip(batch.envelope.pointers.iter())
+        .map(|((key, length, checksum), place)| (key, pointer(*place, length, checksum)))
+}

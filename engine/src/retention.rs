@@ -1,0 +1,295 @@
+//! How long the log is kept, and for whom.
+//!
+//! Segments wholly below the checkpoint are kept until they are older than `wal_retention` or their bytes, together with
+//! those of value files that only they point into, pass the partition's share of `wal_retention_bytes`, whichever comes
+//! first. A named hold keeps segments longer, up to its own limit: beyond it the hold is broken, and its owner is told
+//! "purged" when it comes back. Log that is not checkpointed is bounded by the overlay, not by this.
+
+use crate::disk::BLOCK;
+use crate::env::{Env, Level};
+use crate::error::Error;
+use crate::manifest::{Hold, Manifest, Segment};
+use crate::partition::{Core, Partition};
+use crate::stats::{Status, add};
+use crate::types::{LogPosition, Version};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Most holds a partition takes.
+pub const HOLDS_MAX: usize = 64;
+/// Longest name of a hold, bytes.
+pub const HOLD_NAME_MAX: usize = 255;
+
+/// What a purge decision looks at: oldest first.
+struct Kept {
+    segments: Vec<Segment>,
+    /// The first version behind each segment.
+    ends: Vec<Version>,
+    /// Bytes of value files pinned by log up to and including each segment only.
+    pinned: Vec<u64>,
+}
+
+/// How many of the oldest checkpointed segments can go.
+fn purgeable(kept: &Kept, limit: u64, oldest_ms: u64, holds: &[Hold]) -> usize {
+    let bytes = |i: usize| u64::from(kept.segments[i].used) + kept.pinned[i];
+    let from = |i: usize| (i..kept.segments.len()).map(bytes).sum::<u64>();
+    let mut gone = 0;
+    for i in 0..kept.segments.len() {
+        let expired = kept.segments[i].checkpointed_ms.is_some_and(|at| at < oldest_ms);
+        let over = from(i) > limit;
+        let held = holds.iter().any(|h| h.version < kept.ends[i] && from(i) <= h.limit_bytes);
+        if !(expired || over) || held {
+            break;
+        }
+        gone = i + 1;
+    }
+    gone
+}
+
+impl<E: Env> Core<E> {
+    fn kept(&self, manifest: &Manifest) -> Kept {
+        let all = self.wal().segments();
+        let checkpointed: Vec<Segment> = all.iter().copied().filter(|s| s.checkpointed_ms.is_some()).collect();
+        let ends = (0..checkpointed.len()).map(|i| all.get(i + 1).map_or(Version::MAX, |s| s.first_version)).collect();
+        let pinned = checkpointed
+            .iter()
+            .enumerate()
+            .map(|(i, segment)| {
+                let below = |n: u32| LogPosition::new(n, BLOCK as u32);
+                let from = if i == 0 { LogPosition::default() } else { below(segment.number) };
+                let to = below(segment.number + 1);
+                let pinned = manifest.values.iter().filter(|f| f.retired.is_some_and(|at| from < at && at <= to));
+                pinned.map(|f| f.used).sum()
+            })
+            .collect();
+        Kept { segments: checkpointed, ends, pinned }
+    }
+
+    /// Lets go of log that nobody may ask for any more. Called after checkpoints and once in a while.
+    pub(crate) async fn purge(self: &Rc<Self>) -> Result<(), Error> {
+        // One at a time: what one has decided to remove, another must not decide about again.
+        let _turn = self.purge_gate.enter().await;
+        let now = self.env.wall_ms();
+        let oldest_ms = now.saturating_sub(self.settings.wal_retention.as_millis() as u64);
+        let (numbers, files) = {
+            let manifest = self.manifest.get();
+            self.wal().checkpointed(manifest.mark.position, now);
+            let kept = self.kept(&manifest);
+            let gone = purgeable(&kept, self.retention_bytes.get(), oldest_ms, &manifest.holds);
+            let numbers: Vec<u32> = kept.segments[..gone].iter().map(|s| s.number).collect();
+            // In one step with the count, so that nobody ever sees more kept than is allowed.
+            self.wal().doom(&numbers);
+            let oldest =
+                self.wal().segments().first().map_or(self.wal().end(), |s| LogPosition::new(s.number, BLOCK as u32));
+            let retired = manifest.values.iter().filter(|f| f.retired.is_some_and(|at| at <= oldest));
+            (numbers, retired.map(|f| f.number).collect::<Vec<u32>>())
+        };
+        if files.is_empty() && !self.wal().has_doomed() {
+            return Ok(());
+        }
+        self.update_manifest(|m| m.values.retain(|f| !files.contains(&f.number))).await?;
+        self.wal().remove_doomed().await?;
+        for file in files {
+            self.values.remove(file).await?;
+        }
+        add(&self.stats.segments_purged, numbers.len() as u64);
+        Ok(())
+    }
+
+    /// What follows an append: a spare for the next segment, and a checkpoint when it is due.
+    pub(crate) fn after_append(self: &Rc<Self>) {
+        if self.wal().spares() == 0 {
+            let core = self.clone();
+            self.env.spawn(async move {
+                if let Err(error) = core.wal().keep_spare().await {
+                    core.log(Level::Debug, format_args!("no spare segment yet: {error}"));
+                }
+            });
+        }
+        if self.checkpoint_due() && !self.checkpoint_wanted.replace(true) {
+            self.housekeeping.notify();
+        }
+    }
+
+    fn not_checkpointed_bytes(&self) -> u64 {
+        let mark = self.manifest.get().mark.position;
+        let segments = self.wal().segments();
+        let used = |s: &Segment| {
+            if s.number < mark.segment() {
+                0
+            } else if s.number == mark.segment() {
+                u64::from(s.used.saturating_sub(mark.offset()))
+            } else {
+                u64::from(s.used)
+            }
+        };
+        segments.iter().map(used).sum()
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        self.overlay.borrow().active_bytes() >= self.settings.checkpoint_bytes
+            || self.not_checkpointed_bytes() >= self.settings.checkpoint_wal_bytes
+    }
+}
+
+/// The task that checkpoints when it is time, ends snapshots that are too old, and purges.
+pub(crate) async fn keep_house<E: Env>(core: Rc<Core<E>>) {
+    const TICK: Duration = Duration::from_millis(250);
+    let mut last_checkpoint = core.env.now();
+    while !core.closing.get() {
+        crate::sync::first_of(core.housekeeping.notified(), core.env.sleep(TICK)).await;
+        if core.closing.get() {
+            break;
+        }
+        let now = core.env.now();
+        let mut gone = core.snapshots.give_up_older_than(now.saturating_sub(core.settings.max_tx_age + TICK));
+        if core.overlay.borrow().bytes() > core.settings.overlay_budget / 2 {
+            gone += core.snapshots.give_up_below(core.published.get());
+        }
+        add(&core.stats.snapshots_given_up, gone as u64);
+        let idle_changes = core.overlay.borrow().bytes() > 0 || core.not_checkpointed_bytes() > 0;
+        let timed = now.saturating_sub(last_checkpoint) >= core.settings.checkpoint_interval && idle_changes;
+        if core.checkpoint_wanted.get() || core.checkpoint_due() || timed {
+            last_checkpoint = now;
+            let (worker, partition) = (core.clone(), Partition(core.clone()));
+            if core.checkpoint_running.replace(true) {
+                continue;
+            }
+            core.env.spawn(async move {
+                // A refusal was logged, and is told to those who wait for room.
+                let _ = partition.checkpoint().await;
+                worker.checkpoint_running.set(false);
+                worker.checkpoint_wanted.set(false);
+            });
+        } else if let Err(error) = core.purge().await {
+            core.log(Level::Warn, format_args!("old log could not be removed: {error}"));
+        }
+    }
+    core.log_ended.raise(core.log_ended.get() + 1);
+}
+
+impl<E: Env> Partition<E> {
+    /// Keeps the log from `version` on (from now, for 0) for a consumer; replaces its earlier hold.
+    pub async fn hold(&self, name: &str, version: Version, limit_bytes: u64) -> Result<Version, Error> {
+        let core = &self.0;
+        if name.is_empty() || name.len() > HOLD_NAME_MAX {
+            return Err(Error::BadHold(format!("a hold's name has 1 to {HOLD_NAME_MAX} bytes")));
+        }
+        let oldest = self.oldest_version();
+        let version = if version == 0 { core.published.get() + 1 } else { version };
+        if version < oldest {
+            return Err(Error::Purged { wanted: version, oldest });
+        }
+        let hold = Hold { name: name.to_string(), version, limit_bytes };
+        let refused = core
+            .update_manifest(|m| {
+                m.holds.retain(|h| h.name != hold.name);
+                let full = m.holds.len() >= HOLDS_MAX;
+                if !full {
+                    m.holds.push(hold);
+                }
+                full
+            })
+            .await?;
+        if refused {
+            return Err(Error::BadHold(format!("a partition takes at most {HOLDS_MAX} holds; release one first")));
+        }
+        Ok(version)
+    }
+
+    /// Lets go of a hold.
+    pub async fn release(&self, name: &str) -> Result<(), Error> {
+        let found = self
+            .0
+            .update_manifest(|m| {
+                let before = m.holds.len();
+                m.holds.retain(|h| h.name != name);
+                before > m.holds.len()
+            })
+            .await?;
+        if found { Ok(()) } else { Err(Error::NoSuchHold(name.to_string())) }
+    }
+
+    /// The oldest version that the log still has (the next to come, if it has none).
+    pub fn oldest_version(&self) -> Version {
+        self.0.wal().segments().first().map_or(self.0.prepared.get() + 1, |s| s.first_version)
+    }
+
+    /// Figures for `stat`.
+    pub fn status(&self) -> Status {
+        let core = &self.0;
+        let manifest = core.manifest.get();
+        let segments = core.wal().segments();
+        let position = core.position_of(core.published.get());
+        let kept = core.kept(&manifest);
+        let pinned: u64 = kept.pinned.iter().sum();
+        Status {
+            partition: core.id,
+            writable: manifest.writable,
+            epoch: position.epoch.number,
+            epoch_id: position.epoch.id,
+            version: position.version,
+            keys: manifest.keys,
+            keys_as_of_version: manifest.mark.version,
+            open_snapshots: core.snapshots.len() as u64,
+            overlay_bytes: core.overlay.borrow().bytes(),
+            wal_segments: segments.len() as u64,
+            wal_spares: core.wal().spares() as u64,
+            wal_checkpointed_bytes: kept.segments.iter().map(|s| u64::from(s.used)).sum(),
+            wal_not_checkpointed_bytes: core.not_checkpointed_bytes(),
+            wal_oldest_version: self.oldest_version(),
+            value_files: manifest.values.len() as u64,
+            value_used_bytes: manifest.values.iter().map(|f| f.used).sum(),
+            value_live_bytes: manifest.live.iter().map(|(_, bytes)| bytes).sum(),
+            value_pinned_bytes: pinned,
+            runs: manifest.runs.len() as u64,
+            run_entries: manifest.runs.iter().map(|r| r.entries).sum(),
+            holds: manifest.holds.iter().map(|h| (h.name.clone(), h.version, h.limit_bytes)).collect(),
+            cache_hits: core.hot.borrow().hits,
+            cache_misses: core.hot.borrow().misses,
+            commits: core.stats.commits.get(),
+            conflicts: core.stats.conflicts.get(),
+            batches: core.stats.batches.get(),
+            idle_vouchers: core.stats.idle_vouchers.get(),
+            log_bytes: core.stats.log_bytes.get(),
+            waits_for_overlay: core.stats.waits_for_overlay.get(),
+            waits_for_log_space: core.stats.waits_for_log_space.get(),
+            checkpoints: core.stats.checkpoints.get(),
+            base_runs: core.stats.base_runs.get(),
+            snapshots_given_up: core.stats.snapshots_given_up.get(),
+            index_mended: core.stats.index_mended.get(),
+            segments_purged: core.stats.segments_purged.get(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(used: &[u32]) -> Kept {
+        let segment = |(i, used): (usize, &u32)| Segment {
+            number: i as u32 + 1,
+            first_version: i as u64 * 10 + 1,
+            used: *used,
+            checkpointed_ms: Some(i as u64 * 1000),
+        };
+        Kept {
+            segments: used.iter().enumerate().map(segment).collect(),
+            ends: (0..used.len()).map(|i| i as u64 * 10 + 11).collect(),
+            pinned: vec![0; used.len()],
+        }
+    }
+
+    #[test]
+    fn bytes_and_age_purge_and_holds_keep_within_their_limit() {
+        let four = kept(&[100, 100, 100, 100]);
+        assert_eq!(purgeable(&four, 400, 0, &[]), 0);
+        assert_eq!(purgeable(&four, 250, 0, &[]), 2);
+        assert_eq!(purgeable(&four, 400, 1500, &[]), 2, "two are older than 1500 ms");
+        let hold = |version, limit_bytes| vec![Hold { name: "h".into(), version, limit_bytes }];
+        assert_eq!(purgeable(&four, 0, 0, &hold(11, 300)), 1, "the second segment is wanted");
+        assert_eq!(purgeable(&four, 0, 0, &hold(11, 200)), 2, "but not beyond the limit");
+        assert_eq!(purgeable(&four, 0, 0, &hold(100, 1000)), 4, "a hold on the future keeps nothing");
+    }
+}

@@ -1,0 +1,191 @@
+//! Transactions: a snapshot, what was read, what will be written. Pure: the partition does the reading and the commit.
+
+pub mod snapshots;
+
+use crate::error::Error;
+use crate::memory::overlay::Overlay;
+use crate::settings::Settings;
+use crate::types::{Key, Value, Version};
+use snapshots::Snapshot;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What a transaction does to a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// The key gets this value.
+    Set(Value),
+    /// The key goes.
+    Delete,
+}
+
+/// What a transaction did to some keys at one time.
+pub struct WritesBefore {
+    before: Vec<(Key, Option<Write>)>,
+    bytes: u64,
+}
+
+/// An open transaction.
+pub struct Transaction {
+    /// What it sees.
+    pub snapshot: Snapshot,
+    /// When it began.
+    pub begun: Duration,
+    /// Keys it read from the snapshot.
+    pub reads: BTreeSet<Key>,
+    /// What it will write, the last write of a key alone.
+    pub writes: BTreeMap<Key, Write>,
+    /// It takes its snapshot at its own prepare: what it writes without reading never conflicts (autocommit).
+    pub late: bool,
+    bytes: u64,
+}
+
+impl Transaction {
+    /// A transaction on `snapshot`.
+    pub fn new(snapshot: Snapshot, begun: Duration) -> Transaction {
+        Transaction { snapshot, begun, reads: BTreeSet::new(), writes: BTreeMap::new(), late: false, bytes: 0 }
+    }
+
+    /// Its own write of `key`.
+    pub fn own(&self, key: &[u8]) -> Option<&Write> {
+        self.writes.get(key)
+    }
+
+    /// Remembers that `key` was read from the snapshot.
+    pub fn note_read(&mut self, key: &[u8]) {
+        if !self.reads.contains(key) {
+            self.reads.insert(key.into());
+        }
+    }
+
+    /// Buffers a write; a broken limit leaves the transaction as it was.
+    pub fn write(&mut self, settings: &Settings, key: &[u8], write: Write) -> Result<(), Error> {
+        check_key(settings, key)?;
+        let mut bytes = key.len() as u64;
+        if let Write::Set(value) = &write {
+            check_value(settings, value.len())?;
+            bytes += value.len() as u64;
+        }
+        let replaced = self.writes.get(key).map_or(0, |old| match old {
+            Write::Set(value) => (key.len() + value.len()) as u64,
+            Write::Delete => key.len() as u64,
+        });
+        let total = self.bytes - replaced + bytes;
+        if total > settings.max_tx_size {
+            return Err(Error::TransactionTooLarge { limit: settings.max_tx_size });
+        }
+        self.bytes = total;
+        self.writes.insert(key.into(), write);
+        Ok(())
+    }
+
+    /// What it does to these keys so far, to go back to if a request of several writes fails half-way.
+    pub fn mark<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> WritesBefore {
+        let before = keys.map(|key| (Key::from(key), self.writes.get(key).cloned())).collect();
+        WritesBefore { before, bytes: self.bytes }
+    }
+
+    /// Goes back to the mark.
+    pub fn restore(&mut self, mark: WritesBefore) {
+        for (key, write) in mark.before {
+            match write {
+                Some(write) => self.writes.insert(key, write),
+                None => self.writes.remove(&key),
+            };
+        }
+        self.bytes = mark.bytes;
+    }
+
+    /// Bytes of keys and values it will write.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Checks a key that is to be written.
+pub fn check_key(settings: &Settings, key: &[u8]) -> Result<(), Error> {
+    if key.is_empty() {
+        return Err(Error::KeyEmpty);
+    }
+    if key.len() > settings.max_key_size {
+        return Err(Error::KeyTooLarge { size: key.len(), limit: settings.max_key_size });
+    }
+    Ok(())
+}
+
+/// Checks the size of a value that is to be written.
+pub fn check_value(settings: &Settings, size: usize) -> Result<(), Error> {
+    if size > settings.max_value_size {
+        return Err(Error::ValueTooLarge { size, limit: settings.max_value_size });
+    }
+    Ok(())
+}
+
+/// First committer wins: a key written or read must have no version, committed or pending, beyond the snapshot (D9).
+/// `skip_reads` and `skip_pending_above` are only used under planted bugs.
+pub fn conflict(
+    overlay: &Overlay,
+    transaction: &Transaction,
+    skip_reads: bool,
+    skip_pending_above: Option<Version>,
+) -> Option<Error> {
+    let snapshot = transaction.snapshot.version();
+    let reads: Box<dyn Iterator<Item = &Key>> =
+        if skip_reads { Box::new(std::iter::empty()) } else { Box::new(transaction.reads.iter()) };
+    let writes = transaction.writes.keys().filter(|_| !transaction.late);
+    for key in writes.chain(reads) {
+        let newest = overlay.newest(key).unwrap_or(0);
+        if skip_pending_above.is_some_and(|published| newest > published) {
+            continue;
+        }
+        if newest > snapshot {
+            return Some(Error::Conflict { key: key.to_vec(), newest, snapshot });
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::snapshots::Snapshots;
+    use super::*;
+    use crate::types::Entry;
+
+    fn transaction(snapshot: Version) -> Transaction {
+        Transaction::new(Snapshots::default().open(snapshot, Duration::ZERO), Duration::ZERO)
+    }
+
+    #[test]
+    fn written_or_read_keys_with_a_newer_version_conflict_and_others_do_not() {
+        let settings = Settings::default();
+        let mut overlay = Overlay::default();
+        overlay.insert(&b"a".as_slice().into(), 5, Entry::Tombstone);
+        let mut writer = transaction(4);
+        writer.write(&settings, b"a", Write::Delete).unwrap();
+        assert!(matches!(
+            conflict(&overlay, &writer, false, None),
+            Some(Error::Conflict { newest: 5, snapshot: 4, .. })
+        ));
+        let mut reader = transaction(4);
+        reader.note_read(b"a");
+        reader.write(&settings, b"b", Write::Delete).unwrap();
+        assert!(conflict(&overlay, &reader, false, None).is_some());
+        let mut later = transaction(5);
+        later.write(&settings, b"a", Write::Delete).unwrap();
+        assert!(conflict(&overlay, &later, false, None).is_none());
+    }
+
+    #[test]
+    fn a_broken_limit_is_named_and_changes_nothing() {
+        let settings = Settings { max_key_size: 3, max_value_size: 4, max_tx_size: 9, ..Settings::default() };
+        let mut t = transaction(0);
+        let set = |v: &[u8]| Write::Set(v.into());
+        assert_eq!(t.write(&settings, b"", set(b"")), Err(Error::KeyEmpty));
+        assert_eq!(t.write(&settings, b"abcd", set(b"")), Err(Error::KeyTooLarge { size: 4, limit: 3 }));
+        assert_eq!(t.write(&settings, b"a", set(b"12345")), Err(Error::ValueTooLarge { size: 5, limit: 4 }));
+        assert_eq!(t.write(&settings, b"a", set(b"1234")), Ok(()));
+        assert_eq!(t.write(&settings, b"b", set(b"1234")), Err(Error::TransactionTooLarge { limit: 9 }));
+        assert_eq!(t.write(&settings, b"a", set(b"4321")), Ok(()), "an overwrite counts once");
+        assert_eq!(t.bytes(), 5);
+    }
+}

@@ -1,0 +1,235 @@
+//! The value log: append-only files of values. Two streams write it, each into a file of its own: large values on their
+//! way to a commit, and values that a checkpoint settles in key order.
+//!
+//! A file is in the flushed manifest before anything points into it. Every opening writes into new files, made at the
+//! first write. Space is assured ahead of the end, so that a full disk is noticed where it can be refused.
+
+pub mod record;
+
+use crate::buffer::{AlignedBuf, round_up};
+use crate::disk::{BLOCK, Disk, DiskErrorKind, File, IoClass, OpenMode};
+use crate::env::{Env, Sabotage};
+use crate::error::Error;
+use crate::header::{self, FileKind};
+use crate::manifest::{ManifestStore, ValueFile, sync_names};
+use crate::names;
+use crate::settings::Settings;
+use crate::sync::Gate;
+use crate::types::{Key, PartitionId, Value, ValuePointer};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+type FileOf<E> = <<E as Env>::Disk as Disk>::File;
+
+/// Which stream appends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Large values of transactions that wait to commit.
+    Commit,
+    /// Values settled by a checkpoint.
+    Checkpoint,
+}
+
+struct Tail<E: Env> {
+    number: u32,
+    file: FileOf<E>,
+    end: u64,
+    allocated: u64,
+}
+
+/// The value log of one partition.
+pub struct ValueLog<E: Env> {
+    env: E,
+    partition: PartitionId,
+    file_bytes: u64,
+    step_bytes: u64,
+    readers: RefCell<BTreeMap<u32, FileOf<E>>>,
+    tails: [RefCell<Option<Tail<E>>>; 2],
+    /// Bytes in use of every file that this opening wrote.
+    written: RefCell<BTreeMap<u32, u64>>,
+    gates: [Gate; 2],
+}
+
+/// Records are written in groups of about this size.
+const GROUP: usize = 1 << 20;
+
+impl<E: Env> ValueLog<E> {
+    /// A log that continues in new files.
+    pub fn new(env: E, partition: PartitionId, settings: &Settings) -> ValueLog<E> {
+        ValueLog {
+            env,
+            partition,
+            file_bytes: settings.value_file_size,
+            step_bytes: settings.value_allocation,
+            readers: RefCell::default(),
+            tails: [RefCell::new(None), RefCell::new(None)],
+            written: RefCell::default(),
+            gates: [Gate::default(), Gate::default()],
+        }
+    }
+
+    /// Writes values and says where; durable only after [`ValueLog::flush`].
+    pub async fn append(
+        &self,
+        manifest: &ManifestStore<E>,
+        stream: Stream,
+        values: &[(Key, Value)],
+    ) -> Result<Vec<ValuePointer>, Error> {
+        let mut pointers = Vec::with_capacity(values.len());
+        let mut rest = values;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let mut count = 0;
+            while count < rest.len() && (count == 0 || bytes < GROUP) {
+                bytes += record::length(rest[count].0.len(), rest[count].1.len());
+                count += 1;
+            }
+            let (group, after) = rest.split_at(count);
+            rest = after;
+            let (number, file, offset) = self.reserve(manifest, stream, round_up(bytes) as u64).await?;
+            let mut encoded = Vec::with_capacity(bytes);
+            for (key, value) in group {
+                let start = offset + encoded.len() as u64;
+                record::encode(key, value, &mut encoded);
+                pointers.push(ValuePointer {
+                    file: number,
+                    offset: start,
+                    length: value.len() as u32,
+                    checksum: crate::codec::crc(&[value]),
+                });
+            }
+            file.write_at(AlignedBuf::copy_of(&encoded), offset).await?;
+        }
+        Ok(pointers)
+    }
+
+    /// Makes the values behind `pointers`, written by this opening, durable.
+    pub async fn flush(&self, pointers: &[ValuePointer]) -> Result<(), Error> {
+        let numbers: BTreeSet<u32> = pointers.iter().map(|p| p.file).collect();
+        for number in numbers {
+            self.reader(number).await?.sync_data().await?;
+        }
+        Ok(())
+    }
+
+    async fn reserve(
+        &self,
+        manifest: &ManifestStore<E>,
+        stream: Stream,
+        bytes: u64,
+    ) -> Result<(u32, FileOf<E>, u64), Error> {
+        let _turn = self.gates[stream as usize].enter().await;
+        let tail = &self.tails[stream as usize];
+        let full = tail.borrow().as_ref().is_none_or(|t| t.end > BLOCK as u64 && t.end + bytes > self.file_bytes);
+        if full {
+            let fresh = self.create(manifest).await?;
+            *tail.borrow_mut() = Some(fresh);
+        }
+        let (file, end, allocated) = {
+            let tail = tail.borrow();
+            let Some(tail) = tail.as_ref() else { unreachable!("made above") };
+            (tail.file.clone(), tail.end, tail.allocated)
+        };
+        if end + bytes > allocated {
+            let wanted = end + bytes.max(self.step_bytes.min(self.file_bytes));
+            let wanted = round_up(wanted as usize) as u64;
+            file.allocate(wanted).await?;
+            if let Some(tail) = tail.borrow_mut().as_mut() {
+                tail.allocated = wanted;
+            }
+        }
+        let mut tail = tail.borrow_mut();
+        let Some(tail) = tail.as_mut() else { unreachable!("made above") };
+        tail.end = end + bytes;
+        self.written.borrow_mut().insert(tail.number, tail.end);
+        Ok((tail.number, file, end))
+    }
+
+    async fn create(&self, manifest: &ManifestStore<E>) -> Result<Tail<E>, Error> {
+        let sabotaged = self.env.sabotage() == Some(Sabotage::ValueFileBeforeManifest);
+        let number = if sabotaged {
+            0x8000_0000 | (self.env.random() as u32 >> 1)
+        } else {
+            manifest.update(|m| m.take_number()).await?
+        };
+        let name = names::values(number);
+        let made = async {
+            let file = self.env.disk().open(&name, OpenMode::Create, IoClass::Foreground).await?;
+            file.write_at(header::encode(FileKind::Values, self.partition, u64::from(number)), 0).await?;
+            file.sync_data().await?;
+            sync_names(&self.env).await?;
+            Ok::<_, Error>(file)
+        };
+        let file = match made.await {
+            Ok(file) => file,
+            Err(error) => {
+                // Not in the manifest yet, so the next opening would remove it, too.
+                let _ = self.env.disk().remove(&name).await;
+                return Err(error);
+            }
+        };
+        if !sabotaged {
+            manifest.update(|m| m.values.push(ValueFile { number, used: BLOCK as u64, retired: None })).await?;
+        }
+        self.readers.borrow_mut().insert(number, file.clone());
+        Ok(Tail { number, file, end: BLOCK as u64, allocated: BLOCK as u64 })
+    }
+
+    /// How far the files are used that this opening wrote.
+    pub fn used(&self) -> Vec<(u32, u64)> {
+        self.written.borrow().iter().map(|(number, end)| (*number, *end)).collect()
+    }
+
+    /// Stops writing into the current files; the next append makes new ones.
+    pub fn leave_files(&self) {
+        self.tails.iter().for_each(|tail| *tail.borrow_mut() = None);
+    }
+
+    /// Closes and removes a file that the manifest no longer lists.
+    pub async fn remove(&self, number: u32) -> Result<(), Error> {
+        self.readers.borrow_mut().remove(&number);
+        self.written.borrow_mut().remove(&number);
+        match self.env.disk().remove(&names::values(number)).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind == DiskErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn reader(&self, number: u32) -> Result<FileOf<E>, Error> {
+        if let Some(file) = self.readers.borrow().get(&number) {
+            return Ok(file.clone());
+        }
+        let name = names::values(number);
+        let opened = self.env.disk().open(&name, OpenMode::Existing, IoClass::Foreground).await;
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind == DiskErrorKind::NotFound => {
+                return Err(Error::Corrupt { file: name, offset: 0, what: "a value file is missing".to_string() });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let block = file.read_at(0, BLOCK).await?;
+        header::check(&block, &name, FileKind::Values, self.partition, u64::from(number))?;
+        self.readers.borrow_mut().insert(number, file.clone());
+        Ok(file)
+    }
+
+    /// Reads a value and checks that it is the one that was meant.
+    pub async fn read(&self, key: &[u8], pointer: ValuePointer) -> Result<Value, Error> {
+        let file = self.reader(pointer.file).await?;
+        let length = record::length(key.len(), pointer.length as usize);
+        let bytes = file.read_at(pointer.offset, length).await?;
+        let check = self.env.sabotage() != Some(Sabotage::ChecksumSkipped);
+        let corrupt = |what: &str| Error::Corrupt {
+            file: names::values(pointer.file),
+            offset: pointer.offset,
+            what: what.to_string(),
+        };
+        let value = record::decode(&bytes, key, check).map_err(corrupt)?;
+        if check && (value.len() != pointer.length as usize || crate::codec::crc(&[value]) != pointer.checksum) {
+            return Err(corrupt("a value is not the one that the log vouches for"));
+        }
+        Ok(value.into())
+    }
+}

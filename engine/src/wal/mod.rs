@@ -1,0 +1,386 @@
+//! The log: batches appended to preallocated, pre-written, recycled segments, one flush in flight.
+//!
+//! Positions form a chain, asserted where one moves: `checkpointed <= published <= durable <= written`. Space is reserved
+//! before anything is prepared, so an append never finds the disk full: what is reserved fits either what is left of the
+//! active segment or one spare segment, wherever its batches are cut (every transaction is counted as a batch of its own).
+//!
+//! After a write or flush failed the process ends: nobody can know what the disk holds, so nothing is retried.
+
+pub mod body;
+pub mod envelope;
+pub mod scan;
+
+use crate::buffer::{AlignedBuf, round_up};
+use crate::disk::{BLOCK, Disk, DiskError, DiskErrorKind, File, IoClass, OpenMode};
+use crate::env::{Env, Sabotage};
+use crate::error::Error;
+use crate::header::{self, FileKind};
+use crate::manifest::{Segment, sync_names};
+use crate::names;
+use crate::sync::Gate;
+use crate::types::{LogPosition, PartitionId, Version};
+use body::BODY_HEADER;
+use envelope::{Envelope, POINTER_BYTES};
+use std::cell::RefCell;
+
+type FileOf<E> = <<E as Env>::Disk as Disk>::File;
+
+struct Active<E: Env> {
+    number: u32,
+    file: FileOf<E>,
+    end: u32,
+    capacity: u32,
+}
+
+struct Spare<E: Env> {
+    name: String,
+    file: FileOf<E>,
+    capacity: u32,
+}
+
+struct State<E: Env> {
+    active: Option<Active<E>>,
+    spares: Vec<Spare<E>>,
+    next_spare: u32,
+    last_segment: u32,
+    secret: Option<u64>,
+    chain: u32,
+    durable: LogPosition,
+    vouched: LogPosition,
+    /// There was no room for a voucher; the next batch will vouch.
+    voucher_refused: bool,
+    outstanding: u64,
+    segments: Vec<Segment>,
+    /// Taken out of the log, their files not removed yet.
+    doomed: Vec<u32>,
+}
+
+/// Where recovery found the log's end.
+pub struct LogEnd {
+    /// Where the next batch goes.
+    pub position: LogPosition,
+    /// CRC of the last batch's envelope.
+    pub chain: u32,
+    /// Segments that are kept, oldest first.
+    pub segments: Vec<Segment>,
+}
+
+/// What a batch adds to the log.
+pub struct Append<'a> {
+    /// The encoded body.
+    pub body: &'a [u8],
+    /// Places of its large values.
+    pub pointers: Vec<(u32, u64)>,
+    /// The first version in it (or the next to come, for an empty one).
+    pub first_version: Version,
+    /// What was reserved for it.
+    pub cost: u64,
+}
+
+/// The log of one partition.
+pub struct Wal<E: Env> {
+    env: E,
+    partition: PartitionId,
+    segment_bytes: u32,
+    state: RefCell<State<E>>,
+    making: Gate,
+}
+
+/// Bytes of log that a transaction may take: as if it were a batch of its own.
+pub fn cost(operation_bytes: usize, large_values: usize) -> u64 {
+    round_up(Envelope::length(0) + POINTER_BYTES * large_values + BODY_HEADER + 4 + operation_bytes) as u64
+}
+
+impl<E: Env> Wal<E> {
+    /// Takes over the log where recovery left it.
+    pub async fn open(env: E, partition: PartitionId, segment_bytes: u64, end: LogEnd) -> Result<Wal<E>, Error> {
+        let number = end.position.segment();
+        let active = if end.segments.iter().any(|s| s.number == number) {
+            let file = env.disk().open(&names::segment(number), OpenMode::Existing, IoClass::Foreground).await?;
+            let capacity = file.length().await?.min(u64::from(u32::MAX)) as u32;
+            Some(Active { number, file, end: end.position.offset(), capacity })
+        } else {
+            None
+        };
+        let state = State {
+            active,
+            spares: Vec::new(),
+            next_spare: 1,
+            last_segment: number,
+            secret: None,
+            chain: end.chain,
+            durable: end.position,
+            vouched: end.position,
+            voucher_refused: false,
+            outstanding: 0,
+            segments: end.segments,
+            doomed: Vec::new(),
+        };
+        let segment_bytes = round_up(segment_bytes as usize) as u32;
+        Ok(Wal { env, partition, segment_bytes, state: RefCell::new(state), making: Gate::default() })
+    }
+
+    /// The generation was recorded; appends carry its secret from here on.
+    pub fn begin_generation(&self, secret: u64) {
+        self.state.borrow_mut().secret = Some(secret);
+    }
+
+    /// Whether a generation was begun since the opening.
+    pub fn has_begun(&self) -> bool {
+        self.state.borrow().secret.is_some()
+    }
+
+    /// Where the next batch would go if it fitted.
+    pub fn end(&self) -> LogPosition {
+        let state = self.state.borrow();
+        match &state.active {
+            Some(active) => LogPosition::new(active.number, active.end),
+            None => LogPosition::new(state.last_segment + 1, BLOCK as u32),
+        }
+    }
+
+    /// CRC of the last envelope.
+    pub fn chain(&self) -> u32 {
+        self.state.borrow().chain
+    }
+
+    /// Everything below is flushed.
+    pub fn durable(&self) -> LogPosition {
+        self.state.borrow().durable
+    }
+
+    /// Whether the last batch waits for a later one to vouch for it.
+    pub fn wants_voucher(&self) -> bool {
+        let state = self.state.borrow();
+        state.secret.is_some() && state.vouched < state.durable && !state.voucher_refused
+    }
+
+    /// Everything below is vouched for by an envelope.
+    pub fn vouched_position(&self) -> LogPosition {
+        self.state.borrow().vouched
+    }
+
+    /// The segments, oldest first, with the active one's use as of now.
+    pub fn segments(&self) -> Vec<Segment> {
+        self.state.borrow().segments.clone()
+    }
+
+    /// Segments that wait to be used.
+    pub fn spares(&self) -> usize {
+        self.state.borrow().spares.len()
+    }
+
+    /// Takes segments out of the log: from now on nobody may ask for them. Their files go in [`Wal::remove_doomed`], once
+    /// the manifest no longer lists them.
+    pub fn doom(&self, numbers: &[u32]) {
+        let mut state = self.state.borrow_mut();
+        state.segments.retain(|s| !numbers.contains(&s.number));
+        state.doomed.extend_from_slice(numbers);
+    }
+
+    /// Whether files wait to be removed.
+    pub fn has_doomed(&self) -> bool {
+        !self.state.borrow().doomed.is_empty()
+    }
+
+    /// Removes the files of segments that were taken out; the caller recorded that in the manifest. One file is kept as a
+    /// spare where there is none.
+    pub async fn remove_doomed(&self) -> Result<(), Error> {
+        let _turn = self.making.enter().await;
+        loop {
+            let Some(number) = self.state.borrow_mut().doomed.pop() else { return Ok(()) };
+            let name = names::segment(number);
+            let file = self.env.disk().open(&name, OpenMode::Existing, IoClass::Foreground).await?;
+            let standard = file.length().await? == u64::from(self.segment_bytes);
+            if standard && self.state.borrow().spares.is_empty() {
+                let spare = self.spare_name();
+                self.env.disk().rename(&name, &spare).await?;
+                let capacity = self.segment_bytes;
+                self.state.borrow_mut().spares.push(Spare { name: spare, file, capacity });
+            } else {
+                self.env.disk().remove(&name).await?;
+            }
+        }
+    }
+
+    /// Marks the segments below `position` as checkpointed at `now_ms`.
+    pub fn checkpointed(&self, position: LogPosition, now_ms: u64) {
+        for segment in &mut self.state.borrow_mut().segments {
+            if segment.number < position.segment() && segment.checkpointed_ms.is_none() {
+                segment.checkpointed_ms = Some(now_ms);
+            }
+        }
+    }
+
+    fn spare_name(&self) -> String {
+        let mut state = self.state.borrow_mut();
+        state.next_spare += 1;
+        names::spare(state.next_spare - 1)
+    }
+
+    /// Reserves space if it is there already.
+    pub fn try_reserve(&self, cost: u64) -> bool {
+        let mut state = self.state.borrow_mut();
+        let wanted = state.outstanding + cost;
+        let left = state.active.as_ref().map_or(0, |a| u64::from(a.capacity - a.end));
+        let fits = wanted <= left || state.spares.iter().any(|s| wanted <= u64::from(s.capacity) - BLOCK as u64);
+        if fits {
+            state.outstanding = wanted;
+        }
+        fits
+    }
+
+    /// Gives back what was reserved for a transaction that was not prepared after all.
+    pub fn release(&self, cost: u64) {
+        let mut state = self.state.borrow_mut();
+        assert!(state.outstanding >= cost, "more log space is given back than was reserved");
+        state.outstanding -= cost;
+    }
+
+    /// Reserves space, making a spare segment where none is large enough. The one place where a full disk shows.
+    pub async fn reserve(&self, cost: u64) -> Result<(), Error> {
+        while !self.try_reserve(cost) {
+            let _turn = self.making.enter().await;
+            if self.try_reserve(cost) {
+                return Ok(());
+            }
+            let wanted = BLOCK as u64 + self.state.borrow().outstanding + cost;
+            let capacity = (round_up(wanted as usize) as u64).max(u64::from(self.segment_bytes));
+            let capacity = u32::try_from(capacity)
+                .map_err(|_| Error::NoSpace("more than 4 GiB of log wait to be written".to_string()))?;
+            self.make_spare(capacity).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps one spare ready while the partition is written to.
+    pub async fn keep_spare(&self) -> Result<(), Error> {
+        let _turn = self.making.enter().await;
+        if self.state.borrow().spares.is_empty() {
+            self.make_spare(self.segment_bytes).await?;
+        }
+        Ok(())
+    }
+
+    async fn make_spare(&self, capacity: u32) -> Result<(), Error> {
+        let name = self.spare_name();
+        match self.write_spare(&name, capacity).await {
+            Ok(file) => {
+                self.state.borrow_mut().spares.push(Spare { name, file, capacity });
+                Ok(())
+            }
+            Err(error) => {
+                // What is left of it would only take space; a failure to remove it changes nothing.
+                let _ = self.env.disk().remove(&name).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Space is assured and every block written, so that later flushes have no metadata to write.
+    async fn write_spare(&self, name: &str, capacity: u32) -> Result<FileOf<E>, DiskError> {
+        const CHUNK: u64 = 1 << 20;
+        let file = self.env.disk().open(name, OpenMode::Create, IoClass::Foreground).await?;
+        file.allocate(u64::from(capacity)).await?;
+        let mut offset = 0;
+        while offset < u64::from(capacity) {
+            let length = CHUNK.min(u64::from(capacity) - offset);
+            file.write_at(AlignedBuf::zeroed(length as usize), offset).await?;
+            offset += length;
+            self.env.give_way().await;
+        }
+        file.sync_data().await?;
+        Ok(file)
+    }
+
+    /// Turns the smallest spare that `total` bytes fit into the active segment.
+    async fn activate(&self, total: usize, first_version: Version) -> Result<(), DiskError> {
+        let (spare, number) = {
+            let mut state = self.state.borrow_mut();
+            let fitting = (0..state.spares.len())
+                .filter(|i| state.spares[*i].capacity as usize >= BLOCK + total)
+                .min_by_key(|i| state.spares[*i].capacity);
+            let Some(index) = fitting else {
+                return Err(DiskError {
+                    kind: DiskErrorKind::Io,
+                    operation: "append",
+                    file: names::segment(state.last_segment + 1),
+                    message: format!("no segment was reserved for {total} bytes"),
+                });
+            };
+            (state.spares.swap_remove(index), state.last_segment + 1)
+        };
+        spare.file.write_durable(header::encode(FileKind::Segment, self.partition, u64::from(number)), 0).await?;
+        self.env.disk().rename(&spare.name, &names::segment(number)).await?;
+        sync_names(&self.env).await?;
+        let mut state = self.state.borrow_mut();
+        state.last_segment = number;
+        state.segments.push(Segment { number, first_version, used: BLOCK as u32, checkpointed_ms: None });
+        state.active = Some(Active { number, file: spare.file, end: BLOCK as u32, capacity: spare.capacity });
+        Ok(())
+    }
+
+    /// Appends a batch and flushes it: durable when this returns. Answers where it ends.
+    pub async fn append(&self, batch: Append<'_>) -> Result<LogPosition, DiskError> {
+        let head = Envelope::length(batch.pointers.len());
+        let total = round_up(head + batch.body.len());
+        let fits = self.state.borrow().active.as_ref().is_some_and(|a| total <= (a.capacity - a.end) as usize);
+        if !fits {
+            self.activate(total, batch.first_version).await?;
+        }
+        let mut buffer = AlignedBuf::zeroed(total);
+        buffer[head..head + batch.body.len()].copy_from_slice(batch.body);
+        let unchained = self.env.sabotage() == Some(Sabotage::EnvelopeNotChained);
+        let (file, position, durable, crc) = {
+            let state = self.state.borrow();
+            let (Some(active), Some(secret)) = (&state.active, state.secret) else {
+                unreachable!("a segment was activated above, a generation begun before the first reservation")
+            };
+            let position = LogPosition::new(active.number, active.end);
+            assert!(state.durable <= position, "a flushed block is never rewritten");
+            let envelope = Envelope {
+                secret,
+                position,
+                durable: state.durable,
+                quorum_durable: state.durable,
+                chain: if unchained { 0 } else { state.chain },
+                body_length: batch.body.len() as u32,
+                body_crc: u32::from_le_bytes([batch.body[0], batch.body[1], batch.body[2], batch.body[3]]),
+                pointers: batch.pointers,
+                crc: 0,
+            };
+            (active.file.clone(), position, state.durable, envelope.encode(&mut buffer))
+        };
+        if self.env.sabotage() == Some(Sabotage::AckBeforeFlush) {
+            file.write_at(buffer, u64::from(position.offset())).await?;
+        } else {
+            file.write_durable(buffer, u64::from(position.offset())).await?;
+        }
+        let mut state = self.state.borrow_mut();
+        let end = LogPosition::new(position.segment(), position.offset() + total as u32);
+        if let Some(active) = &mut state.active {
+            active.end = end.offset();
+        }
+        if let Some(segment) = state.segments.last_mut() {
+            segment.used = end.offset();
+        }
+        state.chain = crc;
+        state.vouched = durable;
+        state.voucher_refused = false;
+        state.durable = end;
+        assert!(state.outstanding >= batch.cost, "a batch was appended without a reservation");
+        state.outstanding -= batch.cost;
+        Ok(end)
+    }
+
+    /// There was no room for an empty batch: not tried again before the next append.
+    pub fn refuse_voucher(&self) {
+        self.state.borrow_mut().voucher_refused = true;
+    }
+
+    /// After an empty batch: it vouches for what came before, and itself needs no voucher.
+    pub fn vouched(&self) {
+        let mut state = self.state.borrow_mut();
+        state.vouched = state.durable;
+    }
+}

@@ -1,0 +1,185 @@
+//! The engine's index for real: fjall behind the index threads.
+//!
+//! A damaged directory can make fjall panic, and a panic ends the process: a marker file beside the directory says that an
+//! opening is under way. If it is still there at the next start, the directory is treated as damaged and rebuilt.
+
+use crate::index_threads::IndexLanes;
+use crate::remote::{Desk, send};
+use std::cell::RefCell;
+use std::fs;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use turnstone_engine::index::fjall::FjallIndex;
+use turnstone_engine::index::{Found, Index, IndexError};
+use turnstone_engine::manifest::Mark;
+use turnstone_engine::types::{Settled, Version};
+
+/// Chunks of an ingestion that may wait for the index thread.
+const CHUNKS: usize = 4;
+
+enum Piece {
+    Chunk(Vec<u8>),
+    End,
+}
+
+struct Ingestion {
+    pieces: flume::Sender<Piece>,
+    answer: std::pin::Pin<Box<dyn Future<Output = Result<(), IndexError>>>>,
+}
+
+/// One partition's index. Cloning gives another handle.
+#[derive(Clone)]
+pub struct IndexLane(Rc<State>);
+
+struct State {
+    directory: PathBuf,
+    cache_bytes: u64,
+    lanes: IndexLanes,
+    desk: Desk,
+    open: RefCell<Option<Arc<FjallIndex>>>,
+    ingestion: RefCell<Option<Ingestion>>,
+}
+
+impl IndexLane {
+    /// An index below `directory`, with a block cache of `cache_bytes`.
+    pub fn new(directory: PathBuf, cache_bytes: u64, lanes: IndexLanes, desk: Desk) -> IndexLane {
+        IndexLane(Rc::new(State {
+            directory,
+            cache_bytes,
+            lanes,
+            desk,
+            open: RefCell::default(),
+            ingestion: RefCell::default(),
+        }))
+    }
+
+    fn path(&self, number: u32) -> PathBuf {
+        self.0.directory.join(format!("index-{number:08x}"))
+    }
+
+    fn current(&self) -> Result<Arc<FjallIndex>, IndexError> {
+        self.0.open.borrow().clone().ok_or_else(|| IndexError("the index is not open".to_string()))
+    }
+}
+
+/// Drops an index on the thread that may block, when the last reader is done with it.
+fn close_now(index: Arc<FjallIndex>) {
+    let started = Instant::now();
+    while Arc::strong_count(&index) > 1 && started.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    drop(index);
+}
+
+fn open_now(path: PathBuf, create: bool, cache_bytes: u64) -> Result<(Arc<FjallIndex>, Option<Mark>), IndexError> {
+    let io = |what: &'static str| move |e: std::io::Error| IndexError(format!("{what}: {e}"));
+    let marker = path.with_extension("opening");
+    if create {
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(io("remove"))?;
+        }
+    } else {
+        if !path.is_dir() {
+            return Err(IndexError("its directory is missing".to_string()));
+        }
+        if marker.exists() {
+            return Err(IndexError("an earlier attempt to open it did not come to an end".to_string()));
+        }
+    }
+    fs::write(&marker, b"").map_err(io("mark"))?;
+    let opened = FjallIndex::open(&path, cache_bytes).and_then(|index| Ok((index.mark()?, index)));
+    fs::remove_file(&marker).map_err(io("unmark"))?;
+    opened.map(|(mark, index)| (Arc::new(index), mark))
+}
+
+impl Index for IndexLane {
+    async fn open(&self, number: u32, create: bool) -> Result<Option<Mark>, IndexError> {
+        self.close().await;
+        let (path, cache) = (self.path(number), self.0.cache_bytes);
+        let (index, mark) = self.0.desk.ask(&self.0.lanes.bulk, move || open_now(path, create, cache)).await?;
+        *self.0.open.borrow_mut() = Some(index);
+        Ok(mark)
+    }
+
+    async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Found>, IndexError> {
+        let index = self.current()?;
+        self.0.desk.ask(&self.0.lanes.reads, move || index.get_many(&keys)).await
+    }
+
+    async fn scan(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<(Vec<u8>, Version, Settled)>, IndexError> {
+        let index = self.current()?;
+        self.0.desk.ask(&self.0.lanes.bulk, move || index.scan(after.as_deref(), limit)).await
+    }
+
+    async fn ingest_begin(&self, mark: Mark) -> Result<(), IndexError> {
+        let index = self.current()?;
+        let (pieces, incoming) = flume::bounded(CHUNKS);
+        let (desk, lane) = (self.0.desk.clone(), self.0.lanes.bulk.clone());
+        let work = move || {
+            index.ingest(mark, || match incoming.recv() {
+                Ok(Piece::Chunk(chunk)) => Ok(Some(chunk)),
+                Ok(Piece::End) => Ok(None),
+                Err(_) => Err(IndexError("the ingestion was given up".to_string())),
+            })
+        };
+        // Started at once, so that chunks find somebody who takes them.
+        let task = glommio::spawn_local(async move { desk.ask(&lane, work).await }).detach();
+        let answer = Box::pin(async move {
+            task.await.unwrap_or_else(|| Err(IndexError("the ingestion's task is gone".to_string())))
+        });
+        *self.0.ingestion.borrow_mut() = Some(Ingestion { pieces, answer });
+        Ok(())
+    }
+
+    async fn ingest_chunk(&self, chunk: Vec<u8>) -> Result<(), IndexError> {
+        let pieces = self.0.ingestion.borrow().as_ref().map(|i| i.pieces.clone());
+        let Some(pieces) = pieces else { return Err(IndexError("no ingestion was begun".to_string())) };
+        // If the thread gave up, its answer says why at the end.
+        send(&pieces, Piece::Chunk(chunk)).await;
+        Ok(())
+    }
+
+    async fn ingest_finish(&self) -> Result<(), IndexError> {
+        let Some(ingestion) = self.0.ingestion.borrow_mut().take() else {
+            return Err(IndexError("no ingestion was begun".to_string()));
+        };
+        send(&ingestion.pieces, Piece::End).await;
+        drop(ingestion.pieces);
+        ingestion.answer.await
+    }
+
+    async fn close(&self) {
+        *self.0.ingestion.borrow_mut() = None;
+        let open = self.0.open.borrow_mut().take();
+        if let Some(index) = open {
+            self.0.desk.ask(&self.0.lanes.bulk, move || close_now(index)).await;
+        }
+    }
+
+    async fn remove(&self, number: u32) -> Result<(), IndexError> {
+        let path = self.path(number);
+        let removed = self.0.desk.ask(&self.0.lanes.bulk, move || {
+            let _ = fs::remove_file(path.with_extension("opening"));
+            match fs::remove_dir_all(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(IndexError(format!("remove: {e}"))),
+                _ => Ok(()),
+            }
+        });
+        removed.await
+    }
+
+    async fn list(&self) -> Result<Vec<u32>, IndexError> {
+        let directory = self.0.directory.clone();
+        let listed = self.0.desk.ask(&self.0.lanes.bulk, move || {
+            let mut numbers = Vec::new();
+            for entry in fs::read_dir(directory)? {
+                let name = entry?.file_name().to_string_lossy().into_owned();
+                numbers.extend(turnstone_engine::names::number(&name, "index"));
+            }
+            Ok::<_, std::io::Error>(numbers)
+        });
+        listed.await.map_err(|e| IndexError(format!("list: {e}")))
+    }
+}

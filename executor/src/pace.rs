@@ -1,0 +1,81 @@
+//! How the tasks of a core take turns, and when glommio looks at its own rings.
+//!
+//! glommio 0.9.0 parks an executor for good if its preempt timer fires between the moment it is armed and the first task
+//! of that round: "preempted before anything ran" is taken for "nothing to run", and the executor goes to sleep in the
+//! kernel with runnable tasks (glommio/glommio#53, fixed in no released version). On a busy machine that window is hit
+//! once in a few hundred starts. So the timer is set so far off that it never fires ([`PREEMPT`]), and preemption is
+//! ours: every task that goes on for long calls [`give_way`] between its pieces. Mostly that is a plain yield; once a
+//! millisecond it waits on a timer that is due at once, which only glommio's reactor can fire. When all busy tasks do
+//! that, the run queue drains, the reactor looks at files, timers and blocking threads, and everybody goes on.
+//!
+//! A timer of the application's own that fires in that same window has the same effect, though the window is then a few
+//! instructions wide. [`heartbeat`] bounds what is left: parking arms the next application timer, so a core that was put
+//! to sleep wrongly wakes at the next beat.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// glommio's preempt timer: never.
+pub const PREEMPT: Duration = Duration::from_secs(365 * 86_400);
+/// The reactor is passed at least this often while a core is busy.
+const PASS: Duration = Duration::from_millis(1);
+/// Due by the time the run queue is empty, but not yet when the timer is first asked.
+const AT_ONCE: Duration = Duration::from_micros(2);
+/// The longest that a core may sleep with something to do.
+const BEAT: Duration = Duration::from_millis(50);
+
+thread_local! {
+    /// When this core's reactor was passed last.
+    static PASSED: Cell<Instant> = Cell::new(Instant::now());
+}
+
+/// Lets the other tasks of this core run, and the reactor if it has waited long enough.
+pub async fn give_way() {
+    if PASSED.get().elapsed() < PASS {
+        return futures_lite::future::yield_now().await;
+    }
+    glommio::timer::sleep(AT_ONCE).await;
+    passed();
+}
+
+/// The caller was just woken by the reactor.
+pub fn passed() {
+    PASSED.set(Instant::now());
+}
+
+/// Beats as long as the core lives.
+pub async fn heartbeat() {
+    loop {
+        glommio::timer::sleep(BEAT).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::rc::Rc;
+
+    #[test]
+    fn a_busy_task_that_gives_way_does_not_keep_the_reactor_from_timers() {
+        let executor = glommio::LocalExecutorBuilder::default().preempt_timer(PREEMPT).io_memory(1 << 20).make();
+        let rounds = executor.expect("an executor can be made").run(async {
+            let fired = Rc::new(Cell::new(false));
+            let timer = glommio::spawn_local({
+                let fired = fired.clone();
+                async move {
+                    glommio::timer::sleep(Duration::from_millis(5)).await;
+                    fired.set(true);
+                }
+            });
+            let (started, mut rounds) = (Instant::now(), 0u64);
+            while !fired.get() && started.elapsed() < Duration::from_secs(30) {
+                give_way().await;
+                rounds += 1;
+            }
+            timer.await;
+            assert!(started.elapsed() < Duration::from_secs(30), "the timer fired only when the task had ended");
+            rounds
+        });
+        assert!(rounds > 10, "the task ran on in between");
+    }
+}

@@ -1,0 +1,82 @@
+//! The few system calls that have no safe wrapper in std: an eventfd, socket options, limits, thread priority.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+/// Wakes a core that sleeps; any thread may signal it.
+#[derive(Clone, Debug)]
+pub struct Bell(Arc<File>);
+
+impl Bell {
+    /// A new eventfd.
+    pub fn new() -> io::Result<Bell> {
+        // SAFETY: eventfd takes no pointers; the descriptor it returns is ours alone.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made and is owned by nobody else.
+        Ok(Bell(Arc::new(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))))
+    }
+
+    /// Rings it.
+    pub fn ring(&self) {
+        // It can only fail when the counter is full, and then it is ringing already.
+        let _ = (&*self.0).write(&1u64.to_ne_bytes());
+    }
+
+    /// Makes it silent until the next ring.
+    pub fn silence(&self) {
+        // "Would block" means that it is silent.
+        let _ = (&*self.0).read(&mut [0u8; 8]);
+    }
+
+    /// Its descriptor.
+    pub fn descriptor(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+
+    /// Another descriptor of the same bell.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone().map(OwnedFd::from)
+    }
+}
+
+/// Small replies leave at once.
+pub fn set_no_delay(fd: i32) {
+    let one: libc::c_int = 1;
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the pointer is to a live integer of the length that is given.
+    unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const one).cast(), length) };
+}
+
+/// Ends both directions of a socket, so that a receive in flight ends, too.
+pub fn shut_down(fd: i32) {
+    // SAFETY: no pointers; a descriptor that is no socket is an error that changes nothing.
+    unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+}
+
+/// Raises the soft limits of open files and locked memory to the hard ones; answers them.
+pub fn raise_limits() -> Vec<(&'static str, u64)> {
+    let mut reached = Vec::new();
+    for (name, resource) in [("nofile", libc::RLIMIT_NOFILE), ("memlock", libc::RLIMIT_MEMLOCK)] {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the pointer is to a live structure of the right type.
+        if unsafe { libc::getrlimit(resource, &raw mut limit) } != 0 {
+            continue;
+        }
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: as above; raising to the hard limit is always allowed, and a refusal changes nothing.
+        unsafe { libc::setrlimit(resource, &raw const limit) };
+        reached.push((name, limit.rlim_max));
+    }
+    reached
+}
+
+/// Lets everybody else go first: for threads that nobody waits for.
+pub fn be_nice() {
+    // SAFETY: no pointers; on Linux this changes the calling thread only.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+}

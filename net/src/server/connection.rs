@@ -1,0 +1,236 @@
+//! One connection's transport: its socket and TLS state, driven by hand, bytes in and bytes out.
+
+use crate::session::Session;
+use crate::tls::{Role, role_of};
+use crate::wire::Dialect;
+use rustls::server::{Accepted, Acceptor};
+use rustls::{ServerConfig, ServerConnection};
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::Instant;
+use turnstone_executor::SocketId;
+
+/// What is spoken on the socket so far.
+pub enum Stage {
+    /// The ClientHello is on its way.
+    Hello(Box<Acceptor>),
+    /// The handshake goes on.
+    Handshake(Box<ServerConnection>),
+    /// Requests and replies.
+    Open(Box<ServerConnection>),
+    /// Only bytes that wait to be sent are left.
+    Ending,
+}
+
+/// Where the conversation of an open connection runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nowhere yet, or no more.
+    Nowhere,
+    /// On this core.
+    Here,
+    /// On another core; `waiting` says whether it has input that it has not answered.
+    There {
+        /// The core.
+        core: usize,
+        /// Its last input was not taken yet.
+        waiting: bool,
+        /// What to send it next.
+        input: Vec<u8>,
+    },
+}
+
+/// Why a connection is being emptied before it leaves this core.
+pub enum Leaving {
+    /// The ClientHello named a partition of another core.
+    Greeting(usize, Box<Accepted>),
+    /// Its session selected one.
+    Moving(usize),
+}
+
+/// A connection of this core.
+pub struct Connection {
+    /// Its socket.
+    pub socket: SocketId,
+    /// TLS.
+    pub stage: Stage,
+    /// Where its requests are run.
+    pub place: Place,
+    /// It goes to another core.
+    pub leaving: Option<Leaving>,
+    /// Bytes that came while it was leaving.
+    pub extra: Vec<u8>,
+    /// Encrypted bytes to send.
+    pub wire: Vec<u8>,
+    /// A send is in flight.
+    pub sending: bool,
+    /// It ends when everything is sent.
+    pub ending: bool,
+    /// The peer sends no more.
+    pub peer_done: bool,
+    /// Receiving was stopped because too much is unparsed.
+    pub choked: bool,
+    /// When it was accepted.
+    pub since: Instant,
+    /// When something was last received.
+    pub heard: Instant,
+    /// When the send in flight began.
+    pub send_since: Instant,
+    /// How often it has moved.
+    pub moves: u32,
+    /// It counts against `max_conns`.
+    pub counted: bool,
+}
+
+/// What a finished handshake tells.
+pub struct Introduction {
+    /// The dialect that was agreed on.
+    pub dialect: Dialect,
+    /// What the certificate entitles to.
+    pub role: Result<Role, String>,
+}
+
+impl Connection {
+    /// A new connection that has said nothing yet.
+    pub fn new(socket: SocketId, since: Instant) -> Connection {
+        Connection {
+            socket,
+            stage: Stage::Hello(Box::default()),
+            place: Place::Nowhere,
+            leaving: None,
+            extra: Vec::new(),
+            wire: Vec::new(),
+            sending: false,
+            ending: false,
+            peer_done: false,
+            choked: false,
+            since,
+            heard: since,
+            send_since: since,
+            moves: 0,
+            counted: false,
+        }
+    }
+
+    /// Whether the handshake is over.
+    pub fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open(_))
+    }
+
+    /// Feeds bytes to the ClientHello; answers the hello when it is whole, and how many bytes are left over.
+    pub fn hear_hello(&mut self, bytes: &mut &[u8]) -> Result<Option<Accepted>, String> {
+        let Stage::Hello(acceptor) = &mut self.stage else { return Ok(None) };
+        while !bytes.is_empty() {
+            acceptor.read_tls(bytes).map_err(|e| e.to_string())?;
+            match acceptor.accept() {
+                Ok(Some(accepted)) => return Ok(Some(accepted)),
+                Ok(None) => {}
+                Err((error, mut alert)) => {
+                    // The alert tells the peer; that it may not be delivered changes nothing.
+                    let _ = alert.write_all(&mut self.wire);
+                    return Err(error.to_string());
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Goes on from the ClientHello.
+    pub fn greet(&mut self, accepted: Accepted, config: Arc<ServerConfig>) -> Result<(), String> {
+        match accepted.into_connection(config) {
+            Ok(mut tls) => {
+                tls.set_buffer_limit(None);
+                self.stage = Stage::Handshake(Box::new(tls));
+                Ok(())
+            }
+            Err((error, mut alert)) => {
+                let _ = alert.write_all(&mut self.wire);
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Decrypts bytes into `plain`; an error ends the connection.
+    pub fn hear(&mut self, mut bytes: &[u8], plain: &mut Vec<u8>) -> Result<(), String> {
+        let (Stage::Handshake(tls) | Stage::Open(tls)) = &mut self.stage else { return Ok(()) };
+        loop {
+            if !bytes.is_empty() {
+                tls.read_tls(&mut bytes).map_err(|e| e.to_string())?;
+            }
+            let state = match tls.process_new_packets() {
+                Ok(state) => state,
+                Err(error) => {
+                    self.collect();
+                    return Err(error.to_string());
+                }
+            };
+            let n = state.plaintext_bytes_to_read();
+            if n > 0 {
+                let at = plain.len();
+                plain.resize(at + n, 0);
+                tls.reader().read_exact(&mut plain[at..]).map_err(|e| e.to_string())?;
+            }
+            if state.peer_has_closed() {
+                self.peer_done = true;
+            }
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        self.collect();
+        Ok(())
+    }
+
+    /// If the handshake has just ended: what it tells.
+    pub fn introduction(&mut self) -> Option<Introduction> {
+        let Stage::Handshake(tls) = &self.stage else { return None };
+        if tls.is_handshaking() {
+            return None;
+        }
+        let role = match tls.peer_certificates().and_then(|chain| chain.first()) {
+            Some(certificate) => role_of(certificate).map_err(|e| e.to_string()),
+            None => Err("no certificate".to_string()),
+        };
+        let dialect = Dialect::from_alpn(tls.alpn_protocol()).unwrap_or(Dialect::V1);
+        let Stage::Handshake(tls) = std::mem::replace(&mut self.stage, Stage::Ending) else { return None };
+        self.stage = Stage::Open(tls);
+        Some(Introduction { dialect, role })
+    }
+
+    /// Encrypts replies.
+    pub fn say(&mut self, plain: &[u8]) {
+        if let Stage::Open(tls) = &mut self.stage {
+            // Writing to memory without a limit cannot fail.
+            let _ = tls.writer().write_all(plain);
+        }
+        self.collect();
+    }
+
+    /// Says goodbye; the connection ends when everything is sent.
+    pub fn say_goodbye(&mut self) {
+        if self.ending {
+            return;
+        }
+        self.ending = true;
+        if let Stage::Handshake(tls) | Stage::Open(tls) = &mut self.stage {
+            tls.send_close_notify();
+        }
+        self.collect();
+    }
+
+    /// Moves what TLS wants to send behind what waits already.
+    fn collect(&mut self) {
+        if let Stage::Handshake(tls) | Stage::Open(tls) = &mut self.stage {
+            while tls.wants_write() {
+                if tls.write_tls(&mut self.wire).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// The session of a connection that has introduced itself.
+pub fn session(introduction: &Introduction, partitions: u8, max_request: u32) -> Session {
+    Session::new(introduction.dialect, introduction.role.as_ref().ok().copied(), partitions, max_request)
+}

@@ -1,0 +1,127 @@
+//! A conversation: a session with its transaction and the replies that wait for what they tell to be published.
+//!
+//! Replies leave in the order of their requests. A reply that may tell of an unpublished version waits, and so do all
+//! behind it; the session itself goes on (it *runs ahead*). A request that must wait for the disk stops the parsing of
+//! this conversation until it is answered.
+
+use super::handoff::Parked;
+use crate::session::Session;
+use std::collections::VecDeque;
+use turnstone_engine::types::Version;
+use turnstone_engine::{Partition, RunAhead, Transaction};
+use turnstone_executor::RealEnv;
+
+/// The core with the socket, and the connection's number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The core.
+    pub home: usize,
+    /// The connection.
+    pub id: u64,
+}
+
+/// A reply that waits for a version to be published.
+struct Waiting {
+    floor: Version,
+    bytes: Vec<u8>,
+}
+
+/// One conversation on the core of its partition.
+pub struct Conversation {
+    /// Who speaks.
+    pub session: Session,
+    /// Received and not parsed.
+    pub input: Vec<u8>,
+    /// Replies that may leave.
+    pub out: Vec<u8>,
+    /// The selected partition, where it is open.
+    pub partition: Option<Partition<RealEnv>>,
+    /// The open transaction of a user partition.
+    pub transaction: Option<Transaction>,
+    /// What this session has prepared itself.
+    pub ahead: RunAhead,
+    /// A request waits for the disk.
+    pub blocked: bool,
+    /// It selected a partition of this core.
+    pub leaving: Option<usize>,
+    /// It has said goodbye; replies still leave.
+    pub over: bool,
+    /// Replies pile up at the socket.
+    pub throttled: bool,
+    /// The transport waits for word that its input was taken (forwarded conversations).
+    pub owes_taken: bool,
+    /// Nothing comes behind what is in `input`.
+    pub last_input: bool,
+    waiting: VecDeque<Waiting>,
+}
+
+impl Conversation {
+    /// Takes up a conversation; the partition is attached by the caller.
+    pub fn new(parked: Parked) -> Conversation {
+        Conversation {
+            session: parked.session,
+            input: parked.input,
+            out: Vec::new(),
+            partition: None,
+            transaction: None,
+            ahead: RunAhead::default(),
+            blocked: false,
+            leaving: None,
+            over: false,
+            throttled: false,
+            owes_taken: false,
+            last_input: false,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// Puts it down for a move; nothing may be open or waiting.
+    pub fn park(self) -> Parked {
+        assert!(self.is_settled() && self.transaction.is_none(), "a conversation moves between requests");
+        Parked { session: self.session, input: self.input }
+    }
+
+    /// Appends a reply, to leave when everything this session was shown is published.
+    pub fn reply(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+        let (floor, published) = match &self.partition {
+            Some(partition) => (self.ahead.tell_after(partition), partition.published()),
+            None => (0, 0),
+        };
+        if self.waiting.is_empty() && floor <= published {
+            return encode(&mut self.out);
+        }
+        match self.waiting.back_mut() {
+            // Neighbours that wait for the same version leave together.
+            Some(last) if last.floor >= floor => encode(&mut last.bytes),
+            _ => {
+                let mut bytes = Vec::new();
+                encode(&mut bytes);
+                self.waiting.push_back(Waiting { floor, bytes });
+            }
+        }
+    }
+
+    /// Lets go of the replies that need wait no longer; answers whether some still do.
+    pub fn settle(&mut self) -> bool {
+        let published = self.partition.as_ref().map_or(0, Partition::published);
+        while let Some(first) = self.waiting.front() {
+            if first.floor > published {
+                return true;
+            }
+            if let Some(first) = self.waiting.pop_front() {
+                self.out.extend_from_slice(&first.bytes);
+            }
+        }
+        false
+    }
+
+    /// The peer sends no more: what came is still run, then it is over.
+    pub fn over_after_input(&mut self) {
+        self.last_input = true;
+    }
+
+    /// Whether nothing is in flight: no request, no waiting reply.
+    pub fn is_settled(&self) -> bool {
+        self.waiting.is_empty() && !self.blocked
+    }
+}

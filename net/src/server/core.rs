@@ -1,0 +1,960 @@
+//! A core of the server: its partitions, its connections, the conversations it runs.
+//!
+//! Everything happens in turns of the ring. Received bytes are decrypted and mark their conversation; at the turn's end
+//! each marked conversation runs the frames it has, and each connection sends its replies in one write.
+//!
+//! A conversation runs on the core of its partition. `select` moves the whole connection there (socket, TLS state, unread
+//! bytes); one that keeps moving stays where it is and only its conversation travels, bytes going back and forth.
+
+use super::ServerSettings;
+use super::connection::{Connection, Leaving, Place, Stage, session};
+use super::conversation::{Conversation, Key};
+use super::execute::{self, NodeQuestion, Outcome};
+use super::handoff::{Greeting, Message, Moving, Parked};
+use super::node_view::NodeViews;
+use super::shared::Shared;
+use crate::session::Step;
+use crate::wire::{Dialect, ErrorCode, hint_from_alpn, reply};
+use rustls::ServerConfig;
+use rustls::server::Accepted;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use turnstone_engine::Partition;
+use turnstone_engine::env::Level;
+use turnstone_executor::{Core, Ended, Handler, RealEnv, SocketId, placement};
+
+/// Encrypted bytes that may wait at a socket before its conversation stops.
+const WIRE_MAX: usize = 1 << 20;
+/// Frames of one conversation per turn.
+const FRAMES_PER_TURN: usize = 256;
+/// How often deadlines are looked at.
+const SWEEP: Duration = Duration::from_millis(100);
+
+/// A partition of this core.
+pub enum Slot {
+    /// It serves.
+    Open(Partition<RealEnv>),
+    /// Its files are damaged, or its disk failed; why.
+    Offline(String),
+}
+
+/// One core.
+pub struct ServerCore {
+    pub(super) core: Rc<Core<Message>>,
+    pub(super) settings: Arc<ServerSettings>,
+    tls: RefCell<Arc<ServerConfig>>,
+    pub(super) shared: Arc<Shared>,
+    listener: Option<std::net::TcpListener>,
+    pub(super) partitions: RefCell<BTreeMap<u8, Slot>>,
+    connections: RefCell<BTreeMap<u64, Connection>>,
+    sockets: RefCell<BTreeMap<SocketId, u64>>,
+    conversations: RefCell<BTreeMap<Key, Conversation>>,
+    marked: RefCell<BTreeSet<Key>>,
+    /// Conversations with replies that wait for a partition's versions.
+    waiting: RefCell<BTreeMap<u8, BTreeSet<Key>>>,
+    outbox: RefCell<VecDeque<(usize, Message)>>,
+    next_connection: Cell<u64>,
+    next_core: Cell<usize>,
+    pub(super) views: NodeViews,
+    stopping: Cell<Option<Instant>>,
+    closing: Cell<bool>,
+    me: Weak<ServerCore>,
+}
+
+impl ServerCore {
+    /// A core whose partitions are open.
+    pub fn new(
+        core: Rc<Core<Message>>,
+        settings: Arc<ServerSettings>,
+        tls: Arc<ServerConfig>,
+        shared: Arc<Shared>,
+        listener: Option<std::net::TcpListener>,
+        partitions: BTreeMap<u8, Slot>,
+    ) -> Rc<ServerCore> {
+        let server = Rc::new_cyclic(|me| ServerCore {
+            core,
+            settings,
+            tls: RefCell::new(tls),
+            shared,
+            listener,
+            partitions: RefCell::new(partitions),
+            connections: RefCell::default(),
+            sockets: RefCell::default(),
+            conversations: RefCell::default(),
+            marked: RefCell::default(),
+            waiting: RefCell::default(),
+            outbox: RefCell::default(),
+            next_connection: Cell::new(1),
+            next_core: Cell::new(0),
+            views: NodeViews::default(),
+            stopping: Cell::new(None),
+            closing: Cell::new(false),
+            me: me.clone(),
+        });
+        for slot in server.partitions.borrow().values() {
+            if let Slot::Open(partition) = slot {
+                server.core.spawn(follow(Rc::downgrade(&server), partition.clone()));
+            }
+        }
+        server.core.spawn(keep_deadlines(Rc::downgrade(&server)));
+        server.listen();
+        server
+    }
+
+    fn listen(&self) {
+        if let Some(listener) = &self.listener
+            && self.stopping.get().is_none()
+        {
+            self.core.ring.accept(listener.as_raw_fd());
+        }
+    }
+
+    fn this(&self) -> Rc<ServerCore> {
+        match self.me.upgrade() {
+            Some(this) => this,
+            None => unreachable!("a core is called only while it lives"),
+        }
+    }
+
+    pub(super) fn post(&self, core: usize, message: Message) {
+        self.outbox.borrow_mut().push_back((core, message));
+        self.core.ring.poke();
+    }
+
+    fn mark(&self, key: Key) {
+        self.marked.borrow_mut().insert(key);
+        self.core.ring.poke();
+    }
+
+    fn here(&self, id: u64) -> Key {
+        Key { home: self.core.index, id }
+    }
+
+    // ---- connections ----
+
+    fn add_connection(&self, fd: OwnedFd, since: Instant) -> u64 {
+        let id = self.next_connection.get();
+        self.next_connection.set(id + 1);
+        let socket = self.core.ring.adopt(fd);
+        self.sockets.borrow_mut().insert(socket, id);
+        self.connections.borrow_mut().insert(id, Connection::new(socket, since));
+        id
+    }
+
+    /// Runs `work` on a connection, then sends what came of it.
+    fn with<T>(&self, id: u64, work: impl FnOnce(&mut Connection) -> T) -> Option<T> {
+        let mut connection = self.connections.borrow_mut().remove(&id)?;
+        let answer = work(&mut connection);
+        self.send(&mut connection);
+        if self.is_finished(&connection) {
+            self.drop_connection(id, connection);
+        } else {
+            self.connections.borrow_mut().insert(id, connection);
+        }
+        Some(answer)
+    }
+
+    fn send(&self, connection: &mut Connection) {
+        if !connection.sending && !connection.wire.is_empty() {
+            connection.sending = true;
+            connection.send_since = Instant::now();
+            self.core.ring.send(connection.socket, std::mem::take(&mut connection.wire));
+        }
+    }
+
+    fn is_finished(&self, connection: &Connection) -> bool {
+        connection.ending && !connection.sending && connection.wire.is_empty()
+    }
+
+    fn drop_connection(&self, id: u64, connection: Connection) {
+        self.sockets.borrow_mut().remove(&connection.socket);
+        self.core.ring.close(connection.socket);
+        if connection.counted {
+            self.shared.connection_closed();
+        } else if matches!(connection.stage, Stage::Hello(_) | Stage::Handshake(_)) {
+            self.shared.handshake_over();
+        }
+        match connection.place {
+            Place::There { core, .. } => self.post(core, Message::Gone { home: self.core.index, id }),
+            _ => self.drop_conversation(self.here(id)),
+        }
+    }
+
+    fn drop_conversation(&self, key: Key) {
+        self.conversations.borrow_mut().remove(&key);
+        self.marked.borrow_mut().remove(&key);
+        self.waiting.borrow_mut().values_mut().for_each(|keys| {
+            keys.remove(&key);
+        });
+    }
+
+    /// Ends a connection at once.
+    fn abort(&self, id: u64) {
+        let connection = self.connections.borrow_mut().remove(&id);
+        if let Some(connection) = connection {
+            self.drop_connection(id, connection);
+        }
+    }
+
+    fn fail_handshake(&self, id: u64, why: &str) {
+        self.shared.count_failed_handshake();
+        self.shared.log_refusal(&self.core.log, format!("a connection was refused in its handshake: {why}"));
+        self.with(id, |connection| {
+            connection.ending = true;
+            if matches!(connection.stage, Stage::Hello(_) | Stage::Handshake(_)) {
+                self.shared.handshake_over();
+            }
+            connection.stage = Stage::Ending;
+        });
+    }
+
+    fn hear(&self, id: u64, mut bytes: &[u8]) {
+        let hello = self.with(id, |connection| {
+            connection.heard = Instant::now();
+            if connection.leaving.is_some() {
+                connection.extra.extend_from_slice(bytes);
+                return Ok(None);
+            }
+            connection.hear_hello(&mut bytes)
+        });
+        match hello {
+            None => return,
+            Some(Err(why)) => return self.fail_handshake(id, &why),
+            Some(Ok(Some(accepted))) => self.choose_core(id, accepted, bytes),
+            Some(Ok(None)) => {}
+        }
+        self.hear_tls(id, bytes);
+    }
+
+    /// The ClientHello may name the partition that will be selected: its core does the handshake.
+    fn choose_core(&self, id: u64, accepted: Accepted, rest: &[u8]) {
+        let cores = self.core.mesh.cores();
+        let hint = accepted.client_hello().alpn().and_then(|mut list| list.find_map(hint_from_alpn));
+        let target = match hint.filter(|p| *p <= self.settings.partitions) {
+            Some(partition) => placement::home_of(partition, cores),
+            None => {
+                // No hint: the handshakes are spread, `select` will move the connection.
+                self.next_core.set((self.next_core.get() + 1) % cores);
+                self.next_core.get()
+            }
+        };
+        if target == self.core.index {
+            let greeted = self.with(id, |connection| connection.greet(accepted, self.tls.borrow().clone()));
+            if let Some(Err(why)) = greeted {
+                self.fail_handshake(id, &why);
+            }
+            return;
+        }
+        self.with(id, |connection| {
+            connection.extra.extend_from_slice(rest);
+            connection.leaving = Some(Leaving::Greeting(target, Box::new(accepted)));
+        });
+        self.leave_when_silent(id);
+    }
+
+    fn hear_tls(&self, id: u64, bytes: &[u8]) {
+        let mut plain = Vec::new();
+        let heard = self.with(id, |connection| {
+            if connection.leaving.is_some() {
+                return Ok(None);
+            }
+            connection.hear(bytes, &mut plain).map(|()| connection.introduction())
+        });
+        match heard {
+            None => return,
+            Some(Err(why)) => {
+                let open = self.connections.borrow().get(&id).is_some_and(Connection::is_open);
+                if open {
+                    self.with(id, |connection| connection.ending = true);
+                } else {
+                    self.fail_handshake(id, &why);
+                }
+                return;
+            }
+            Some(Ok(Some(introduction))) => {
+                if !self.admit(id, introduction.dialect) {
+                    return;
+                }
+                if let Err(why) = &introduction.role {
+                    let text = format!("a certificate names no role, everything is denied: {why}");
+                    self.shared.log_refusal(&self.core.log, text);
+                }
+                let session = session(&introduction, self.settings.partitions, self.settings.max_request_size);
+                self.start_conversation(id, Parked { session, input: Vec::new() });
+            }
+            Some(Ok(None)) => {}
+        }
+        self.deliver(id, &plain);
+        let gone = self.connections.borrow().get(&id).is_some_and(|c| c.peer_done);
+        if gone {
+            self.peer_finished(id);
+        }
+    }
+
+    /// The limit of connections; over it the peer is told so, and the connection ends.
+    fn admit(&self, id: u64, dialect: Dialect) -> bool {
+        self.shared.handshake_over();
+        if self.shared.admit_connection(self.settings.max_conns) {
+            self.with(id, |connection| connection.counted = true);
+            return true;
+        }
+        let text = format!("the limit of {} connections is reached (max_conns)", self.settings.max_conns);
+        self.shared.log_refusal(&self.core.log, format!("a connection was refused: {text}"));
+        let text = if dialect == Dialect::V1 { "Max connections" } else { &text };
+        let mut frame = Vec::new();
+        reply::encode_error(dialect, 0, ErrorCode::Busy, text, &mut frame);
+        self.with(id, |connection| {
+            connection.say(&frame);
+            connection.say_goodbye();
+        });
+        false
+    }
+
+    fn start_conversation(&self, id: u64, parked: Parked) {
+        self.with(id, |connection| connection.place = Place::Here);
+        self.run_conversation_here(self.here(id), parked);
+    }
+
+    /// Takes up a conversation whose partition is on this core (or is partition 0).
+    fn run_conversation_here(&self, key: Key, parked: Parked) {
+        let mut conversation = Conversation::new(parked);
+        self.attach(&mut conversation);
+        self.conversations.borrow_mut().insert(key, conversation);
+        self.mark(key);
+    }
+
+    fn attach(&self, conversation: &mut Conversation) {
+        conversation.ahead = Default::default();
+        conversation.partition = match self.partitions.borrow().get(&conversation.session.selected) {
+            Some(Slot::Open(partition)) => Some(partition.clone()),
+            _ => None,
+        };
+    }
+
+    /// Hands decrypted bytes to the conversation, wherever it is.
+    fn deliver(&self, id: u64, plain: &[u8]) {
+        if plain.is_empty() {
+            return;
+        }
+        let place = self.connections.borrow().get(&id).map(|c| c.place.clone());
+        match place {
+            Some(Place::Here) => {
+                let key = self.here(id);
+                let mut conversations = self.conversations.borrow_mut();
+                if let Some(conversation) = conversations.get_mut(&key) {
+                    conversation.input.extend_from_slice(plain);
+                    let too_much = conversation.input.len() > self.input_max();
+                    drop(conversations);
+                    self.mark(key);
+                    if too_much {
+                        self.choke(id);
+                    }
+                }
+            }
+            Some(Place::There { .. }) => {
+                self.with(id, |connection| {
+                    if let Place::There { input, .. } = &mut connection.place {
+                        input.extend_from_slice(plain);
+                        if input.len() > self.input_max() && !connection.choked {
+                            connection.choked = true;
+                            self.core.ring.stop_receiving(connection.socket);
+                        }
+                    }
+                });
+                self.forward(id);
+            }
+            _ => {}
+        }
+    }
+
+    /// Bytes that may be received and not parsed: a whole request and some.
+    fn input_max(&self) -> usize {
+        self.settings.max_request_size as usize + (256 << 10)
+    }
+
+    fn choke(&self, id: u64) {
+        self.with(id, |connection| {
+            if !connection.choked {
+                connection.choked = true;
+                self.core.ring.stop_receiving(connection.socket);
+            }
+        });
+    }
+
+    fn unchoke(&self, id: u64) {
+        self.with(id, |connection| {
+            if connection.choked && connection.leaving.is_none() && !connection.peer_done {
+                connection.choked = false;
+                self.core.ring.receive(connection.socket);
+            }
+        });
+    }
+
+    fn peer_finished(&self, id: u64) {
+        let here = self.connections.borrow().get(&id).is_some_and(|c| c.place == Place::Here);
+        let key = self.here(id);
+        if here {
+            // What it asked before is answered as far as it still listens; an open transaction is discarded.
+            let idle = self.conversations.borrow().get(&key).is_none_or(|c| c.is_settled() && c.out.is_empty());
+            if !idle || self.marked.borrow().contains(&key) {
+                if let Some(conversation) = self.conversations.borrow_mut().get_mut(&key) {
+                    conversation.over_after_input();
+                }
+                return self.mark(key);
+            }
+        }
+        self.with(id, Connection::say_goodbye);
+    }
+
+    // ---- conversations ----
+
+    /// Runs the frames that a conversation has, up to a turn's share.
+    fn advance(&self, key: Key) {
+        let Some(mut conversation) = self.conversations.borrow_mut().remove(&key) else { return };
+        // What was published since lets replies go, and a `select` behind them go on.
+        conversation.settle();
+        let more = self.run_frames(key, &mut conversation);
+        let waits = conversation.settle();
+        if waits {
+            let selected = conversation.session.selected;
+            self.waiting.borrow_mut().entry(selected).or_default().insert(key);
+        }
+        self.conversations.borrow_mut().insert(key, conversation);
+        self.hand_over(key);
+        if more {
+            self.mark(key);
+        }
+    }
+
+    /// Answers whether frames are left for the next turn.
+    fn run_frames(&self, key: Key, conversation: &mut Conversation) -> bool {
+        let input = std::mem::take(&mut conversation.input);
+        let mut at = 0;
+        let mut frames = 0;
+        let mut more = false;
+        while !conversation.blocked && conversation.leaving.is_none() && !conversation.over && !conversation.throttled {
+            if frames == FRAMES_PER_TURN {
+                more = true;
+                break;
+            }
+            let (used, step) = conversation.session.next(&input[at..]);
+            match step {
+                Step::NeedMore => {
+                    at += used;
+                    conversation.over |= conversation.last_input;
+                    break;
+                }
+                Step::Refuse { id, error } => {
+                    let dialect = conversation.session.dialect;
+                    conversation.reply(|out| reply::encode_error(dialect, id, error.code, &error.text, out));
+                }
+                Step::Quit => conversation.over = true,
+                Step::Run { id, request } => match execute::execute(conversation, id, request) {
+                    Outcome::Done => {}
+                    Outcome::Later(future) => {
+                        conversation.blocked = true;
+                        let this = self.this();
+                        self.core.spawn(async move {
+                            let finish = future.await;
+                            this.unblock(key, finish);
+                        });
+                    }
+                    Outcome::Select(partition) => {
+                        if !conversation.is_settled() {
+                            // Replies of the old partition leave first; the frame is looked at again then.
+                            break;
+                        }
+                        self.select(conversation, id, partition);
+                    }
+                    Outcome::Node(question) => self.ask_node(key, conversation, question),
+                },
+            }
+            at += used;
+            frames += 1;
+        }
+        if conversation.blocked || at < input.len() {
+            conversation.input = input[at..].to_vec();
+        } else {
+            // The buffer is kept for the next frames.
+            conversation.input = input;
+            conversation.input.clear();
+            if conversation.input.capacity() > WIRE_MAX {
+                conversation.input = Vec::new();
+            }
+        }
+        more
+    }
+
+    fn select(&self, conversation: &mut Conversation, id: u32, partition: u8) {
+        let dialect = conversation.session.dialect;
+        let target = placement::home_of(partition, self.core.mesh.cores());
+        conversation.session.selected = partition;
+        self.attach(conversation);
+        conversation.reply(|out| reply::encode_ok(dialect, id, &[], out));
+        // Partition 0 is answered on any core.
+        if partition != 0 && target != self.core.index {
+            conversation.leaving = Some(target);
+        }
+    }
+
+    fn unblock(&self, key: Key, finish: execute::Finish) {
+        if let Some(conversation) = self.conversations.borrow_mut().get_mut(&key) {
+            conversation.blocked = false;
+            finish(conversation);
+        }
+        self.mark(key);
+    }
+
+    fn ask_node(&self, key: Key, conversation: &mut Conversation, question: NodeQuestion) {
+        conversation.blocked = true;
+        let this = self.this();
+        self.core.spawn(async move {
+            let view = this.node_view().await;
+            let finish: execute::Finish =
+                Box::new(move |conversation| execute::answer_node(conversation, question, &view));
+            this.unblock(key, finish);
+        });
+    }
+
+    /// Passes on what a conversation has to say, and lets it go where it wants.
+    fn hand_over(&self, key: Key) {
+        let (out, over, leaving, settled, input_left, taken) = {
+            let mut conversations = self.conversations.borrow_mut();
+            let Some(c) = conversations.get_mut(&key) else { return };
+            let settled = c.is_settled();
+            let taken = c.owes_taken && c.input.len() < WIRE_MAX && !c.throttled;
+            if taken {
+                c.owes_taken = false;
+            }
+            (
+                std::mem::take(&mut c.out),
+                c.over && settled,
+                c.leaving.filter(|_| settled),
+                settled,
+                c.input.len(),
+                taken,
+            )
+        };
+        if key.home != self.core.index {
+            if !out.is_empty() || over || taken {
+                self.post(key.home, Message::Output { id: key.id, bytes: out, taken, closed: over });
+            }
+            if over {
+                return self.drop_conversation(key);
+            }
+            if leaving.is_some() {
+                let conversation = self.conversations.borrow_mut().remove(&key);
+                self.drop_conversation(key);
+                if let Some(conversation) = conversation {
+                    let parked = Box::new(conversation.park());
+                    self.post(key.home, Message::Return { id: key.id, parked });
+                }
+            }
+            return;
+        }
+        let backlog = self.with(key.id, |connection| {
+            if !out.is_empty() {
+                connection.say(&out);
+            }
+            if over {
+                connection.say_goodbye();
+            }
+            connection.wire.len()
+        });
+        let Some(backlog) = backlog else { return };
+        if backlog > WIRE_MAX
+            && let Some(conversation) = self.conversations.borrow_mut().get_mut(&key)
+        {
+            conversation.throttled = true;
+        }
+        if input_left < self.input_max() / 2 {
+            self.unchoke(key.id);
+        }
+        if let Some(target) = leaving {
+            self.leave(key.id, target);
+        } else if settled && self.stopping.get().is_some() {
+            self.finish_if_idle(key);
+        }
+    }
+
+    /// A conversation of this core's connection selected a partition of another core.
+    fn leave(&self, id: u64, target: usize) {
+        let moves = self.connections.borrow().get(&id).map_or(0, |c| c.moves);
+        if moves >= self.settings.moves_max || self.stopping.get().is_some() {
+            let conversation = self.conversations.borrow_mut().remove(&self.here(id));
+            self.drop_conversation(self.here(id));
+            if let Some(conversation) = conversation {
+                self.send_conversation(id, target, conversation.park());
+            }
+            return;
+        }
+        let first = self.with(id, |connection| {
+            let first = connection.leaving.is_none();
+            connection.leaving = Some(Leaving::Moving(target));
+            first
+        });
+        if first == Some(true) {
+            self.leave_when_silent(id);
+        }
+    }
+
+    /// Only the conversation travels.
+    fn send_conversation(&self, id: u64, core: usize, parked: Parked) {
+        self.with(id, |connection| {
+            connection.place = Place::There { core, waiting: false, input: Vec::new() };
+        });
+        self.post(core, Message::Converse { home: self.core.index, id, parked: Box::new(parked) });
+    }
+
+    /// Sends the next input of a forwarded conversation, one at a time.
+    fn forward(&self, id: u64) {
+        let next = self.with(id, |connection| match &mut connection.place {
+            Place::There { core, waiting, input } if !*waiting && !input.is_empty() => {
+                *waiting = true;
+                Some((*core, std::mem::take(input)))
+            }
+            _ => None,
+        });
+        if let Some(Some((core, bytes))) = next {
+            self.post(core, Message::Input { home: self.core.index, id, bytes });
+            self.unchoke(id);
+        }
+    }
+
+    /// Stops receiving; when the last receive has ended and everything is sent, the connection goes.
+    fn leave_when_silent(&self, id: u64) {
+        let socket = self.connections.borrow().get(&id).map(|c| c.socket);
+        if let Some(socket) = socket {
+            self.core.ring.stop_receiving(socket);
+            self.depart_if_silent(id);
+        }
+    }
+
+    fn depart_if_silent(&self, id: u64) {
+        let ready = self.connections.borrow().get(&id).is_some_and(|c| {
+            c.leaving.is_some() && !c.sending && c.wire.is_empty() && !self.core.ring.is_receiving(c.socket)
+        });
+        if !ready {
+            return;
+        }
+        let Some(mut connection) = self.connections.borrow_mut().remove(&id) else { return };
+        self.sockets.borrow_mut().remove(&connection.socket);
+        let conversation = self.conversations.borrow_mut().remove(&self.here(id));
+        self.drop_conversation(self.here(id));
+        let Some(fd) = self.core.ring.release(connection.socket) else { return };
+        match connection.leaving.take() {
+            Some(Leaving::Greeting(target, accepted)) => {
+                let (extra, since) = (connection.extra, connection.since);
+                self.post(target, Message::Greet(Box::new(Greeting { fd, accepted: *accepted, extra, since })));
+            }
+            Some(Leaving::Moving(target)) => {
+                let (Stage::Open(mut tls), Some(conversation)) = (connection.stage, conversation) else { return };
+                let mut parked = conversation.park();
+                // Bytes that came while it was leaving are still encrypted: decrypted here, parsed there.
+                let mut stand_in = Connection::new(connection.socket, connection.since);
+                stand_in.stage = Stage::Open(tls);
+                if stand_in.hear(&connection.extra, &mut parked.input).is_err() || stand_in.peer_done {
+                    self.shared.connection_closed();
+                    return;
+                }
+                let Stage::Open(back) = stand_in.stage else { return };
+                tls = back;
+                let moves = connection.moves + 1;
+                self.post(target, Message::Move(Box::new(Moving { fd, tls: *tls, parked, moves })));
+            }
+            None => {}
+        }
+    }
+
+    // ---- messages ----
+
+    fn take(&self, message: Message) {
+        match message {
+            Message::Greet(greeting) => {
+                let Greeting { fd, accepted, extra, since } = *greeting;
+                let id = self.add_connection(fd, since);
+                match self.with(id, |connection| connection.greet(accepted, self.tls.borrow().clone())) {
+                    Some(Ok(())) => self.hear_tls(id, &extra),
+                    Some(Err(why)) => self.fail_handshake(id, &why),
+                    None => {}
+                }
+            }
+            Message::Move(moving) => {
+                let Moving { fd, tls, parked, moves } = *moving;
+                let id = self.add_connection(fd, Instant::now());
+                self.with(id, |connection| {
+                    connection.stage = Stage::Open(Box::new(tls));
+                    connection.counted = true;
+                    connection.moves = moves;
+                });
+                self.start_conversation(id, parked);
+            }
+            Message::Converse { home, id, parked } => self.run_conversation_here(Key { home, id }, *parked),
+            Message::Input { home, id, bytes } => {
+                let key = Key { home, id };
+                let known = {
+                    let mut conversations = self.conversations.borrow_mut();
+                    conversations.get_mut(&key).map(|conversation| {
+                        conversation.input.extend_from_slice(&bytes);
+                        conversation.owes_taken = true;
+                    })
+                };
+                if known.is_some() {
+                    self.mark(key);
+                }
+            }
+            Message::Output { id, bytes, taken, closed } => {
+                self.with(id, |connection| {
+                    connection.say(&bytes);
+                    if let Place::There { waiting, .. } = &mut connection.place
+                        && taken
+                    {
+                        *waiting = false;
+                    }
+                    if closed {
+                        connection.place = Place::Nowhere;
+                        connection.say_goodbye();
+                    }
+                });
+                self.forward(id);
+            }
+            Message::Return { id, mut parked } => self.take_back(id, &mut parked),
+            Message::Gone { home, id } => self.drop_conversation(Key { home, id }),
+            Message::Ask { from, ticket } => {
+                let partitions = self.own_partitions();
+                self.post(from, Message::Tell { ticket, partitions });
+            }
+            Message::Tell { ticket, partitions } => self.views.told(ticket, partitions),
+            Message::Retention { partition, bytes } => {
+                if let Some(Slot::Open(partition)) = self.partitions.borrow().get(&partition) {
+                    partition.set_retention_bytes(bytes);
+                }
+            }
+            Message::Certificates(config) => *self.tls.borrow_mut() = config,
+            Message::Shutdown => self.stop(),
+        }
+    }
+
+    /// A forwarded conversation came back, to go to another core or to stay.
+    fn take_back(&self, id: u64, parked: &mut Parked) {
+        let rest = self.with(id, |connection| match &mut connection.place {
+            // Its last input is in what came back.
+            Place::There { input, .. } => std::mem::take(input),
+            _ => Vec::new(),
+        });
+        let Some(rest) = rest else { return };
+        parked.input.extend_from_slice(&rest);
+        let session = parked.session.clone();
+        let target = placement::home_of(session.selected, self.core.mesh.cores());
+        let parked = Parked { session, input: std::mem::take(&mut parked.input) };
+        if target == self.core.index {
+            self.start_conversation(id, parked);
+        } else {
+            self.send_conversation(id, target, parked);
+        }
+    }
+
+    // ---- time and end ----
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        let limits = &self.settings;
+        let mut late = Vec::new();
+        for (id, connection) in self.connections.borrow().iter() {
+            let age = |since: Instant| now.saturating_duration_since(since);
+            let key = self.here(*id);
+            if matches!(connection.stage, Stage::Hello(_) | Stage::Handshake(_)) {
+                if age(connection.since) > limits.handshake_timeout {
+                    late.push((*id, "its handshake took longer than handshake_timeout"));
+                }
+            } else if connection.sending && age(connection.send_since) > limits.write_timeout {
+                late.push((*id, "it took no replies for write_timeout"));
+            } else if age(connection.heard) > limits.idle_timeout
+                && self.conversations.borrow().get(&key).is_none_or(Conversation::is_settled)
+            {
+                late.push((*id, "it asked nothing for idle_timeout"));
+            }
+        }
+        for (id, why) in late {
+            self.shared.count_deadline();
+            self.shared.log_refusal(&self.core.log, format!("a connection was closed: {why}"));
+            self.abort(id);
+        }
+        if let Some(deadline) = self.stopping.get() {
+            self.go_on_stopping(now, deadline);
+        }
+    }
+
+    fn stop(&self) {
+        if self.stopping.get().is_some() {
+            return;
+        }
+        self.stopping.set(Some(Instant::now() + self.settings.shutdown_timeout));
+        self.core.ring.stop_accepting();
+        let keys: Vec<Key> = self.conversations.borrow().keys().copied().collect();
+        keys.into_iter().for_each(|key| self.mark(key));
+        let handshakes: Vec<u64> = {
+            let connections = self.connections.borrow();
+            connections.iter().filter(|(_, c)| !c.is_open()).map(|(id, _)| *id).collect()
+        };
+        handshakes.into_iter().for_each(|id| self.abort(id));
+    }
+
+    /// While stopping: a conversation without an unanswered whole request says goodbye.
+    fn finish_if_idle(&self, key: Key) {
+        let idle = {
+            let mut conversations = self.conversations.borrow_mut();
+            let Some(c) = conversations.get_mut(&key) else { return };
+            let unread =
+                c.input.len() >= c.session.dialect.header_bytes() && c.input.len() >= c.session.wanted(&c.input);
+            c.is_settled() && c.leaving.is_none() && !unread
+        };
+        if idle {
+            self.with(key.id, Connection::say_goodbye);
+        }
+    }
+
+    fn go_on_stopping(&self, now: Instant, deadline: Instant) {
+        let keys: Vec<Key> = self.conversations.borrow().keys().copied().collect();
+        for key in keys {
+            if key.home == self.core.index {
+                self.finish_if_idle(key);
+            }
+        }
+        let empty = self.connections.borrow().is_empty() && self.conversations.borrow().is_empty();
+        if !(empty || now >= deadline) || self.closing.replace(true) {
+            return;
+        }
+        let ids: Vec<u64> = self.connections.borrow().keys().copied().collect();
+        ids.into_iter().for_each(|id| self.abort(id));
+        let this = self.this();
+        self.core.spawn(async move { this.close_partitions().await });
+    }
+
+    async fn close_partitions(&self) {
+        let open: Vec<Partition<RealEnv>> = {
+            let partitions = self.partitions.borrow();
+            let open = partitions.values();
+            open.filter_map(|slot| if let Slot::Open(p) = slot { Some(p.clone()) } else { None }).collect()
+        };
+        for partition in open {
+            if let Err(error) = partition.close().await {
+                let text = format!("partition {} closed without a checkpoint: {error}", partition.id());
+                self.core.log.line(Level::Warn, &text);
+            }
+        }
+        self.core.ring.stop();
+    }
+}
+
+impl Handler for ServerCore {
+    fn accepted(&self, fd: OwnedFd) {
+        self.shared.count_accepted();
+        if !self.shared.admit_handshake(self.settings.max_handshakes) {
+            self.shared.count_failed_handshake();
+            let text = "a connection was refused: too many handshakes at once (max_handshakes)";
+            return self.shared.log_refusal(&self.core.log, text.to_string());
+        }
+        self.add_connection(fd, Instant::now());
+    }
+
+    fn accept_failed(&self, errno: i32) {
+        let error = std::io::Error::from_raw_os_error(errno);
+        self.shared.log_refusal(&self.core.log, format!("a connection could not be accepted: {error}"));
+        let this = self.this();
+        // Descriptors may be short: not again at once.
+        self.core.spawn(async move {
+            this.core.sleep(SWEEP).await;
+            this.listen();
+        });
+    }
+
+    fn received(&self, socket: SocketId, bytes: &[u8]) {
+        let id = self.sockets.borrow().get(&socket).copied();
+        if let Some(id) = id {
+            self.hear(id, bytes);
+        }
+    }
+
+    fn receive_ended(&self, socket: SocketId, why: Ended) {
+        let Some(id) = self.sockets.borrow().get(&socket).copied() else { return };
+        let leaving = self.connections.borrow().get(&id).is_some_and(|c| c.leaving.is_some());
+        match why {
+            Ended::Stopped if leaving => self.depart_if_silent(id),
+            Ended::Stopped => {}
+            // A peer that is gone needs no answers; what it committed goes on.
+            Ended::Closed | Ended::Failed(_) => self.abort(id),
+        }
+    }
+
+    fn sent(&self, socket: SocketId, result: Result<usize, i32>) {
+        let Some(id) = self.sockets.borrow().get(&socket).copied() else { return };
+        if result.is_err() {
+            return self.abort(id);
+        }
+        let backlog = self.with(id, |connection| {
+            connection.sending = false;
+            // `with` sends what came meanwhile.
+            connection.wire.len()
+        });
+        if backlog.is_some_and(|bytes| bytes <= WIRE_MAX) {
+            let key = self.here(id);
+            let resumed = {
+                let mut conversations = self.conversations.borrow_mut();
+                conversations.get_mut(&key).is_some_and(|c| std::mem::replace(&mut c.throttled, false))
+            };
+            if resumed {
+                self.mark(key);
+            }
+        }
+        self.depart_if_silent(id);
+    }
+
+    fn turn(&self) -> bool {
+        while let Ok(message) = self.core.inbox.try_recv() {
+            self.take(message);
+        }
+        let marked = std::mem::take(&mut *self.marked.borrow_mut());
+        for key in marked {
+            self.advance(key);
+        }
+        let mut full = Vec::new();
+        while let Some((core, message)) = self.outbox.borrow_mut().pop_front() {
+            // Order matters per core: behind a full inbox everything for that core waits.
+            if full.iter().any(|(c, _)| *c == core) {
+                full.push((core, message));
+            } else if let Err(message) = self.core.mesh.try_send(core, message) {
+                full.push((core, message));
+            }
+        }
+        let again = !full.is_empty() || !self.marked.borrow().is_empty();
+        *self.outbox.borrow_mut() = full.into();
+        again
+    }
+}
+
+/// Lets replies go as a partition publishes.
+async fn follow(server: Weak<ServerCore>, partition: Partition<RealEnv>) {
+    let mut seen = partition.published();
+    loop {
+        partition.wait_published(seen + 1).await;
+        seen = partition.published();
+        let Some(server) = server.upgrade() else { return };
+        let keys = server.waiting.borrow_mut().remove(&partition.id()).unwrap_or_default();
+        keys.into_iter().for_each(|key| server.mark(key));
+    }
+}
+
+async fn keep_deadlines(server: Weak<ServerCore>) {
+    loop {
+        let Some(core) = server.upgrade().map(|s| s.core.clone()) else { return };
+        core.sleep(SWEEP).await;
+        drop(core);
+        let Some(server) = server.upgrade() else { return };
+        server.sweep();
+    }
+}

@@ -1,0 +1,463 @@
+//! Running requests against a partition.
+//!
+//! What memory can answer is answered at once. What needs the disk becomes a future whose end is applied to the
+//! conversation ([`Outcome::Later`]); until then the conversation parses nothing more.
+
+use super::conversation::Conversation;
+use super::errors::code_of;
+use super::system;
+use crate::wire::{Dialect, ErrorCode, Position, Request, reply};
+use std::future::Future;
+use std::pin::Pin;
+use turnstone_engine::types::{Value, Version};
+use turnstone_engine::{Error, Lookup, Partition, Progress, RunAhead, Transaction, Write};
+use turnstone_executor::RealEnv;
+
+/// Applied to a conversation when its request is done.
+pub type Finish = Box<dyn FnOnce(&mut Conversation)>;
+
+/// How a request went.
+pub enum Outcome {
+    /// It is answered.
+    Done,
+    /// It waits for something.
+    Later(Pin<Box<dyn Future<Output = Finish>>>),
+    /// The conversation must go to this partition's core.
+    Select(u8),
+    /// It asks about the node.
+    Node(NodeQuestion),
+}
+
+/// A question that all cores answer together.
+pub enum NodeQuestion {
+    /// Everything.
+    Stat {
+        /// The request.
+        id: u32,
+    },
+    /// One key of partition 0.
+    Get {
+        /// The request.
+        id: u32,
+        /// The keys, one for a Get.
+        keys: Vec<Vec<u8>>,
+        /// Whether it is an MGet.
+        many: bool,
+    },
+}
+
+/// Answers an engine error.
+pub fn refuse(conversation: &mut Conversation, id: u32, error: &Error) {
+    let dialect = conversation.session.dialect;
+    conversation.reply(|out| reply::encode_error(dialect, id, code_of(error), &error.to_string(), out));
+}
+
+fn refuse_with(conversation: &mut Conversation, id: u32, code: ErrorCode, text: &str) {
+    let dialect = conversation.session.dialect;
+    conversation.reply(|out| reply::encode_error(dialect, id, code, text, out));
+}
+
+fn ok(conversation: &mut Conversation, id: u32, parts: &[&[u8]]) {
+    let dialect = conversation.session.dialect;
+    conversation.reply(|out| reply::encode_ok(dialect, id, parts, out));
+}
+
+fn value(conversation: &mut Conversation, id: u32, found: Option<&[u8]>) {
+    let dialect = conversation.session.dialect;
+    conversation.reply(|out| match found {
+        Some(bytes) => reply::encode_ok(dialect, id, &[bytes], out),
+        None => reply::encode_not_found(dialect, id, out),
+    });
+}
+
+/// The wire's form of a version's identity.
+pub fn position(partition: &Partition<RealEnv>, version: Version) -> Position {
+    let at = partition.position(version);
+    Position { partition: at.partition, epoch: at.epoch.number, epoch_id: at.epoch.id, version }
+}
+
+/// Runs a request that the session let through.
+pub fn execute(conversation: &mut Conversation, id: u32, request: Request<'_>) -> Outcome {
+    match request {
+        Request::Ping => ok(conversation, id, &[b"PONG"]),
+        Request::Select { name } => match crate::wire::partition_from_decimal(name) {
+            Some(partition) => return Outcome::Select(partition),
+            None => refuse_with(conversation, id, ErrorCode::NoSuchPartition, "no such partition"),
+        },
+        Request::Quit => conversation.over = true,
+        request if conversation.session.selected == 0 => return of_node(conversation, id, request),
+        request => {
+            let Some(partition) = conversation.partition.clone() else {
+                let text = "this partition is offline, its files are damaged; the server's log says which";
+                refuse_with(conversation, id, ErrorCode::Offline, text);
+                return Outcome::Done;
+            };
+            return of_partition(conversation, &partition, id, request);
+        }
+    }
+    Outcome::Done
+}
+
+fn of_node(conversation: &mut Conversation, id: u32, request: Request<'_>) -> Outcome {
+    match request {
+        Request::Begin => {
+            conversation.session.in_transaction = true;
+            ok(conversation, id, &[]);
+        }
+        Request::Commit => {
+            conversation.session.in_transaction = false;
+            let dialect = conversation.session.dialect;
+            conversation.reply(|out| reply::encode_committed(dialect, id, system::POSITION, out));
+        }
+        Request::Abort => {
+            conversation.session.in_transaction = false;
+            ok(conversation, id, &[]);
+        }
+        Request::Stat => return Outcome::Node(NodeQuestion::Stat { id }),
+        Request::Get { key } => return Outcome::Node(NodeQuestion::Get { id, keys: vec![key.to_vec()], many: false }),
+        Request::MGet(keys) => {
+            let keys = keys.into_iter().map(<[u8]>::to_vec).collect();
+            return Outcome::Node(NodeQuestion::Get { id, keys, many: true });
+        }
+        Request::ReplicaOf { address, .. } => replica_of(conversation, id, address),
+        _ => refuse_with(conversation, id, ErrorCode::ReadOnly, "partition 0 is read-only; select one of the others"),
+    }
+    Outcome::Done
+}
+
+fn replica_of(conversation: &mut Conversation, id: u32, address: &[u8]) {
+    if address.is_empty() {
+        // It follows nobody, so there is nothing to stop.
+        ok(conversation, id, &[]);
+    } else {
+        refuse_with(conversation, id, ErrorCode::Unsupported, "following a leader is not in this version");
+    }
+}
+
+fn of_partition(
+    conversation: &mut Conversation,
+    partition: &Partition<RealEnv>,
+    id: u32,
+    request: Request<'_>,
+) -> Outcome {
+    match request {
+        Request::Get { key } => return get(conversation, partition, id, key),
+        Request::MGet(keys) => return get_many(conversation, partition, id, &keys),
+        Request::Set { key, value } => {
+            return write(conversation, partition, id, vec![(key, Write::Set(value.into()))]);
+        }
+        // Such a key cannot exist, and deleting what does not exist is no error.
+        Request::Del { key: [] } if conversation.transaction.is_some() => ok(conversation, id, &[]),
+        Request::Del { key } => {
+            return write(conversation, partition, id, vec![(key, Write::Delete)]);
+        }
+        Request::MSet(pairs) => {
+            let writes = pairs.into_iter().map(|(key, value)| (key, Write::Set(value.into()))).collect();
+            return write(conversation, partition, id, writes);
+        }
+        Request::MDel(keys) => return delete_many(conversation, partition, id, &keys),
+        Request::Begin => {
+            let snapshot = conversation.ahead.snapshot(partition);
+            conversation.transaction = Some(partition.begin(snapshot));
+            conversation.session.in_transaction = true;
+            ok(conversation, id, &[]);
+        }
+        Request::Commit => {
+            conversation.session.in_transaction = false;
+            match conversation.transaction.take() {
+                Some(transaction) => return submit(conversation, partition, id, transaction),
+                None => refuse_with(conversation, id, ErrorCode::TxRequired, "no transaction is open"),
+            }
+        }
+        Request::Abort => {
+            conversation.session.in_transaction = false;
+            conversation.transaction = None;
+            ok(conversation, id, &[]);
+        }
+        Request::Stat => {
+            let json = system::partition_json(&partition.status());
+            ok(conversation, id, &[json.as_bytes()]);
+        }
+        Request::ReplicaOf { address, .. } => replica_of(conversation, id, address),
+        Request::Promote { min_replicas } if min_replicas > 0 => {
+            refuse_with(
+                conversation,
+                id,
+                ErrorCode::Unsupported,
+                "quorum writes are not in this version; promote with 0",
+            );
+        }
+        request => return administer(partition, id, request),
+    }
+    Outcome::Done
+}
+
+/// Commands that take their time.
+fn administer(partition: &Partition<RealEnv>, id: u32, request: Request<'_>) -> Outcome {
+    enum Command {
+        Checkpoint,
+        Flush,
+        Promote,
+        StepDown,
+        Hold(String, u64, Version, u64),
+        Release(String),
+        ReadLog(Version, usize),
+        Unknown,
+    }
+    let name = |bytes: &[u8]| bytes.escape_ascii().to_string();
+    let command = match request {
+        Request::Checkpoint => Command::Checkpoint,
+        Request::FlushDb => Command::Flush,
+        Request::Promote { .. } => Command::Promote,
+        Request::StepDown => Command::StepDown,
+        Request::Hold { name: n, epoch, version, limit_bytes } => Command::Hold(name(n), epoch, version, limit_bytes),
+        Request::Release { name: n } => Command::Release(name(n)),
+        Request::ReadLog { version, limit_bytes } => Command::ReadLog(version, limit_bytes as usize),
+        _ => Command::Unknown,
+    };
+    let partition = partition.clone();
+    Outcome::Later(Box::pin(async move {
+        let answer: Result<Vec<u8>, Error> = match command {
+            Command::Checkpoint => partition.checkpoint().await.map(|()| Vec::new()),
+            Command::Flush => partition.flush_all().await.map(|_| Vec::new()),
+            Command::Promote => partition.promote().await.map(|()| Vec::new()),
+            Command::StepDown => partition.step_down().await.map(|()| Vec::new()),
+            Command::Hold(name, epoch, version, limit) => hold(&partition, &name, epoch, version, limit).await,
+            Command::Release(name) => partition.release(&name).await.map(|()| Vec::new()),
+            Command::ReadLog(version, limit) => partition.read_log(version, limit).await.map(|p| system::log_text(&p)),
+            Command::Unknown => Err(Error::Diverged("this command is not in this version".to_string())),
+        };
+        let finish: Finish = Box::new(move |conversation| match answer {
+            Ok(body) => ok(conversation, id, &[&body]),
+            Err(error) => refuse(conversation, id, &error),
+        });
+        finish
+    }))
+}
+
+/// A hold at a position of this history, or from now on.
+async fn hold(
+    partition: &Partition<RealEnv>,
+    name: &str,
+    epoch: u64,
+    version: Version,
+    limit_bytes: u64,
+) -> Result<Vec<u8>, Error> {
+    let known = position(partition, version).epoch;
+    if version != 0 && epoch != known {
+        let text = format!("version {version} belongs to epoch {known} here, not to {epoch}");
+        return Err(Error::Diverged(text));
+    }
+    let held = partition.hold(name, version, limit_bytes).await?;
+    Ok(position(partition, held).to_string().into_bytes())
+}
+
+/// Looks a key up: within the open transaction, or as of now.
+fn look(conversation: &mut Conversation, partition: &Partition<RealEnv>, key: &[u8]) -> Result<Lookup<RealEnv>, Error> {
+    match &mut conversation.transaction {
+        Some(transaction) => partition.get(transaction, key),
+        None => Ok(partition.get_at(conversation.ahead.snapshot(partition), key)),
+    }
+}
+
+fn get(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32, key: &[u8]) -> Outcome {
+    match look(conversation, partition, key) {
+        Ok(Lookup::Found(found)) => value(conversation, id, Some(&found)),
+        Ok(Lookup::Absent) => value(conversation, id, None),
+        Ok(Lookup::Cold(cold)) => {
+            return Outcome::Later(Box::pin(async move {
+                let answer = cold.fetch().await;
+                let finish: Finish = Box::new(move |conversation| match answer {
+                    Ok(found) => value(conversation, id, found.as_deref()),
+                    Err(error) => refuse(conversation, id, &error),
+                });
+                finish
+            }));
+        }
+        Err(error) => refuse(conversation, id, &error),
+    }
+    Outcome::Done
+}
+
+fn get_many(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32, keys: &[&[u8]]) -> Outcome {
+    let mut found = Vec::with_capacity(keys.len());
+    for key in keys {
+        match look(conversation, partition, key) {
+            Ok(lookup) => found.push(lookup),
+            Err(error) => {
+                refuse(conversation, id, &error);
+                return Outcome::Done;
+            }
+        }
+    }
+    Outcome::Later(Box::pin(async move {
+        let answer = fetch_all(found).await;
+        let finish: Finish = Box::new(move |conversation| match answer {
+            Ok(values) => {
+                let dialect = conversation.session.dialect;
+                conversation.reply(|out| reply::encode_mget(dialect, id, &values, out));
+            }
+            Err(error) => refuse(conversation, id, &error),
+        });
+        finish
+    }))
+}
+
+async fn fetch_all(lookups: Vec<Lookup<RealEnv>>) -> Result<Vec<Option<Value>>, Error> {
+    let mut values = Vec::with_capacity(lookups.len());
+    for lookup in lookups {
+        values.push(match lookup {
+            Lookup::Found(value) => Some(value),
+            Lookup::Absent => None,
+            Lookup::Cold(cold) => cold.fetch().await?,
+        });
+    }
+    Ok(values)
+}
+
+/// A transaction of one request: it takes its snapshot at its own prepare.
+fn autocommit(partition: &Partition<RealEnv>, ahead: RunAhead) -> Transaction {
+    let mut transaction = partition.begin(ahead.snapshot(partition));
+    transaction.late = true;
+    transaction
+}
+
+fn write(
+    conversation: &mut Conversation,
+    partition: &Partition<RealEnv>,
+    id: u32,
+    writes: Vec<(&[u8], Write)>,
+) -> Outcome {
+    let alone = conversation.transaction.is_none();
+    let mut transaction = conversation.transaction.take().unwrap_or_else(|| autocommit(partition, conversation.ahead));
+    // All or nothing: a later pair may break a limit that the earlier ones do not.
+    let before = (!alone && writes.len() > 1).then(|| transaction.mark(writes.iter().map(|(key, _)| *key)));
+    for (key, write) in writes {
+        if let Err(error) = partition.write(&mut transaction, key, write) {
+            if let Some(before) = before {
+                transaction.restore(before);
+            }
+            refuse(conversation, id, &error);
+            if !alone {
+                conversation.transaction = Some(transaction);
+            }
+            return Outcome::Done;
+        }
+    }
+    if alone {
+        return submit(conversation, partition, id, transaction);
+    }
+    conversation.transaction = Some(transaction);
+    ok(conversation, id, &[]);
+    Outcome::Done
+}
+
+fn delete_many(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32, keys: &[&[u8]]) -> Outcome {
+    let alone = conversation.transaction.is_none();
+    let mut transaction = conversation.transaction.take().unwrap_or_else(|| autocommit(partition, conversation.ahead));
+    let mut lookups = Vec::with_capacity(keys.len());
+    let mut refused = None;
+    let before = transaction.mark(keys.iter().copied());
+    let mut seen = std::collections::BTreeSet::new();
+    for key in keys {
+        let looked = partition.get(&mut transaction, key);
+        // A key that is named twice exists once.
+        let step = looked.and_then(|l| {
+            if seen.insert(*key) {
+                lookups.push(l);
+            }
+            partition.write(&mut transaction, key, Write::Delete)
+        });
+        if let Err(error) = step {
+            refused = Some(error);
+            break;
+        }
+    }
+    if let Some(error) = refused {
+        refuse(conversation, id, &error);
+        if !alone {
+            transaction.restore(before);
+            conversation.transaction = Some(transaction);
+        }
+        return Outcome::Done;
+    }
+    let partition = partition.clone();
+    Outcome::Later(Box::pin(async move {
+        let counted = fetch_all(lookups).await.map(|values| values.iter().flatten().count() as u32);
+        let (outcome, transaction) = match counted {
+            Ok(count) if alone => {
+                let ticket = partition.submit(transaction);
+                (ticket.prepared().await.map(|version| (count, Some(version))), None)
+            }
+            Ok(count) => (Ok((count, None)), Some(transaction)),
+            Err(error) if alone => (Err(error), None),
+            Err(error) => {
+                // What could not be counted is not deleted either; the transaction goes on.
+                transaction.restore(before);
+                (Err(error), Some(transaction))
+            }
+        };
+        let finish: Finish = Box::new(move |conversation| {
+            let dialect = conversation.session.dialect;
+            conversation.transaction = transaction;
+            match outcome {
+                Ok((count, version)) => {
+                    if let Some(version) = version {
+                        conversation.ahead.prepared(version);
+                    }
+                    let position = version.map(|version| position(&partition, version));
+                    conversation.reply(|out| reply::encode_deleted(dialect, id, count, position, out));
+                }
+                Err(error) => refuse(conversation, id, &error),
+            }
+        });
+        finish
+    }))
+}
+
+fn submit(
+    conversation: &mut Conversation,
+    partition: &Partition<RealEnv>,
+    id: u32,
+    transaction: Transaction,
+) -> Outcome {
+    let ticket = partition.submit(transaction);
+    match ticket.progress() {
+        Progress::Prepared(version) => committed(conversation, partition, id, version),
+        Progress::Refused(error) => refuse(conversation, id, &error),
+        Progress::Reserving => {
+            let partition = partition.clone();
+            return Outcome::Later(Box::pin(async move {
+                let answer = ticket.prepared().await;
+                let finish: Finish = Box::new(move |conversation| match answer {
+                    Ok(version) => committed(conversation, &partition, id, version),
+                    Err(error) => refuse(conversation, id, &error),
+                });
+                finish
+            }));
+        }
+    }
+    Outcome::Done
+}
+
+fn committed(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32, version: Version) {
+    conversation.ahead.prepared(version);
+    let (dialect, at) = (conversation.session.dialect, position(partition, version));
+    conversation.reply(|out| reply::encode_committed(dialect, id, at, out));
+}
+
+/// The answer to a question about the node.
+pub fn answer_node(conversation: &mut Conversation, question: NodeQuestion, node: &system::NodeView) {
+    let dialect: Dialect = conversation.session.dialect;
+    match question {
+        NodeQuestion::Stat { id } => ok(conversation, id, &[node.json().as_bytes()]),
+        NodeQuestion::Get { id, keys, many } => {
+            let values: Vec<Option<Vec<u8>>> = keys.iter().map(|key| node.get(key)).collect();
+            if many {
+                conversation.reply(|out| reply::encode_mget(dialect, id, &values, out));
+            } else {
+                value(conversation, id, values.first().and_then(|v| v.as_deref()));
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The server: cores with their partitions and connections, from settings to shutdown.
+
+mod connection;
+mod conversation;
+mod core;
+mod errors;
+mod execute;
+mod handoff;
+mod node_view;
+mod retention;
+mod settings;
+mod shared;
+pub mod system;
+
+use self::core::{ServerCore, Slot};
+use crate::tls;
+use handoff::Message;
+pub use settings::ServerSettings;
+use shared::Shared;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use turnstone_engine::Partition;
+use turnstone_engine::env::Level;
+use turnstone_executor::{Core, Log, Node, NodeOptions, RealEnv, placement};
+
+/// What the start found.
+#[derive(Clone, Debug, Default)]
+pub struct Ready {
+    /// How long opening took.
+    pub took: Duration,
+    /// Partitions that serve.
+    pub open: usize,
+    /// Partitions that do not, and why.
+    pub offline: Vec<(u8, String)>,
+    /// Live keys as of the last checkpoints.
+    pub keys: u64,
+}
+
+/// A running server.
+pub struct Server {
+    node: Node<Message>,
+    address: SocketAddr,
+    ready: flume::Receiver<Ready>,
+    tls: tls::TlsFiles,
+    cores: usize,
+    started: Instant,
+}
+
+impl Server {
+    /// Starts all cores; partitions are opened there. The listening socket is bound at once, served when all are open.
+    pub fn start(settings: ServerSettings, options: NodeOptions, log: Log) -> Result<Server, String> {
+        let config = tls::server_config(&settings.tls).map_err(|e| e.to_string())?;
+        let listener = TcpListener::bind(settings.listen).map_err(|e| {
+            format!("cannot listen on {}: {e}; choose another with --port, or stop who uses it", settings.listen)
+        })?;
+        let address = listener.local_addr().map_err(|e| format!("the listening socket has no address: {e}"))?;
+        let started = Instant::now();
+        let tls = settings.tls.clone();
+        let cores = placement::executors(options.executors);
+        let (ready_sender, ready) = flume::bounded(cores);
+        let settings = Arc::new(settings);
+        let shared = Arc::new(Shared::default());
+        let listener = Arc::new(Mutex::new(Some(listener)));
+        // Every core opens first, then all start to listen together with core 0.
+        let gate = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let node = Node::start(options, log, move |core: Rc<Core<Message>>| {
+            let (settings, config, shared) = (settings.clone(), config.clone(), shared.clone());
+            let (ready, listener, gate) = (ready_sender.clone(), listener.clone(), gate.clone());
+            async move {
+                let partitions = open_partitions(&core, &settings).await;
+                gate.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let listener = if core.index == 0 {
+                    while gate.load(std::sync::atomic::Ordering::SeqCst) < core.mesh.cores() {
+                        core.sleep(Duration::from_millis(1)).await;
+                    }
+                    listener.lock().ok().and_then(|mut l| l.take())
+                } else {
+                    None
+                };
+                let report = report(&partitions);
+                let server = ServerCore::new(core.clone(), settings, config, shared, listener, partitions);
+                if core.index == 0 {
+                    core.spawn(retention::share_out(Rc::downgrade(&server)));
+                }
+                // Nobody waits when the start was given up.
+                let _ = ready.send(report);
+                server
+            }
+        });
+        let node = node.map_err(|e| format!("the cores cannot be started: {e}"))?;
+        Ok(Server { node, address, ready, tls, cores, started })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until connections are served.
+    pub fn wait_ready(&self) -> Result<Ready, String> {
+        let mut all = Ready::default();
+        for _ in 0..self.cores {
+            let one =
+                self.ready.recv().map_err(|_| "a core ended before it was ready; its log line says why".to_string())?;
+            all.open += one.open;
+            all.keys += one.keys;
+            all.offline.extend(one.offline);
+        }
+        all.took = self.started.elapsed();
+        Ok(all)
+    }
+
+    /// Reads certificate, key and CA anew; connections from now on are greeted with them, open ones go on as they are.
+    pub fn reload_certificates(&self) -> Result<(), String> {
+        let config = tls::server_config(&self.tls).map_err(|e| e.to_string())?;
+        for core in 0..self.cores {
+            self.node.mesh().send_blocking(core, Message::Certificates(config.clone()));
+        }
+        Ok(())
+    }
+
+    /// Stops accepting, finishes what is in flight, checkpoints and closes. Returns at once; see [`Server::join`].
+    pub fn shut_down(&self) {
+        for core in 0..self.cores {
+            self.node.mesh().send_blocking(core, Message::Shutdown);
+        }
+    }
+
+    /// Waits until everything has ended.
+    pub fn join(self) -> Result<(), String> {
+        self.node.join().map_err(|e| e.to_string())
+    }
+}
+
+fn report(partitions: &BTreeMap<u8, Slot>) -> Ready {
+    let mut ready = Ready::default();
+    for (number, slot) in partitions {
+        match slot {
+            Slot::Open(partition) => {
+                ready.open += 1;
+                ready.keys += partition.status().keys;
+            }
+            Slot::Offline(why) => ready.offline.push((*number, why.clone())),
+        }
+    }
+    ready
+}
+
+/// Opens this core's partitions side by side; a damaged one is offline while the others serve.
+async fn open_partitions(core: &Rc<Core<Message>>, settings: &ServerSettings) -> BTreeMap<u8, Slot> {
+    let mine: Vec<u8> = (1..=settings.partitions).filter(|p| core.owns(*p)).collect();
+    let (sender, opened) = flume::bounded(mine.len().max(1));
+    for number in &mine {
+        let (core, sender, engine, number) = (core.clone(), sender.clone(), settings.engine.clone(), *number);
+        core.clone().spawn(async move {
+            let slot = open_partition(&core, number, engine).await;
+            // Same core: the receiver below is waiting.
+            let _ = sender.send((number, slot));
+        });
+    }
+    let mut partitions = BTreeMap::new();
+    while partitions.len() < mine.len() {
+        match opened.try_recv() {
+            Ok((number, slot)) => {
+                partitions.insert(number, slot);
+            }
+            Err(_) => core.sleep(Duration::from_micros(200)).await,
+        }
+    }
+    partitions
+}
+
+async fn open_partition(core: &Rc<Core<Message>>, number: u8, engine: turnstone_engine::Settings) -> Slot {
+    let opened: Result<Partition<RealEnv>, turnstone_engine::Error> = async {
+        let env = core.env(number).await?;
+        Partition::open(env, number, engine).await
+    }
+    .await;
+    match opened {
+        Ok(partition) => Slot::Open(partition),
+        Err(error) => {
+            core.log.line(Level::Error, &format!("partition {number} is offline, the others serve: {error}"));
+            Slot::Offline(error.to_string())
+        }
+    }
+}

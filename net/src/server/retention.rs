@@ -1,0 +1,66 @@
+//! Sharing out the node's budget for kept log: once a second core 0 asks everybody how much they wrote lately, and gives
+//! each partition a share by that (D14). Every partition keeps a floor, so that a quiet one is not emptied by a busy one.
+
+use super::core::ServerCore;
+use super::handoff::Message;
+use std::collections::BTreeMap;
+use std::rc::Weak;
+use std::time::Duration;
+use turnstone_executor::placement;
+
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Shares of `total` bytes by recent bytes written; half is shared equally, half by rate.
+pub fn shares(total: u64, rates: &BTreeMap<u8, u64>) -> BTreeMap<u8, u64> {
+    let sum: u128 = rates.values().map(|r| u128::from(*r)).sum();
+    let floor = total / 2 / (rates.len().max(1) as u64);
+    let by_rate = |rate: u64| (u128::from(total / 2) * u128::from(rate)).checked_div(sum).map_or(floor, |n| n as u64);
+    rates.iter().map(|(partition, rate)| (*partition, floor + by_rate(*rate))).collect()
+}
+
+/// The figure `name` of a partition's JSON.
+fn figure(json: &str, name: &str) -> u64 {
+    let rest = json.split_once(&format!("\"{name}\":")).map_or("", |(_, rest)| rest);
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or(0)
+}
+
+/// The task on core 0.
+pub async fn share_out(server: Weak<ServerCore>) {
+    let mut written: BTreeMap<u8, u64> = BTreeMap::new();
+    let mut smoothed: BTreeMap<u8, u64> = BTreeMap::new();
+    loop {
+        let Some(core) = server.upgrade().map(|s| s.core.clone()) else { return };
+        core.sleep(PERIOD).await;
+        let Some(server) = server.upgrade() else { return };
+        let view = server.node_view().await;
+        for (partition, json) in &view.partitions {
+            let now = figure(json, "log_bytes");
+            let before = written.insert(*partition, now).unwrap_or(0);
+            let rate = smoothed.entry(*partition).or_default();
+            // A moving average over some 16 s.
+            *rate = *rate - *rate / 16 + now.saturating_sub(before) / 16;
+        }
+        let total = server.settings.engine.wal_retention_bytes * u64::from(server.settings.partitions);
+        for (partition, bytes) in shares(total, &smoothed) {
+            let home = placement::home_of(partition, server.core.mesh.cores());
+            server.post(home, Message::Retention { partition, bytes });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_follow_the_rates_above_a_floor_and_never_pass_the_total() {
+        let rates = BTreeMap::from([(1, 0), (2, 300), (3, 100)]);
+        let got = shares(1200, &rates);
+        assert_eq!(got, BTreeMap::from([(1, 200), (2, 650), (3, 350)]));
+        assert!(got.values().sum::<u64>() <= 1200);
+        let idle = shares(1200, &BTreeMap::from([(1, 0), (2, 0)]));
+        assert_eq!(idle.values().sum::<u64>(), 1200);
+        assert_eq!(figure("{\"a\":1,\"log_bytes\":42,\"b\":3}", "log_bytes"), 42);
+    }
+}

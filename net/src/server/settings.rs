@@ -1,0 +1,34 @@
+//! What a person may choose for the server: plain values. Sizes are bytes.
+
+use crate::tls::TlsFiles;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Settings of a server.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Its certificate, key and CA.
+    pub tls: TlsFiles,
+    /// User partitions: 1 to this.
+    pub partitions: u8,
+    /// Connections with a finished handshake.
+    pub max_conns: usize,
+    /// Connections without one yet.
+    pub max_handshakes: usize,
+    /// A handshake takes at most this long.
+    pub handshake_timeout: Duration,
+    /// A connection that asks nothing is closed after this long.
+    pub idle_timeout: Duration,
+    /// A connection that takes no replies is closed after this long.
+    pub write_timeout: Duration,
+    /// Longest payload of a request.
+    pub max_request_size: u32,
+    /// How long a shutdown waits for replies to be taken.
+    pub shutdown_timeout: Duration,
+    /// Settings of each partition.
+    pub engine: turnstone_engine::Settings,
+    /// A connection that has moved this often stays where it is and is forwarded.
+    pub moves_max: u32,
+}

@@ -1,0 +1,160 @@
+//! Partition 0: what the node says of itself, as keys and as JSON. It is made when it is asked for, from all cores.
+//!
+//! Keys: `version`, `uptime_ms`, `executors`, `connections`, `partitions` (a JSON list), `partition/N` (a JSON object).
+
+use crate::wire::Position;
+use turnstone_engine::stats::Status;
+use turnstone_engine::tail::LogPage;
+
+/// Partition 0 has no commits; what it answers to one.
+pub const POSITION: Position = Position { partition: 0, epoch: 0, epoch_id: 0, version: 0 };
+
+/// What the node says of itself.
+pub struct NodeView {
+    /// Milliseconds since the start.
+    pub uptime_ms: u128,
+    /// Executors.
+    pub executors: usize,
+    /// Connections with a finished handshake.
+    pub connections: usize,
+    /// Connections accepted since the start.
+    pub accepted: u64,
+    /// Connections refused or dropped: at the limit, in the handshake, for a deadline.
+    pub refused: [u64; 3],
+    /// Partition and JSON, in order.
+    pub partitions: Vec<(u8, String)>,
+}
+
+impl NodeView {
+    /// Everything.
+    pub fn json(&self) -> String {
+        format!(
+            "{{\"version\":\"{}\",\"uptime_ms\":{},\"executors\":{},\"connections\":{},\"accepted\":{},\
+             \"refused_at_max_conns\":{},\"failed_handshakes\":{},\"closed_for_deadline\":{},\"partitions\":{}}}",
+            env!("CARGO_PKG_VERSION"),
+            self.uptime_ms,
+            self.executors,
+            self.connections,
+            self.accepted,
+            self.refused[0],
+            self.refused[1],
+            self.refused[2],
+            self.list()
+        )
+    }
+
+    fn list(&self) -> String {
+        let items: Vec<&str> = self.partitions.iter().map(|(_, json)| json.as_str()).collect();
+        format!("[{}]", items.join(","))
+    }
+
+    /// A key of partition 0.
+    pub fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let text = match std::str::from_utf8(key).ok()? {
+            "version" => env!("CARGO_PKG_VERSION").to_string(),
+            "uptime_ms" => self.uptime_ms.to_string(),
+            "executors" => self.executors.to_string(),
+            "connections" => self.connections.to_string(),
+            "partitions" => self.list(),
+            other => {
+                let number = crate::wire::partition_from_decimal(other.strip_prefix("partition/")?.as_bytes())?;
+                self.partitions.iter().find(|(p, _)| *p == number)?.1.clone()
+            }
+        };
+        Some(text.into_bytes())
+    }
+}
+
+/// A partition's figures as a JSON object.
+pub fn partition_json(s: &Status) -> String {
+    let holds: Vec<String> = s
+        .holds
+        .iter()
+        .map(|(name, version, limit)| {
+            format!("{{\"name\":\"{}\",\"version\":{version},\"limit_bytes\":{limit}}}", escape(name))
+        })
+        .collect();
+    let role = if s.writable { "leader" } else { "stepped-down" };
+    let mut out = format!(
+        "{{\"partition\":{p},\"state\":\"open\",\"role\":\"{role}\",\"epoch\":{e},\"position\":\"{p}:{e}:{v}\",\
+         \"epoch_id\":\"{:016x}\",\"keys\":{},\"keys_as_of_version\":{}",
+        s.epoch_id,
+        s.keys,
+        s.keys_as_of_version,
+        p = s.partition,
+        e = s.epoch,
+        v = s.version
+    );
+    let figures = [
+        ("version", s.version),
+        ("open_snapshots", s.open_snapshots),
+        ("overlay_bytes", s.overlay_bytes),
+        ("wal_segments", s.wal_segments),
+        ("wal_spares", s.wal_spares),
+        ("wal_checkpointed_bytes", s.wal_checkpointed_bytes),
+        ("wal_not_checkpointed_bytes", s.wal_not_checkpointed_bytes),
+        ("wal_oldest_version", s.wal_oldest_version),
+        ("value_files", s.value_files),
+        ("value_used_bytes", s.value_used_bytes),
+        ("value_live_bytes", s.value_live_bytes),
+        ("value_pinned_bytes", s.value_pinned_bytes),
+        ("runs", s.runs),
+        ("run_entries", s.run_entries),
+        ("cache_hits", s.cache_hits),
+        ("cache_misses", s.cache_misses),
+        ("commits", s.commits),
+        ("conflicts", s.conflicts),
+        ("batches", s.batches),
+        ("idle_vouchers", s.idle_vouchers),
+        ("log_bytes", s.log_bytes),
+        ("waits_for_overlay", s.waits_for_overlay),
+        ("waits_for_log_space", s.waits_for_log_space),
+        ("checkpoints", s.checkpoints),
+        ("base_runs", s.base_runs),
+        ("snapshots_given_up", s.snapshots_given_up),
+        ("index_mended", s.index_mended),
+        ("segments_purged", s.segments_purged),
+    ];
+    for (name, figure) in figures {
+        out.push_str(&format!(",\"{name}\":{figure}"));
+    }
+    out.push_str(&format!(",\"holds\":[{}]}}", holds.join(",")));
+    out
+}
+
+/// A partition that does not serve.
+pub fn offline_json(partition: u8, why: &str) -> String {
+    format!("{{\"partition\":{partition},\"state\":\"offline\",\"why\":\"{}\"}}", escape(why))
+}
+
+/// A stretch of the log for people: one line per transaction.
+pub fn log_text(page: &LogPage) -> Vec<u8> {
+    let mut out = String::new();
+    for body in &page.batches {
+        for (i, operations) in body.transactions.iter().enumerate() {
+            let version = body.first_version + i as u64;
+            out.push_str(&format!(
+                "version {version}: {} operations, commit ms {}\n",
+                operations.len(),
+                body.commit_ms
+            ));
+        }
+    }
+    out.push_str(&format!("next {}", page.next));
+    out.into_bytes()
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => {
+                out.push('\\');
+                out.push(c);
+            }
+            c if c < ' ' => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,209 @@
+//! Who a peer is: the role that the organisation in its certificate names.
+//!
+//! The certificate has been verified against the CA before anything here runs. What is read is exact: one organisation,
+//! spelled `TurnstoneDB <role>`. Everything else is an error, so a certificate of the same CA made for another purpose
+//! opens nothing.
+
+use std::fmt;
+
+use x509_parser::asn1_rs::Tag;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// What stands before the role in the organisation; the space belongs to it.
+pub const ORGANIZATION_PREFIX: &str = "TurnstoneDB ";
+
+/// What a certificate entitles its holder to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Reads and writes data.
+    Client,
+    /// Everything, for people.
+    Admin,
+    /// Everything, for nodes.
+    Server,
+    /// Consumes the change stream.
+    Cdc,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Role; 4] = [Role::Server, Role::Client, Role::Admin, Role::Cdc];
+
+    /// The word used in certificates, file names and texts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Role::Client => "client",
+            Role::Admin => "admin",
+            Role::Server => "server",
+            Role::Cdc => "cdc",
+        }
+    }
+
+    /// The role with this name; the comparison is exact.
+    pub fn from_name(name: &str) -> Option<Role> {
+        Role::ALL.into_iter().find(|role| role.name() == name)
+    }
+
+    /// The organisation that a certificate of this role carries.
+    pub fn organization(self) -> String {
+        format!("{ORGANIZATION_PREFIX}{}", self.name())
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Why a certificate names no role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentityError {
+    /// The bytes are no certificate, or more than one.
+    Unreadable,
+    /// There is no organisation.
+    NoOrganization,
+    /// There are several organisations; none of them is preferred.
+    SeveralOrganizations(usize),
+    /// The organisation is a string of a kind that is not read, for example UCS-2.
+    StringKind,
+    /// The organisation is not `TurnstoneDB <role>` with a role that exists.
+    NoRole(String),
+}
+
+impl fmt::Display for IdentityError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IdentityError::Unreadable => write!(f, "the certificate cannot be read"),
+            IdentityError::NoOrganization => write!(f, "the certificate has no organisation (O), so it has no role"),
+            IdentityError::SeveralOrganizations(count) => {
+                write!(f, "the certificate has {count} organisations (O); exactly one must name the role")
+            }
+            IdentityError::StringKind => {
+                write!(f, "the certificate's organisation (O) is neither a UTF-8 nor a printable string")
+            }
+            IdentityError::NoRole(found) => write!(
+                f,
+                "the certificate's organisation (O) is '{}'; a role reads 'TurnstoneDB client', 'TurnstoneDB admin', \
+                 'TurnstoneDB server' or 'TurnstoneDB cdc'",
+                found.escape_debug()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for IdentityError {}
+
+/// Reads the role of a certificate in DER form.
+pub fn role_of(der: &[u8]) -> Result<Role, IdentityError> {
+    let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
+    if !rest.is_empty() {
+        return Err(IdentityError::Unreadable);
+    }
+    let mut organizations = certificate.subject().iter_organization();
+    let organization = organizations.next().ok_or(IdentityError::NoOrganization)?;
+    match organizations.count() {
+        0 => {}
+        others => return Err(IdentityError::SeveralOrganizations(1 + others)),
+    }
+    let value = organization.attr_value();
+    if !matches!(value.tag(), Tag::Utf8String | Tag::PrintableString) {
+        return Err(IdentityError::StringKind);
+    }
+    let text = std::str::from_utf8(value.data).map_err(|_| IdentityError::StringKind)?;
+    text.strip_prefix(ORGANIZATION_PREFIX)
+        .and_then(Role::from_name)
+        .ok_or_else(|| IdentityError::NoRole(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::string::{BmpString, Ia5String, PrintableString};
+    use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair};
+
+    use super::*;
+
+    fn certificate(fill: impl FnOnce(&mut DistinguishedName)) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        fill(&mut params.distinguished_name);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    fn with_organization(value: impl Into<DnValue>) -> Vec<u8> {
+        certificate(|name| name.push(DnType::OrganizationName, value))
+    }
+
+    #[test]
+    fn each_role_reads_back() {
+        for role in Role::ALL {
+            assert_eq!(role_of(&with_organization(role.organization())), Ok(role));
+            let printable = PrintableString::try_from(role.organization()).unwrap();
+            assert_eq!(role_of(&with_organization(DnValue::PrintableString(printable))), Ok(role));
+        }
+    }
+
+    #[test]
+    fn near_misses_have_no_role() {
+        for name in [
+            "",
+            "TurnstoneDB",
+            "TurnstoneDB ",
+            "TurnstoneDB  client",
+            "TurnstoneDB Client",
+            "turnstonedb client",
+            "TurnstoneDB client ",
+            " TurnstoneDB client",
+            "TurnstoneDB client\0",
+            "TurnstoneDB root",
+            "TurnstoneDB CA",
+            "client",
+        ] {
+            assert_eq!(role_of(&with_organization(name)), Err(IdentityError::NoRole(name.to_owned())));
+        }
+    }
+
+    #[test]
+    fn other_string_kinds_are_refused() {
+        let bmp = BmpString::try_from("TurnstoneDB admin").unwrap();
+        assert_eq!(role_of(&with_organization(DnValue::BmpString(bmp))), Err(IdentityError::StringKind));
+        let ia5 = Ia5String::try_from("TurnstoneDB admin").unwrap();
+        assert_eq!(role_of(&with_organization(DnValue::Ia5String(ia5))), Err(IdentityError::StringKind));
+    }
+
+    #[test]
+    fn only_the_organisation_counts() {
+        let der = certificate(|name| {
+            name.push(DnType::CommonName, "TurnstoneDB admin");
+            name.push(DnType::OrganizationalUnitName, "TurnstoneDB admin");
+        });
+        assert_eq!(role_of(&der), Err(IdentityError::NoOrganization));
+    }
+
+    /// rcgen writes one value per attribute type, so the second organisation is made from an attribute of another
+    /// type by changing the last byte of its object identifier (2.5.4.11 becomes 2.5.4.10).
+    #[test]
+    fn two_organisations_are_ambiguous() {
+        let mut der = certificate(|name| {
+            name.push(DnType::OrganizationName, "TurnstoneDB client");
+            name.push(DnType::OrganizationalUnitName, "TurnstoneDB admin");
+        });
+        let unit = [0x06, 0x03, 0x55, 0x04, 0x0b];
+        let places: Vec<_> = der.windows(5).enumerate().filter(|(_, w)| *w == unit).map(|(i, _)| i + 4).collect();
+        assert!(!places.is_empty());
+        for place in places {
+            der[place] = 0x0a;
+        }
+        assert_eq!(role_of(&der), Err(IdentityError::SeveralOrganizations(2)));
+    }
+
+    #[test]
+    fn other_bytes_are_unreadable() {
+        let mut der = with_organization("TurnstoneDB admin");
+        assert_eq!(role_of(&der[..der.len() - 1]), Err(IdentityError::Unreadable));
+        der.push(0);
+        assert_eq!(role_of(&der), Err(IdentityError::Unreadable));
+        assert_eq!(role_of(b""), Err(IdentityError::Unreadable));
+        assert_eq!(role_of(&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]), Err(IdentityError::Unreadable));
+    }
+}

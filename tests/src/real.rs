@@ -1,0 +1,247 @@
+//! Running the real binaries: a home in a temporary directory, a server process, clients over mutual TLS.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use turnstone_net::client::{ClientError, ClientSettings, Connection};
+use turnstone_net::tls::{ClientOffer, Role, TlsFiles};
+
+/// A server that does not get ready within this time has failed.
+const READY: Duration = Duration::from_secs(60);
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Builds the release binaries once per test process and answers where one is.
+pub fn binary(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let directory = BUILT.get_or_init(|| {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--release", "--bins", "-p", "turnstone-tools", "-p", "turnstone-tests"])
+            .current_dir(root())
+            .stderr(Stdio::null())
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "the binaries do not build");
+        target.join("release")
+    });
+    directory.join(name)
+}
+
+/// A directory that goes when dropped.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    /// A fresh one, on the disk that the build is on (a memory file system may know no direct I/O).
+    pub fn new(label: &str) -> TempDir {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let base = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+        let name = format!("{label}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = base.join("test-homes").join(name);
+        std::fs::create_dir_all(&path).expect("a directory below target can be made");
+        TempDir(path.canonicalize().expect("it exists"))
+    }
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// An initialised home.
+pub struct TestHome {
+    directory: TempDir,
+}
+
+impl TestHome {
+    /// Made by `turnstone --init`.
+    pub fn new(label: &str) -> TestHome {
+        let directory = TempDir::new(label);
+        let made = Command::new(binary("turnstone")).arg("--init").arg("--home").arg(directory.path()).output();
+        let made = made.expect("turnstone runs");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        TestHome { directory }
+    }
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+    /// Certificate, key and CA of a role.
+    pub fn files(&self, role: Role) -> TlsFiles {
+        let certs = self.path().join("certs");
+        TlsFiles {
+            cert: certs.join(format!("{role}.crt")),
+            key: certs.join(format!("{role}.key")),
+            ca: certs.join("ca.crt"),
+        }
+    }
+    /// Starts a server on it with these flags.
+    pub fn serve(&self, flags: &[&str]) -> TestServer {
+        self.try_serve(binary("turnstone"), flags).expect("the server gets ready")
+    }
+    /// Starts this binary on it; the error is what it wrote.
+    pub fn try_serve(&self, program: PathBuf, flags: &[&str]) -> Result<TestServer, String> {
+        let port = free_port();
+        let started = Instant::now();
+        let mut child = Command::new(program)
+            .arg("--home")
+            .arg(self.path())
+            .args(["--port", &format!("127.0.0.1:{port}")])
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("turnstone runs");
+        let stderr = child.stderr.take().expect("it is piped");
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if std::env::var_os("TURNSTONE_SHOW_LOG").is_some() {
+                    eprintln!("{line}");
+                }
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut seen = Vec::new();
+        loop {
+            let left = READY.saturating_sub(started.elapsed());
+            match lines.recv_timeout(left) {
+                Ok(line) => {
+                    let ready = line.contains("ready in ");
+                    seen.push(line);
+                    if ready {
+                        break;
+                    }
+                }
+                Err(_) => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(seen.join("\n"));
+                }
+            }
+        }
+        Ok(TestServer { child, port, lines, seen, took: started.elapsed() })
+    }
+    /// Starts a server and kills it after `life`, ready or not; answers whether it was not ready yet.
+    pub fn kill_while_starting(&self, flags: &[&str], life: Duration) -> bool {
+        let mut child = Command::new(binary("turnstone"))
+            .arg("--home")
+            .arg(self.path())
+            .args(["--port", &format!("127.0.0.1:{}", free_port())])
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("turnstone runs");
+        std::thread::park_timeout(life);
+        child.kill().expect("it can be killed");
+        let output = child.wait_with_output().expect("it ends");
+        !String::from_utf8_lossy(&output.stderr).contains("ready in ")
+    }
+    /// A connection's settings.
+    pub fn client(&self, server: &TestServer, role: Role, offer: ClientOffer) -> ClientSettings {
+        ClientSettings {
+            address: format!("localhost:{}", server.port),
+            files: self.files(role),
+            offer,
+            timeout: Duration::from_secs(60),
+        }
+    }
+    /// Connects with `turnstone/2` and selects a partition.
+    pub fn connect(&self, server: &TestServer, role: Role, partition: u8) -> Connection {
+        self.try_connect(server, role, partition).expect("it connects")
+    }
+    /// As above.
+    pub fn try_connect(&self, server: &TestServer, role: Role, partition: u8) -> Result<Connection, ClientError> {
+        let mut connection = Connection::connect(&self.client(server, role, ClientOffer::TURNSTONE2))?;
+        connection.select(partition)?;
+        Ok(connection)
+    }
+    /// Runs the command line once.
+    pub fn cli(&self, server: &TestServer, arguments: &[&str]) -> Output {
+        Command::new(binary("turnstone-cli"))
+            .arg("--home")
+            .arg(self.path())
+            .args(["--host", &format!("localhost:{}", server.port)])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("turnstone-cli runs")
+    }
+}
+
+/// A running server process.
+pub struct TestServer {
+    child: Child,
+    /// Where it listens on this machine.
+    pub port: u16,
+    lines: mpsc::Receiver<String>,
+    seen: Vec<String>,
+    /// From its start to its ready line.
+    pub took: Duration,
+}
+
+impl TestServer {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it ends");
+    }
+    /// SIGTERM; answers its exit status and how long it took.
+    pub fn stop(&mut self) -> (std::process::ExitStatus, Duration) {
+        let started = Instant::now();
+        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
+        while started.elapsed() < READY {
+            if let Some(status) = self.child.try_wait().expect("it is ours") {
+                return (status, started.elapsed());
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        self.kill();
+        panic!("the server did not stop within {READY:?}: {:?}", self.log());
+    }
+    /// What it logged so far.
+    pub fn log(&mut self) -> Vec<String> {
+        self.seen.extend(self.lines.try_iter());
+        self.seen.clone()
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The figure `name` in a JSON object of `stat`.
+pub fn figure(json: &str, name: &str) -> u64 {
+    let value: serde_json::Value = serde_json::from_str(json).expect("stat answers JSON");
+    value[name].as_u64().unwrap_or_else(|| panic!("{name} is missing in {json}"))
+}

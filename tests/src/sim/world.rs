@@ -1,0 +1,177 @@
+//! The scheduler: any task that is ready may run next, by the seed; time jumps to the next timer when none is.
+
+use super::rng::{Rng, mix};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+struct TaskWaker {
+    id: usize,
+    ready: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.ready.lock().expect("one thread").push(self.id);
+    }
+}
+
+/// One run's time, tasks and choices.
+pub struct World {
+    /// The seed's choices.
+    pub rng: Rng,
+    now: Cell<Duration>,
+    tasks: RefCell<Vec<Option<Task>>>,
+    spawned: RefCell<Vec<Task>>,
+    ready: Arc<Mutex<Vec<usize>>>,
+    timers: RefCell<BTreeMap<(Duration, u64), Waker>>,
+    serial: Cell<u64>,
+    halted: RefCell<Option<String>>,
+    trace: Cell<u64>,
+    /// Operations so far.
+    pub steps: Cell<u64>,
+    /// The lines that were logged.
+    pub log: RefCell<Vec<String>>,
+}
+
+/// Why a run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End<T> {
+    /// The main task is done.
+    Done(T),
+    /// The process under test ended itself.
+    Halted(String),
+    /// Nothing can go on.
+    Deadlock,
+}
+
+impl World {
+    /// A world of this seed.
+    pub fn new(seed: u64) -> Rc<World> {
+        Rc::new(World {
+            rng: Rng::new(seed),
+            now: Cell::new(Duration::ZERO),
+            tasks: RefCell::default(),
+            spawned: RefCell::default(),
+            ready: Arc::default(),
+            timers: RefCell::default(),
+            serial: Cell::new(0),
+            halted: RefCell::default(),
+            trace: Cell::new(0),
+            steps: Cell::new(0),
+            log: RefCell::default(),
+        })
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> Duration {
+        self.now.get()
+    }
+
+    /// A number that depends on everything that happened, in order.
+    pub fn trace(&self) -> u64 {
+        self.trace.get()
+    }
+
+    /// Adds to the trace.
+    pub fn note(&self, what: u64) {
+        self.trace.set(mix(self.trace.get() ^ what));
+    }
+
+    /// Starts a task.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.spawned.borrow_mut().push(Box::pin(task));
+    }
+
+    /// The process ends itself.
+    pub fn halt(&self, why: String) {
+        self.halted.borrow_mut().get_or_insert(why);
+    }
+
+    /// Ends after `how_long` of virtual time.
+    pub async fn sleep(&self, how_long: Duration) {
+        let serial = self.serial.get();
+        self.serial.set(serial + 1);
+        let at = (self.now.get() + how_long, serial);
+        poll_fn(|cx| {
+            if self.now.get() >= at.0 {
+                return Poll::Ready(());
+            }
+            self.timers.borrow_mut().insert(at, cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The time an operation of a device takes.
+    pub async fn device_time(&self) {
+        let micros = 1 + self.rng.below(300);
+        self.sleep(Duration::from_micros(micros)).await;
+    }
+
+    fn adopt(&self) {
+        for task in self.spawned.borrow_mut().drain(..) {
+            let mut tasks = self.tasks.borrow_mut();
+            tasks.push(Some(task));
+            self.ready.lock().expect("one thread").push(tasks.len() - 1);
+        }
+    }
+
+    fn next_ready(&self) -> Option<usize> {
+        let mut ready = self.ready.lock().expect("one thread");
+        if ready.is_empty() {
+            return None;
+        }
+        let pick = self.rng.below(ready.len() as u64) as usize;
+        let id = ready.swap_remove(pick);
+        ready.retain(|other| *other != id);
+        Some(id)
+    }
+
+    /// Runs `main` and whatever it spawns until it is done.
+    pub fn run<T: 'static>(self: &Rc<Self>, main: impl Future<Output = T> + 'static) -> End<T> {
+        let answer = Rc::new(RefCell::new(None));
+        let slot = answer.clone();
+        self.spawn(async move {
+            let value = main.await;
+            *slot.borrow_mut() = Some(value);
+        });
+        loop {
+            self.adopt();
+            if let Some(why) = self.halted.borrow().clone() {
+                return End::Halted(why);
+            }
+            if let Some(value) = answer.borrow_mut().take() {
+                return End::Done(value);
+            }
+            let Some(id) = self.next_ready() else {
+                let Some(((at, _), waker)) = self.timers.borrow_mut().pop_first() else { return End::Deadlock };
+                self.now.set(self.now.get().max(at));
+                waker.wake();
+                continue;
+            };
+            let task = self.tasks.borrow_mut()[id].take();
+            let Some(mut task) = task else { continue };
+            self.note(id as u64);
+            let waker = Waker::from(Arc::new(TaskWaker { id, ready: self.ready.clone() }));
+            if task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+                self.tasks.borrow_mut()[id] = Some(task);
+            }
+        }
+    }
+
+    /// Drops every task, as a crash does.
+    pub fn drop_tasks(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
+        drop(tasks);
+        self.spawned.borrow_mut().clear();
+        self.timers.borrow_mut().clear();
+    }
+}

@@ -1,0 +1,70 @@
+//! Crash states (see `turnstone_tests::crash`): every step of every workload is a place where the power may go.
+//!
+//! `TURNSTONE_SEEDS=N` sets how many seeds run, `TURNSTONE_SEED=S` runs one, for a pasted failure.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use turnstone_engine::env::Sabotage;
+use turnstone_tests::crash::{Effort, Tally, run_seed};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn no_crash_loses_what_was_told_or_shows_half_a_transaction() {
+    let tally = Rc::new(RefCell::new(Tally::default()));
+    if let Some(seed) = number("TURNSTONE_SEED") {
+        run_seed(seed, Effort::default(), None, &tally).unwrap();
+        return;
+    }
+    let seeds = number("TURNSTONE_SEEDS").unwrap_or(400);
+    for seed in 0..seeds {
+        if let Err(what) = run_seed(seed, Effort::default(), None, &tally) {
+            panic!("{what}; repeat with TURNSTONE_SEED={seed}");
+        }
+    }
+    let tally = tally.borrow();
+    println!("seeds: {seeds}, recoveries: {}, distinct images: {}", tally.recoveries, tally.images.len());
+    println!("with rot: {} ({} refused by name), index rebuilt: {}", tally.rotten.0, tally.rotten.1, tally.rebuilt);
+    let (committed, conflicts, no_space) = tally.transactions;
+    println!("transactions: {committed} committed, {conflicts} conflicts, {no_space} refused for space");
+    for (kind, count) in &tally.cuts {
+        println!("cut at {kind}: {count}");
+    }
+    if seeds >= 200 {
+        assert!(tally.images.len() >= 100_000, "only {} distinct images", tally.images.len());
+        for (kind, count) in &tally.cuts {
+            assert!(*count >= 1000, "{kind} was cut only {count} times");
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    let run = |seed| run_seed(seed, Effort::default(), None, &Rc::default()).unwrap();
+    for seed in 5000..5010 {
+        assert_eq!(run(seed), run(seed), "seed {seed}");
+    }
+    assert_ne!(run(5000), run(5001));
+}
+
+/// The tests above, unchanged, on code with one rule broken.
+#[test]
+fn every_planted_bug_is_found() {
+    let effort = Effort { images_per_rare_step: 2, ..Effort::default() };
+    for bug in Sabotage::ALL {
+        let found = (0..300).find_map(|seed| {
+            let outcome = std::panic::catch_unwind(|| run_seed(seed, effort, Some(bug), &Rc::default()));
+            match outcome {
+                Ok(Ok(_)) => None,
+                Ok(Err(what)) => Some((seed, what)),
+                Err(_) => Some((seed, "an assertion of the engine's".to_string())),
+            }
+        });
+        match found {
+            Some((seed, what)) => println!("{bug:?}: found by seed {seed}: {what}"),
+            None => panic!("{bug:?} was not found in 300 seeds"),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The log that is kept: never more than the settings allow, with and without a hold; a held position stays readable up to
+//! the hold's limit, and then is a typed error.
+//!
+//! `TURNSTONE_RESTARTS=N` sets how often the server is restarted.
+
+use turnstone_net::client::Connection;
+use turnstone_net::tls::Role;
+use turnstone_net::wire::{ErrorCode, Request};
+use turnstone_tests::real::{TestHome, figure};
+
+const MIB: u64 = 1 << 20;
+/// 16 partitions share 32 MiB; with one busy partition its share is at most half the total and its floor.
+const FLAGS: &[&str] = &[
+    "--wal-max-size",
+    "256KiB",
+    "--wal-retention-bytes",
+    "32MiB",
+    "--checkpoint-wal-bytes",
+    "1MiB",
+    "--checkpoint-interval",
+    "300ms",
+    "--checkpoint-bytes",
+    "1MiB",
+];
+const LIMIT: u64 = 32 * MIB;
+const HOLD_LIMIT: u64 = 40 * MIB;
+
+fn load(connection: &mut Connection, rounds: u32, seed: u32) {
+    let value = vec![b'x'; 2000];
+    for round in 0..rounds {
+        let keys: Vec<Vec<u8>> =
+            (0..100u32).map(|n| format!("{}", (n * 7 + round + seed) % 500).into_bytes()).collect();
+        for key in &keys {
+            connection.send(&Request::Set { key, value: &value }).unwrap();
+        }
+        connection.flush().unwrap();
+        for _ in &keys {
+            let reply = connection.receive().unwrap();
+            connection.check(reply).unwrap();
+        }
+    }
+}
+
+fn read_from(connection: &mut Connection, version: u64) -> Result<(), ErrorCode> {
+    let request = Request::ReadLog { version, limit_bytes: 1 << 16 };
+    match connection.call(&request).and_then(|r| connection.check(r)) {
+        Ok(reply) => {
+            let text = String::from_utf8(reply.body).unwrap();
+            assert!(text.starts_with(&format!("version {version}:")), "{text}");
+            Ok(())
+        }
+        Err(error) => Err(error.code().expect("a typed error")),
+    }
+}
+
+#[test]
+fn kept_log_stays_within_its_settings_over_restarts() {
+    let restarts: u32 = std::env::var("TURNSTONE_RESTARTS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
+    let home = TestHome::new("retention");
+    let (mut most, mut most_held) = (0, 0);
+    let mut held: Option<u64> = None;
+    let (mut readable, mut purged) = (0, 0);
+    for restart in 0..restarts {
+        let mut server = home.serve(FLAGS);
+        let mut admin = home.connect(&server, Role::Admin, 9);
+        if restart == restarts / 3 {
+            // From now on somebody wants to read from here.
+            let hold = Request::Hold { name: b"reader", epoch: 0, version: 0, limit_bytes: HOLD_LIMIT };
+            let reply = admin.call(&hold).and_then(|r| admin.check(r)).unwrap();
+            let position = String::from_utf8(reply.body).unwrap();
+            held = position.rsplit(':').next().and_then(|v| v.parse().ok());
+        }
+        for part in 0..3 {
+            load(&mut admin, 4, restart * 31 + part);
+            let stat = admin.stat().unwrap();
+            let kept = figure(&stat, "wal_checkpointed_bytes") + figure(&stat, "value_pinned_bytes");
+            if held.is_some() {
+                most_held = most_held.max(kept)
+            } else {
+                most = most.max(kept)
+            }
+            if let Some(version) = held {
+                match read_from(&mut admin, version) {
+                    Ok(()) => {
+                        assert_eq!(purged, 0, "a broken hold does not come back");
+                        readable += 1;
+                    }
+                    Err(code) => {
+                        assert_eq!(code, ErrorCode::Purged);
+                        assert!(kept + MIB >= LIMIT / 2, "purged although only {kept} bytes are kept");
+                        purged += 1;
+                    }
+                }
+            }
+        }
+        if restart % 2 == 0 {
+            server.kill();
+        } else {
+            assert!(server.stop().0.success());
+        }
+    }
+    println!(
+        "{restarts} restarts: at most {} MiB of checkpointed log without a hold (limit {}), {} MiB with one (limit {}); \
+         the held position was readable {readable} times, then purged {purged} times",
+        most / MIB,
+        LIMIT / MIB,
+        most_held / MIB,
+        HOLD_LIMIT / MIB
+    );
+    assert!(most <= LIMIT && most_held <= HOLD_LIMIT);
+    assert!(readable > 0);
+}

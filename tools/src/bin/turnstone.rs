@@ -1,0 +1,175 @@
+//! The server: `turnstone --init --home DIR`, `turnstone --home DIR`, `turnstone demo`.
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use turnstone_engine::env::Level;
+use turnstone_tools::cdc_config;
+use turnstone_tools::config::{self, Config};
+use turnstone_tools::home::Home;
+use turnstone_tools::init::{InitOptions, init};
+use turnstone_tools::{demo, serve};
+
+/// Wrong usage or settings.
+const EXIT_USAGE: u8 = 2;
+
+const EXAMPLES: &str = "Examples:
+  turnstone --init --home tsdata                    make certificates and settings
+  turnstone --init --home b --ca-from tsdata        a second node under the same CA
+  turnstone --home tsdata                           start the server
+  turnstone demo                                    a temporary server and one transaction
+
+Every key of turnstone.json is also a flag (--wal-max-size 64MB) and a variable (TURNSTONE_WAL_MAX_SIZE).";
+
+fn command() -> Command {
+    Command::new("turnstone")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("TurnstoneDB: a transactional key-value server")
+        .after_help(EXAMPLES)
+        .args_conflicts_with_subcommands(true)
+        .arg(
+            Arg::new("home")
+                .long("home")
+                .value_name("DIR")
+                .env("TURNSTONE_HOME")
+                .default_value("tsdata")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("Directory of settings, certificates and data"),
+        )
+        .arg(Arg::new("init").long("init").action(ArgAction::SetTrue).help("Make the home: CA, certificates, settings"))
+        .arg(
+            Arg::new("host")
+                .long("host")
+                .value_name("NAME")
+                .action(ArgAction::Append)
+                .value_delimiter(',')
+                .requires("init")
+                .help("With --init: names and addresses in the server's certificate beside localhost"),
+        )
+        .arg(
+            Arg::new("ca-from")
+                .long("ca-from")
+                .value_name("DIR")
+                .requires("init")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("With --init: use the CA of another home"),
+        )
+        .arg(
+            Arg::new("mode")
+                .long("mode")
+                .value_name("MODE")
+                .default_value("server")
+                .value_parser(["server", "cdc"])
+                .help("What to run"),
+        )
+        .args(config::flag_args())
+        .subcommand(
+            Command::new("demo")
+                .about("Start a temporary server and show a transaction")
+                .arg(Arg::new("once").long("once").action(ArgAction::SetTrue).help("End after the transaction")),
+        )
+}
+
+fn main() -> ExitCode {
+    let matches = command().get_matches();
+    let outcome = match matches.subcommand() {
+        Some(("demo", arguments)) => run_demo(arguments.get_flag("once")),
+        _ => run(&matches),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, text)) => {
+            eprintln!("turnstone: {text}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+type Outcome = Result<(), (u8, String)>;
+
+fn run(matches: &ArgMatches) -> Outcome {
+    let home = Home::new(matches.get_one::<PathBuf>("home").cloned().unwrap_or_default());
+    if matches.get_flag("init") {
+        let options = InitOptions {
+            hosts: matches.get_many::<String>("host").map(|hosts| hosts.cloned().collect()).unwrap_or_default(),
+            ca_from: matches.get_one::<PathBuf>("ca-from").cloned(),
+        };
+        let report = init(&home, &options).map_err(|e| (1, e.to_string()))?;
+        print!("{report}");
+        return Ok(());
+    }
+    if matches.get_one::<String>("mode").is_some_and(|mode| mode == "cdc") {
+        cdc_config::load(&home).map_err(|e| (EXIT_USAGE, e.to_string()))?;
+        return Err((EXIT_USAGE, "turnstone.cdc.json is good, but --mode cdc is not in this version".to_string()));
+    }
+    let flags = config::flags_from(matches);
+    let config = Config::load(&home, &flags, std::env::vars()).map_err(|e| (EXIT_USAGE, e.to_string()))?;
+    serve_until_signal(&home, &config).map_err(|e| (1, e))
+}
+
+fn serve_until_signal(home: &Home, config: &Config) -> Result<(), String> {
+    let _lock = serve::lock(home)?;
+    let log = serve::start_log(config)?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| format!("signals cannot be caught: {e}"))?;
+    for key in config.not_in_force() {
+        log.line(Level::Warn, &format!("{key} is set, and checked, but not in force in this version"));
+    }
+    if config.truncate_corrupt_wal {
+        log.line(Level::Warn, "truncate_corrupt_wal is on: a damaged log is cut instead of refused; turn it off again");
+    }
+    let server = serve::start(home, config, log.clone(), None, None)?;
+    let ready = server.wait_ready()?;
+    let offline: Vec<String> = ready.offline.iter().map(|(p, _)| p.to_string()).collect();
+    let but = if offline.is_empty() { String::new() } else { format!(" (offline: {})", offline.join(", ")) };
+    log.line(
+        Level::Info,
+        &format!(
+            "ready in {:.3} s: {} partitions{but}, {} keys checkpointed, listening on {}",
+            ready.took.as_secs_f64(),
+            ready.open,
+            ready.keys,
+            server.address()
+        ),
+    );
+    for signal in signals.forever() {
+        if signal != SIGHUP {
+            break;
+        }
+        match server.reload_certificates() {
+            Ok(()) => log.line(Level::Info, "certificates were read anew; new connections are greeted with them"),
+            Err(error) => log.line(Level::Error, &format!("the certificates stay as they were: {error}")),
+        }
+    }
+    log.line(Level::Info, "stopping: no new connections, finishing what is in flight; once more to stop at once");
+    server.shut_down();
+    end_at_next_signal(signals);
+    server.join()?;
+    log.line(Level::Info, "stopped");
+    log.flush();
+    Ok(())
+}
+
+fn wait_for_signal(signals: &mut Signals) {
+    signals.forever().next();
+}
+
+/// A second signal ends the process at once; what was acknowledged is on disk.
+fn end_at_next_signal(mut signals: Signals) {
+    std::thread::spawn(move || {
+        if signals.forever().any(|signal| signal != SIGHUP) {
+            std::process::exit(1);
+        }
+    });
+}
+
+fn run_demo(once: bool) -> Outcome {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| (1, format!("signals cannot be caught: {e}")))?;
+    let demo = demo::start(&mut std::io::stdout()).map_err(|e| (1, e))?;
+    if !once {
+        println!("{}", demo.hint());
+        wait_for_signal(&mut signals);
+    }
+    demo.end().map_err(|e| (1, e))
+}

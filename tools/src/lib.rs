@@ -1,0 +1,12 @@
+//! What the binaries share: settings, the home directory, `--init`, and the command line's grammar and printer.
+
+pub mod cdc_config;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod home;
+pub mod init;
+pub mod nearest;
+pub mod serve;
+pub mod strict_json;
+pub mod units;
