@@ -14,19 +14,26 @@ use crate::disk::Disk;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::index::{Found, Index};
+use crate::index_care::Cure;
 use crate::manifest::{Manifest, Mark, RunSummary, ValueFile, sync_names};
 use crate::memory::hot::Known;
 use crate::memory::overlay::Generation;
 use crate::partition::{BatchEnd, Core, Partition};
 use crate::run::{CHUNK_BYTES, RunWriter, encode_entry};
+use crate::run_merge::{Merge, tiers};
 use crate::stats::add;
 use crate::types::{Entry, Key, Settled, Value, ValuePointer, Version};
 use crate::vlog::{Stream, record};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Keys that are settled together.
 const GROUP: usize = 512;
+/// A checkpoint that failed is tried again after this time, one such time longer after each failure.
+const RETRY: Duration = Duration::from_secs(1);
+/// But at least this often.
+const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// The outcome of settling a generation.
 struct SettledRun {
@@ -52,11 +59,21 @@ impl<E: Env> Core<E> {
         let at = self.batch_end_of(generation.last);
         let answer = self.settle(&generation, at).await;
         *self.checkpoint_refused.borrow_mut() = answer.as_ref().err().cloned();
-        if let Err(error) = &answer {
-            self.log(Level::Warn, format_args!("a checkpoint failed and will be tried again: {error}"));
-            // Whoever waits for room learns why there is none.
-            self.checkpoints.raise(self.checkpoints.get() + 1);
+        match &answer {
+            Ok(()) => self.checkpoint_retry.set(None),
+            Err(error) => {
+                let failures = self.checkpoint_retry.get().map_or(1, |(_, before)| before + 1);
+                let pause = (RETRY * failures).min(RETRY_MAX);
+                self.checkpoint_retry.set(Some((self.env.now() + pause, failures)));
+                self.log(
+                    Level::Warn,
+                    format_args!("a checkpoint failed and will be tried again in {} s: {error}", pause.as_secs()),
+                );
+                // Whoever waits for room learns why there is none.
+                self.checkpoints.raise(self.checkpoints.get() + 1);
+            }
         }
+        dismantle(&self.env, generation).await;
         answer
     }
 
@@ -91,22 +108,59 @@ impl<E: Env> Core<E> {
             self.overlay.borrow_mut().settle();
         } else {
             let run = self.write_run(generation, at).await?;
-            self.ingest(&run).await?;
-            self.adopt_run(&run.summary).await?;
-            self.overlay.borrow_mut().settle();
-            let mut hot = self.hot.borrow_mut();
-            let overlay = self.overlay.borrow();
-            for (key, known) in run.cached {
-                // With a broken fill rule this would hide what it breaks.
-                if overlay.newest(&key).is_none() && self.env.sabotage() != Some(Sabotage::StaleCacheFill) {
-                    hot.insert(key, known);
-                }
+            if let Err(error) = self.bring_in(&run).await {
+                // The next try writes another; if this one got into the index after all, the index is built anew.
+                let _ = self.env.disk().remove(&crate::names::run(run.summary.number)).await;
+                return Err(error);
             }
+            self.overlay.borrow_mut().settle();
+            self.remember_settled(run.cached).await;
         }
         self.checkpoints.raise(self.checkpoints.get() + 1);
         add(&self.stats.checkpoints, 1);
-        self.merge_runs().await?;
-        self.purge().await
+        if let Err(error) = self.tidy().await {
+            self.log(Level::Warn, format_args!("what a checkpoint made superfluous is kept for now: {error}"));
+        }
+        Ok(())
+    }
+
+    /// A run goes into the index, and then into the manifest.
+    async fn bring_in(self: &Rc<Self>, run: &SettledRun) -> Result<(), Error> {
+        // What follows the ingestion cannot be taken back.
+        self.manifest.reserve().await?;
+        let _feeding = self.ingest_gate.enter().await;
+        self.ingest(run).await?;
+        self.adopt_run(&run.summary).await;
+        Ok(())
+    }
+
+    async fn tidy(self: &Rc<Self>) -> Result<(), Error> {
+        if !self.merge_runs().await? {
+            self.merge_tier().await?;
+        }
+        // In replay there is no log yet to let go of.
+        if self.wal.get().is_some() { self.purge().await } else { Ok(()) }
+    }
+
+    /// What was just settled is likely to be read. A commit that comes in between takes its key out again, and no other
+    /// checkpoint ends meanwhile.
+    async fn remember_settled(&self, cached: Vec<(Key, Known)>) {
+        if self.env.sabotage() == Some(Sabotage::StaleCacheFill) {
+            // With a broken fill rule this would hide what it breaks.
+            return;
+        }
+        let mut cached = cached.into_iter().peekable();
+        while cached.peek().is_some() {
+            {
+                let (mut hot, overlay) = (self.hot.borrow_mut(), self.overlay.borrow());
+                for (key, known) in cached.by_ref().take(GROUP) {
+                    if overlay.newest(&key).is_none() {
+                        hot.insert(key, known);
+                    }
+                }
+            }
+            self.env.give_way().await;
+        }
     }
 
     async fn write_run(self: &Rc<Self>, generation: &Rc<Generation>, at: BatchEnd) -> Result<SettledRun, Error> {
@@ -136,13 +190,15 @@ impl<E: Env> Core<E> {
         let (mut chunks, mut chunk, mut cached, mut placed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut entries = 0;
         let mut items = generation.newest_entries();
+        // Asked before anything is written: an index that does not answer must not cost the disk anything.
+        let mut priors = self.priors(generation).await?.into_iter();
         loop {
             let group: Vec<(Key, Version, Entry)> =
                 items.by_ref().take(GROUP).map(|(key, version, entry)| (key.clone(), version, entry.clone())).collect();
             if group.is_empty() {
                 break;
             }
-            let prior = self.prior(&group).await?;
+            let prior = priors.by_ref().take(group.len());
             let small: Vec<(Key, Value)> = group
                 .iter()
                 .filter_map(
@@ -212,14 +268,21 @@ impl<E: Env> Core<E> {
         writer.push(chunk).await
     }
 
-    /// What the index holds for the keys of a group.
-    async fn prior(self: &Rc<Self>, group: &[(Key, Version, Entry)]) -> Result<Vec<Found>, Error> {
+    /// What the index holds for the keys of a generation, in their order.
+    async fn priors(self: &Rc<Self>, generation: &Rc<Generation>) -> Result<Vec<Found>, Error> {
         if self.manifest.get().index == 0 {
-            return Ok(vec![None; group.len()]);
+            return Ok(vec![None; generation.len()]);
         }
-        let keys: Vec<Vec<u8>> = group.iter().map(|(key, _, _)| key.to_vec()).collect();
-        let found = self.ask_index(async |index: &E::Index| index.get_many(keys.clone()).await).await?;
-        Ok(found.into_iter().map(|f| f.filter(|(_, settled)| *settled != Settled::Tombstone)).collect())
+        let mut priors = Vec::with_capacity(generation.len());
+        let mut items = generation.newest_entries();
+        loop {
+            let keys: Vec<Vec<u8>> = items.by_ref().take(GROUP).map(|(key, ..)| key.to_vec()).collect();
+            if keys.is_empty() {
+                return Ok(priors);
+            }
+            let found = self.ask_index(async |index: &E::Index| index.get_many(keys.clone()).await).await?;
+            priors.extend(found.into_iter().map(|f| f.filter(|(_, settled)| *settled != Settled::Tombstone)));
+        }
     }
 
     /// Brings a run into the index; an error leaves it in doubt, so the index is reopened and asked.
@@ -231,7 +294,7 @@ impl<E: Env> Core<E> {
             self.update_manifest(|m| m.index = number).await?;
         }
         let mark = run.summary.mark;
-        for _ in 0..3 {
+        for cure in [Cure::Reopen, Cure::Rebuild, Cure::Rebuild] {
             let epoch = self.index_epoch.get();
             let index = self.env.index();
             let attempt = async {
@@ -245,7 +308,7 @@ impl<E: Env> Core<E> {
                 Ok(()) => return Ok(()),
                 Err(error) => {
                     self.log(Level::Warn, format_args!("an ingestion is in doubt: {error}"));
-                    if self.mend_index(epoch, Some(mark)).await? == mark {
+                    if self.mend_index(epoch, Some(mark), cure).await? == mark {
                         return Ok(());
                     }
                 }
@@ -255,8 +318,8 @@ impl<E: Env> Core<E> {
     }
 
     /// The manifest follows the index.
-    pub(crate) async fn adopt_run(&self, summary: &RunSummary) -> Result<(), Error> {
-        self.update_manifest(|m| {
+    pub(crate) async fn adopt_run(&self, summary: &RunSummary) {
+        self.update_manifest_reserved(|m| {
             m.mark = summary.mark;
             m.keys = summary.keys;
             m.live = summary.live.clone();
@@ -265,34 +328,91 @@ impl<E: Env> Core<E> {
             }
             m.runs.push(summary.clone());
         })
-        .await
+        .await;
     }
 
-    /// Writes a base run when the runs have become much longer than what is alive.
-    async fn merge_runs(self: &Rc<Self>) -> Result<(), Error> {
+    /// Writes a base run when the runs have become much longer than what is alive; answers whether it did.
+    async fn merge_runs(self: &Rc<Self>) -> Result<bool, Error> {
         let (entries, keys, runs, mark) = {
             let m = self.manifest.get();
             (m.runs.iter().map(|r| r.entries).sum::<u64>(), m.keys, m.runs.len(), m.mark)
         };
         if runs < 2 || entries <= 2 * keys + self.settings.base_run_slack {
-            return Ok(());
+            return Ok(false);
         }
         let number = self.manifest.update(Manifest::take_number).await?;
         let written = self.write_base_run(number, mark).await;
-        let summary = match written {
-            Ok(summary) => summary,
+        self.replace_runs(number, runs, written).await?;
+        add(&self.stats.base_runs, 1);
+        Ok(true)
+    }
+
+    /// Makes one of the newest runs when there are many of about a size.
+    async fn merge_tier(self: &Rc<Self>) -> Result<(), Error> {
+        let (newest, last) = {
+            let m = self.manifest.get();
+            let entries: Vec<u64> = m.runs.iter().map(|r| r.entries).collect();
+            let count = tiers(&entries);
+            let newest: Vec<u32> = m.runs[m.runs.len() - count..].iter().map(|r| r.number).collect();
+            (newest, m.runs.last().cloned())
+        };
+        let Some(last) = last.filter(|_| !newest.is_empty()) else { return Ok(()) };
+        let number = self.manifest.update(Manifest::take_number).await?;
+        let count = newest.len();
+        let written = self.write_tier(number, newest, last).await;
+        self.replace_runs(number, count, written).await?;
+        add(&self.stats.runs_merged, count as u64);
+        Ok(())
+    }
+
+    /// Puts a run in the place of the `count` newest ones, or removes it if it came to nothing.
+    async fn replace_runs(&self, number: u32, count: usize, written: Result<RunSummary, Error>) -> Result<(), Error> {
+        let replaced = match written {
+            Ok(summary) => {
+                self.update_manifest(|m| {
+                    let old = m.runs.split_off(m.runs.len() - count);
+                    m.runs.push(summary);
+                    old
+                })
+                .await
+            }
+            Err(error) => Err(error),
+        };
+        match replaced {
+            Ok(old) => {
+                for run in old {
+                    self.env.disk().remove(&crate::names::run(run.number)).await?;
+                }
+                Ok(())
+            }
             Err(error) => {
                 let _ = self.env.disk().remove(&crate::names::run(number)).await;
-                return Err(error);
+                Err(error)
             }
-        };
-        let old: Vec<u32> = self.manifest.get().runs.iter().map(|r| r.number).collect();
-        self.update_manifest(|m| m.runs = vec![summary]).await?;
-        for number in old {
-            self.env.disk().remove(&crate::names::run(number)).await?;
         }
-        add(&self.stats.base_runs, 1);
-        Ok(())
+    }
+
+    /// Tombstones stay: there are older runs, which may have what they bury.
+    async fn write_tier(&self, number: u32, newest: Vec<u32>, last: RunSummary) -> Result<RunSummary, Error> {
+        let mut merge = Merge::open(&self.env, self.id, newest.into_iter()).await?;
+        let mut writer = RunWriter::create(&self.env, self.id, number).await?;
+        let (mut chunk, mut entries) = (Vec::new(), 0);
+        while let Some(entry) = merge.next().await? {
+            entries += 1;
+            encode_entry(&entry.key, entry.version, &entry.settled, &mut chunk);
+            if chunk.len() >= CHUNK_BYTES {
+                writer.push(&chunk).await?;
+                chunk.clear();
+                self.env.give_way().await;
+            }
+        }
+        if !chunk.is_empty() {
+            writer.push(&chunk).await?;
+        }
+        let summary = RunSummary { number, base: false, entries, used: Vec::new(), ..last };
+        writer.finish(&summary).await?;
+        sync_names(&self.env).await?;
+        Ok(summary)
     }
 
     async fn write_base_run(self: &Rc<Self>, number: u32, mark: Mark) -> Result<RunSummary, Error> {
@@ -336,16 +456,39 @@ impl<E: Env> Core<E> {
     pub(crate) async fn update_manifest<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
         self.manifest
             .update(|m| {
-                if let Some(wal) = self.wal.get() {
-                    m.segments = wal.segments();
-                    m.durable = m.durable.max(wal.durable());
-                }
-                for (number, used) in self.values.used() {
-                    raise_used(&mut m.values, number, used);
-                }
+                self.bring_up_to_date(m);
                 change(m)
             })
             .await
+    }
+
+    /// The same where there is no way back; space was set aside by [`crate::manifest::ManifestStore::reserve`].
+    pub(crate) async fn update_manifest_reserved<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> T {
+        self.manifest
+            .update_reserved(|m| {
+                self.bring_up_to_date(m);
+                change(m)
+            })
+            .await
+    }
+
+    fn bring_up_to_date(&self, manifest: &mut Manifest) {
+        if let Some(wal) = self.wal.get() {
+            manifest.segments = wal.segments();
+            manifest.durable = manifest.durable.max(wal.durable());
+        }
+        for (number, used) in self.values.used() {
+            raise_used(&mut manifest.values, number, used);
+        }
+    }
+}
+
+/// Frees a generation piece by piece: at once it would hold the core for tens of milliseconds.
+async fn dismantle<E: Env>(env: &E, generation: Rc<Generation>) {
+    // Where it stays frozen for another try, others have it, too.
+    let Ok(mut generation) = Rc::try_unwrap(generation) else { return };
+    while generation.dismantle(GROUP) {
+        env.give_way().await;
     }
 }
 

@@ -115,7 +115,11 @@ fn plan(transaction: &Transaction, separation: usize) -> Plan {
     plan
 }
 
-pub(crate) fn submit<E: Env>(core: &Rc<Core<E>>, transaction: Transaction) -> Ticket {
+pub(crate) fn submit<E: Env>(core: &Rc<Core<E>>, mut transaction: Transaction) -> Ticket {
+    if transaction.late && transaction.reads.is_empty() {
+        // It sees nothing, so no checkpoint need wait for it, and it cannot become too old.
+        transaction.snapshot.detach();
+    }
     if transaction.writes.is_empty() {
         return Ticket::new(Progress::Prepared(transaction.snapshot.version()));
     }
@@ -163,8 +167,15 @@ async fn reserve_and_prepare<E: Env>(
     plan: Plan,
 ) -> Result<Version, Error> {
     begin_writing(core).await?;
-    wait_for_room(core).await?;
-    let turn = core.slow_gate.enter().await;
+    let turn = loop {
+        wait_for_room(core).await?;
+        let turn = core.slow_gate.enter().await;
+        // Who went before may have taken the room.
+        if core.overlay.borrow().bytes() < core.settings.overlay_budget {
+            break turn;
+        }
+        drop(turn);
+    };
     admit(core, &transaction)?;
     if !core.wal().try_reserve(plan.cost) {
         add(&core.stats.waits_for_log_space, 1);
@@ -447,6 +458,7 @@ impl<E: Env> Partition<E> {
             if core.closing.get() {
                 return Err(Error::ShuttingDown);
             }
+            core.manifest.reserve().await?;
             let operations = vec![Operation::Flush];
             let cost = wal::cost(operations[0].encoded_len(), 0);
             core.wal().reserve(cost).await?;

@@ -8,63 +8,101 @@ use crate::error::Error;
 use crate::index::{Index, IndexError};
 use crate::manifest::{Manifest, Mark};
 use crate::partition::Core;
-use crate::run::{CHUNK_BYTES, RunEntry, RunReader, encode_entry};
+use crate::run::{CHUNK_BYTES, encode_entry};
+use crate::run_merge::Merge;
 use crate::stats::add;
-use crate::types::{PartitionId, Settled, Version};
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use crate::types::{PartitionId, Settled};
 use std::rc::Rc;
 
 /// A line is logged after this many entries of a rebuild.
 const PROGRESS: u64 = 1_000_000;
 
 impl<E: Env> Core<E> {
-    /// Asks the index; an error has it mended, then the question is repeated.
+    /// Asks the index. After a first error it is reopened, after a second one built anew: damage inside of it shows only
+    /// to those who ask for what is damaged.
     pub(crate) async fn ask_index<T>(
         self: &Rc<Self>,
         question: impl AsyncFn(&E::Index) -> Result<T, IndexError>,
     ) -> Result<T, Error> {
+        let mut cure = Cure::Reopen;
         let mut last = String::new();
-        for _ in 0..3 {
+        for _ in 0..4 {
             // Not while it is being mended: a half-built index answers wrongly.
             drop(self.index_gate.enter().await);
+            if self.manifest.get().index == 0 {
+                // FlushDB came in between; whoever asked has lost its snapshot to it.
+                return Err(Error::Index("everything was flushed".to_string()));
+            }
             let epoch = self.index_epoch.get();
-            match question(self.env.index()).await {
-                Ok(answer) => return Ok(answer),
+            let answer = match self.index_bad.get() {
+                true => Err(IndexError("it could not be mended before".to_string())),
+                false => question(self.env.index()).await,
+            };
+            match answer {
+                Ok(answer) if self.index_epoch.get() == epoch => return Ok(answer),
+                // It was replaced while it answered.
+                Ok(_) => continue,
                 Err(error) => {
                     self.log(Level::Warn, format_args!("the index did not answer: {error}"));
                     last = error.0;
-                    self.mend_index(epoch, None).await?;
+                    let _feeding = self.ingest_gate.enter().await;
+                    self.mend_index(epoch, None, cure).await?;
+                    cure = Cure::Rebuild;
                 }
             }
         }
         Err(Error::Index(last))
     }
 
-    /// Reopens the index if nobody did since `epoch`, and rebuilds it if it is not where the manifest is (or at
-    /// `hoped`, the mark of an ingestion in doubt). Answers where it is.
-    pub(crate) async fn mend_index(self: &Rc<Self>, epoch: u64, hoped: Option<Mark>) -> Result<Mark, Error> {
+    /// Cures the index if nobody did since `epoch`: reopens it, and rebuilds it if it is not where the manifest is (or at
+    /// `hoped`, the mark of an ingestion in doubt), or if reopening did not help. Answers where it is. The caller is in
+    /// the `ingest_gate`.
+    pub(crate) async fn mend_index(
+        self: &Rc<Self>,
+        epoch: u64,
+        hoped: Option<Mark>,
+        cure: Cure,
+    ) -> Result<Mark, Error> {
         let _turn = self.index_gate.enter().await;
         let (number, mark) = {
             let m = self.manifest.get();
             (m.index, m.mark)
         };
-        if self.index_epoch.get() != epoch {
+        if number == 0 || (self.index_epoch.get() != epoch && !self.index_bad.get()) {
             return Ok(mark);
         }
         self.index_epoch.set(epoch + 1);
+        self.index_bad.set(true);
         add(&self.stats.index_mended, 1);
-        match self.env.index().open(number, false).await {
-            Ok(Some(found)) if Some(found) == hoped => {
-                self.log(Level::Info, "the index was reopened; the ingestion in doubt is in it");
-                return Ok(found);
+        let cured = self.cure_index(number, mark, hoped, cure).await;
+        match &cured {
+            Ok(_) => self.index_bad.set(false),
+            // Half-built, or of another time: it must not answer.
+            Err(_) => self.env.index().close().await,
+        }
+        cured
+    }
+
+    async fn cure_index(
+        self: &Rc<Self>,
+        number: u32,
+        mark: Mark,
+        hoped: Option<Mark>,
+        cure: Cure,
+    ) -> Result<Mark, Error> {
+        if cure == Cure::Reopen {
+            match self.env.index().open(number, false).await {
+                Ok(Some(found)) if Some(found) == hoped => {
+                    self.log(Level::Info, "the index was reopened; the ingestion in doubt is in it");
+                    return Ok(found);
+                }
+                Ok(found) if same_contents(found.unwrap_or_default(), mark) => {
+                    self.log(Level::Info, "the index was reopened");
+                    return Ok(mark);
+                }
+                Ok(_) => self.log(Level::Warn, "the index was reopened, but is not where the manifest is"),
+                Err(error) => self.log(Level::Warn, format_args!("the index cannot be reopened: {error}")),
             }
-            Ok(found) if same_contents(found.unwrap_or_default(), mark) => {
-                self.log(Level::Info, "the index was reopened");
-                return Ok(mark);
-            }
-            Ok(_) => self.log(Level::Warn, "the index was reopened, but is not where the manifest is"),
-            Err(error) => self.log(Level::Warn, format_args!("the index cannot be reopened: {error}")),
         }
         let (fresh, manifest) = {
             let fresh = self.manifest.update(Manifest::take_number).await?;
@@ -78,31 +116,19 @@ impl<E: Env> Core<E> {
     }
 }
 
+/// What to try first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cure {
+    /// It may have lost its footing.
+    Reopen,
+    /// That did not help.
+    Rebuild,
+}
+
 /// Whether an index with mark `found` holds what the manifest's mark says: the log position may have moved on since.
 pub(crate) fn same_contents(found: Mark, mark: Mark) -> bool {
     found.run == mark.run && found.version <= mark.version
 }
-
-struct Source<E: Env> {
-    number: u32,
-    reader: RunReader<E>,
-    entries: VecDeque<RunEntry>,
-}
-
-impl<E: Env> Source<E> {
-    async fn next(&mut self) -> Result<Option<RunEntry>, Error> {
-        while self.entries.is_empty() {
-            match self.reader.next().await? {
-                Some(entries) => self.entries = entries.into(),
-                None => return Ok(None),
-            }
-        }
-        Ok(self.entries.pop_front())
-    }
-}
-
-/// Key ascending; of a key the newest version first, and at equal version the higher run number.
-type Order = Reverse<(Vec<u8>, Reverse<Version>, Reverse<u32>)>;
 
 /// Builds directory `number` from the manifest's runs and leaves it open, marked as the manifest is. An index that
 /// fails while it is being built is begun anew, a few times.
@@ -128,45 +154,21 @@ async fn rebuild_once<E: Env>(env: &E, partition: PartitionId, manifest: &Manife
     let total: u64 = manifest.runs.iter().map(|r| r.entries).sum();
     let say = |level, text: String| env.log(level, format!("partition {partition}: {text}"));
     say(Level::Warn, format!("rebuilding the index from {} runs with {total} entries", manifest.runs.len()));
-    let mut sources: Vec<Source<E>> = Vec::new();
-    for run in &manifest.runs {
-        let reader = RunReader::open(env, partition, run.number).await?;
-        sources.push(Source { number: run.number, reader, entries: VecDeque::new() });
-    }
+    let mut merge = Merge::open(env, partition, manifest.runs.iter().map(|r| r.number)).await?;
     let index = env.index();
     let failed = |e: IndexError| Error::Index(e.0);
     index.open(number, true).await.map_err(failed)?;
     index.ingest_begin(manifest.mark).await.map_err(failed)?;
-    let mut heap: BinaryHeap<(Order, usize)> = BinaryHeap::new();
-    let mut heads: Vec<Option<RunEntry>> = Vec::new();
-    for (i, source) in sources.iter_mut().enumerate() {
-        let head = source.next().await?;
-        if let Some(entry) = &head {
-            heap.push((order(entry, source.number), i));
-        }
-        heads.push(head);
-    }
-    let (mut chunk, mut last, mut read, mut live) = (Vec::new(), None::<Vec<u8>>, 0u64, 0u64);
-    while let Some((_, i)) = heap.pop() {
-        let next = sources[i].next().await?;
-        if let Some(entry) = &next {
-            heap.push((order(entry, sources[i].number), i));
-        }
-        let Some(entry) = std::mem::replace(&mut heads[i], next) else {
-            unreachable!("a source in the heap has a head")
-        };
-        read += 1;
-        if read.is_multiple_of(PROGRESS) {
-            say(Level::Info, format!("rebuilding the index: {read} of {total} entries"));
-        }
-        if last.as_deref() == Some(entry.key.as_slice()) {
-            continue;
+    let (mut chunk, mut live, mut said) = (Vec::new(), 0u64, 0);
+    while let Some(entry) = merge.next().await? {
+        if merge.read / PROGRESS > said {
+            said = merge.read / PROGRESS;
+            say(Level::Info, format!("rebuilding the index: {} of {total} entries", merge.read));
         }
         if matches!(entry.settled, Settled::Pointer(_)) {
             live += 1;
             encode_entry(&entry.key, entry.version, &entry.settled, &mut chunk);
         }
-        last = Some(entry.key);
         if chunk.len() >= CHUNK_BYTES {
             index.ingest_chunk(std::mem::take(&mut chunk)).await.map_err(failed)?;
             env.give_way().await;
@@ -176,10 +178,6 @@ async fn rebuild_once<E: Env>(env: &E, partition: PartitionId, manifest: &Manife
         index.ingest_chunk(chunk).await.map_err(failed)?;
     }
     index.ingest_finish().await.map_err(failed)?;
-    say(Level::Info, format!("the index is rebuilt: {live} keys from {read} entries"));
+    say(Level::Info, format!("the index is rebuilt: {live} keys from {} entries", merge.read));
     Ok(())
-}
-
-fn order(entry: &RunEntry, run: u32) -> Order {
-    Reverse((entry.key.clone(), Reverse(entry.version), Reverse(run)))
 }

@@ -25,6 +25,7 @@ pub mod partition;
 mod recovery;
 pub mod retention;
 pub mod run;
+mod run_merge;
 pub mod settings;
 pub mod stats;
 pub mod sync;

@@ -334,12 +334,22 @@ pub struct ManifestStore<E: Env> {
     partition: PartitionId,
     data: RefCell<Manifest>,
     gate: Gate,
+    reserved: RefCell<Option<Reserved<E>>>,
 }
+
+/// A file with space for a manifest.
+struct Reserved<E: Env> {
+    file: <E::Disk as Disk>::File,
+    capacity: u64,
+}
+
+/// What a reserved file has beyond the manifest of now: a checkpoint adds a run and a few files to it.
+const RESERVED_SLACK: u64 = 64 << 10;
 
 impl<E: Env> ManifestStore<E> {
     /// Takes over what was read (or the default for a fresh partition, which has no file yet).
     pub fn new(env: E, partition: PartitionId, data: Manifest) -> ManifestStore<E> {
-        ManifestStore { env, partition, data: RefCell::new(data), gate: Gate::default() }
+        ManifestStore { env, partition, data: RefCell::new(data), gate: Gate::default(), reserved: RefCell::default() }
     }
 
     /// Reads the file; `None` where there is none.
@@ -380,21 +390,76 @@ impl<E: Env> ManifestStore<E> {
         Ok(answer)
     }
 
+    /// Sets space aside for one [`ManifestStore::update_reserved`]. Called before a point of no return, where a lack of
+    /// space can still be answered.
+    pub async fn reserve(&self) -> Result<(), Error> {
+        let _turn = self.gate.enter().await;
+        let wanted = 2 * (BLOCK as u64 + self.data.borrow().encode().len() as u64) + RESERVED_SLACK;
+        if self.reserved.borrow().as_ref().is_some_and(|r| r.capacity >= wanted) {
+            return Ok(());
+        }
+        *self.reserved.borrow_mut() = None;
+        let file = self.fresh(names::MANIFEST_RESERVED, wanted).await?;
+        *self.reserved.borrow_mut() = Some(Reserved { file, capacity: wanted });
+        Ok(())
+    }
+
+    /// Changes it where there is no way back: into the space that [`ManifestStore::reserve`] set aside, so that the disk
+    /// cannot be full. If it fails all the same the process ends.
+    pub async fn update_reserved<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> T {
+        let _turn = self.gate.enter().await;
+        let mut next = self.data.borrow().clone();
+        let answer = change(&mut next);
+        let image = self.image(&next);
+        let reserved = self.reserved.borrow_mut().take().filter(|r| r.capacity >= image.len() as u64);
+        let written = match reserved {
+            Some(reserved) => self.replace_with(reserved.file, names::MANIFEST_RESERVED, image).await,
+            None => self.write(&next).await,
+        };
+        if let Err(error) = written {
+            match self.env.halt(format!("the manifest could not be replaced: {error}")).await {}
+        }
+        *self.data.borrow_mut() = next;
+        answer
+    }
+
     async fn write(&self, manifest: &Manifest) -> Result<(), crate::disk::DiskError> {
+        let image = self.image(manifest);
+        let file = self.fresh(names::MANIFEST_NEW, image.len() as u64).await?;
+        self.replace_with(file, names::MANIFEST_NEW, image).await
+    }
+
+    /// A file of that name with that much space.
+    async fn fresh(&self, name: &str, length: u64) -> Result<<E::Disk as Disk>::File, crate::disk::DiskError> {
         let disk = self.env.disk();
-        match disk.remove(names::MANIFEST_NEW).await {
+        match disk.remove(name).await {
             Ok(()) => {}
             Err(error) if error.kind == DiskErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let file = disk.open(names::MANIFEST_NEW, OpenMode::Create, IoClass::Bulk).await?;
+        let file = disk.open(name, OpenMode::Create, IoClass::Bulk).await?;
+        file.allocate(length).await?;
+        Ok(file)
+    }
+
+    /// What the file holds: whole blocks.
+    fn image(&self, manifest: &Manifest) -> AlignedBuf {
         let payload = manifest.encode();
         let mut buffer = AlignedBuf::zeroed(BLOCK + payload.len());
         buffer[..BLOCK].copy_from_slice(&header::encode(FileKind::Manifest, self.partition, 0));
         buffer[BLOCK..BLOCK + payload.len()].copy_from_slice(&payload);
-        file.write_at(buffer, 0).await?;
+        buffer
+    }
+
+    async fn replace_with(
+        &self,
+        file: <E::Disk as Disk>::File,
+        name: &str,
+        image: AlignedBuf,
+    ) -> Result<(), crate::disk::DiskError> {
+        file.write_at(image, 0).await?;
         file.sync_data().await?;
-        disk.rename(names::MANIFEST_NEW, names::MANIFEST).await?;
+        self.env.disk().rename(name, names::MANIFEST).await?;
         sync_names(&self.env).await
     }
 }

@@ -5,6 +5,9 @@ pub const MANIFEST: &str = "manifest";
 /// The manifest that is being written.
 pub const MANIFEST_NEW: &str = "manifest.new";
 
+/// Space set aside for a manifest that must not fail.
+pub const MANIFEST_RESERVED: &str = "manifest.reserved";
+
 /// A log segment.
 pub fn segment(number: u32) -> String {
     format!("wal-{number:08x}")

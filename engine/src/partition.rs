@@ -25,6 +25,7 @@ use crate::wal::Wal;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// One partition, open. Cloning gives another handle.
 pub struct Partition<E: Env>(pub(crate) Rc<Core<E>>);
@@ -68,7 +69,14 @@ pub(crate) struct Core<E: Env> {
     pub checkpoint_wanted: Cell<bool>,
     pub checkpoint_running: Cell<bool>,
     pub housekeeping: Notify,
+    /// Who mends the index; those who ask it wait behind it.
     pub index_gate: Gate,
+    /// Who brings something into the index and records that, or replaces it. Taken before `index_gate`.
+    pub ingest_gate: Gate,
+    /// The index failed and could not be mended: it must be before it is asked again.
+    pub index_bad: Cell<bool>,
+    /// Not before this time, and how often in a row a checkpoint has failed.
+    pub checkpoint_retry: Cell<Option<(Duration, u32)>>,
     pub index_epoch: Cell<u64>,
     pub index_void: Cell<bool>,
     pub paused: Cell<bool>,

@@ -95,6 +95,9 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         checkpoint_running: Cell::new(false),
         housekeeping: Notify::default(),
         index_gate: Gate::default(),
+        ingest_gate: Gate::default(),
+        index_bad: Cell::new(false),
+        checkpoint_retry: Cell::new(None),
         index_epoch: Cell::new(0),
         index_void: Cell::new(false),
         paused: Cell::new(false),
@@ -169,7 +172,8 @@ impl<E: Env> Core<E> {
                 // Segments that the mark passes over are still there for consumers.
                 let passed = self.passed_segments(found.position.segment(), files).await?;
                 self.manifest.update(|m| m.segments.extend(passed)).await?;
-                self.adopt_run(&summary).await?;
+                self.manifest.reserve().await?;
+                self.adopt_run(&summary).await;
                 self.prepared.set(found.version);
                 self.published.raise(found.version);
                 Ok(true)
@@ -223,6 +227,7 @@ impl<E: Env> Core<E> {
             let purged = |n: u32| n < m.mark.position.segment() && !m.segments.iter().any(|s| s.number == n);
             let leftover = |name: &str| {
                 name == names::MANIFEST_NEW
+                    || name == names::MANIFEST_RESERVED
                     || names::number(name, "spare").is_some()
                     || names::number(name, "run").is_some_and(|n| !m.runs.iter().any(|r| r.number == n))
                     || names::number(name, "values").is_some_and(|n| !m.values.iter().any(|v| v.number == n))
@@ -230,6 +235,11 @@ impl<E: Env> Core<E> {
             };
             files.iter().map(|(name, _)| name.clone()).filter(|name| leftover(name)).collect()
         };
+        if !leftovers.is_empty() {
+            // If only the process died, the manifest that no longer names them may not be durable yet: the one before must
+            // not come back to find them gone.
+            sync_names(&self.env).await?;
+        }
         for name in leftovers {
             match self.env.disk().remove(&name).await {
                 Err(error) if error.kind != DiskErrorKind::NotFound => return Err(error.into()),
@@ -247,10 +257,10 @@ impl<E: Env> Core<E> {
         numbers.retain(|n| *n >= mark.position.segment());
         let mut scanner = Scanner::new(&self.env, self.id, &manifest, &numbers, mark.position, Some(mark.chain));
         let mut used = BTreeMap::new();
-        let mut first_versions = BTreeMap::new();
         let mut unvouched: Option<Batch> = None;
         let mut cut = None;
-        let mut replayed_segments = BTreeSet::new();
+        // Segments that had a batch replayed, as far as it went.
+        let mut found: BTreeMap<u32, Segment> = BTreeMap::new();
         loop {
             let next = match scanner.next().await {
                 Ok(next) => next,
@@ -260,13 +270,27 @@ impl<E: Env> Core<E> {
             // The batch before is believed if this one vouches for it, or the manifest does, or its values are whole.
             if let Some(batch) = unvouched.take() {
                 let vouched = next.as_ref().map_or(manifest.durable, |n| n.envelope.durable).max(manifest.durable);
-                if vouched < batch.end && !self.large_values_are_whole(&batch).await? {
+                // A later envelope may be whole although its body is not: it vouches, too.
+                if vouched < batch.end
+                    && !self.large_values_are_whole(&batch).await?
+                    && scanner.vouched_beyond().await? < batch.end
+                {
                     cut = Some((batch.position, batch.envelope.chain));
                     break;
                 }
-                replayed_segments.insert(batch.position.segment());
-                first_versions.entry(batch.position.segment()).or_insert(batch.body.first_version);
+                let number = batch.position.segment();
+                let segment = found.entry(number).or_insert(Segment {
+                    number,
+                    first_version: batch.body.first_version,
+                    used: BLOCK as u32,
+                    checkpointed_ms: None,
+                });
+                let end = batch.end;
+                segment.used = end.offset();
                 self.apply(batch, &mut used).await?;
+                if self.overlay.borrow().bytes() >= self.settings.overlay_budget {
+                    self.checkpoint_in_replay(&used, &found, end).await?;
+                }
             }
             match next {
                 Some(batch) => unvouched = Some(batch),
@@ -289,20 +313,8 @@ impl<E: Env> Core<E> {
                 self.refuse_or_cut(end, vouched).await?;
             }
         }
-        for number in &replayed_segments {
-            // Step 4: only what lies beyond the manifest's word can be unflushed.
-            if *number >= manifest.durable.segment() {
-                let file =
-                    self.env.disk().open(&names::segment(*number), OpenMode::Existing, IoClass::Foreground).await?;
-                file.sync_data().await?;
-            }
-        }
-        if !replayed_segments.is_empty() {
-            sync_names(&self.env).await?;
-        }
-        if end > manifest.durable && !replayed_segments.is_empty() {
-            // From here on somebody may be told of it: damage to it is no tail any more.
-            self.update_manifest(|m| m.durable = end).await?;
+        if !found.is_empty() {
+            self.flush_replayed(&found, end).await?;
         }
         let beyond = numbers.iter().copied().filter(|n| *n > end.segment()).collect();
         let kept_numbers = numbers.iter().copied().filter(|n| *n <= end.segment());
@@ -313,11 +325,10 @@ impl<E: Env> Core<E> {
             let listed = manifest.segments.iter().find(|s| s.number == number);
             let first_version = listed
                 .map(|s| s.first_version)
-                .or_else(|| first_versions.get(&number).copied())
+                .or_else(|| found.get(&number).map(|s| s.first_version))
                 .unwrap_or(self.prepared.get() + 1);
-            let length =
-                files.iter().find(|(name, _)| names::number(name, "wal") == Some(number)).map_or(0, |(_, l)| *l);
-            let used = if number == end.segment() { end.offset() } else { length.min(u64::from(u32::MAX)) as u32 };
+            let replayed = found.get(&number).map_or(BLOCK as u32, |s| s.used);
+            let used = if number == end.segment() { end.offset() } else { replayed.max(listed.map_or(0, |s| s.used)) };
             segments.push(Segment { number, first_version, used, checkpointed_ms: None });
         }
         Ok(Replayed { end, chain, segments, beyond, used })
@@ -424,15 +435,42 @@ impl<E: Env> Core<E> {
         if let Some(version) = flushed {
             self.retire_all(version).await?;
         }
-        if self.overlay.borrow().bytes() >= self.settings.overlay_budget {
-            for (number, end) in used.iter() {
-                let (number, end) = (*number, *end);
-                self.update_manifest(|m| raise_used(&mut m.values, number, end)).await?;
-            }
-            self.log(Level::Info, format_args!("replayed up to version {last}; checkpointing to go on"));
-            self.checkpoint_alone().await?;
-        }
         Ok(())
+    }
+
+    /// Step 4: what was replayed is flushed before anybody is told of it, and from then on damage to it is no tail.
+    async fn flush_replayed(&self, found: &BTreeMap<u32, Segment>, end: LogPosition) -> Result<(), Error> {
+        let durable = self.manifest.get().durable;
+        // Only what lies beyond the manifest's word can be unflushed.
+        for number in found.keys().filter(|n| **n >= durable.segment()) {
+            let file = self.env.disk().open(&names::segment(*number), OpenMode::Existing, IoClass::Foreground).await?;
+            file.sync_data().await?;
+        }
+        sync_names(&self.env).await?;
+        if end > durable { self.update_manifest(|m| m.durable = end).await } else { Ok(()) }
+    }
+
+    /// Replay goes on in bounded memory. What the checkpoint's mark passes over is recorded first: segments that the
+    /// manifest does not list count as purged at the next opening, and consumers may hold them.
+    async fn checkpoint_in_replay(
+        self: &Rc<Self>,
+        used: &BTreeMap<u32, u64>,
+        found: &BTreeMap<u32, Segment>,
+        end: LogPosition,
+    ) -> Result<(), Error> {
+        self.flush_replayed(found, end).await?;
+        self.update_manifest(|m| {
+            used.iter().for_each(|(number, end)| raise_used(&mut m.values, *number, *end));
+            for segment in found.values() {
+                match m.segments.iter_mut().find(|s| s.number == segment.number) {
+                    Some(listed) => listed.used = listed.used.max(segment.used),
+                    None => m.segments.push(*segment),
+                }
+            }
+        })
+        .await?;
+        self.log(Level::Info, format_args!("replayed up to version {}; checkpointing to go on", self.prepared.get()));
+        self.checkpoint_alone().await
     }
 
     async fn open_log(self: &Rc<Self>, replayed: Replayed) -> Result<(), Error> {
@@ -522,11 +560,19 @@ impl<E: Env> Core<E> {
         };
         let Some(at) = at else { unreachable!("the batch of a flush record was just appended or replayed") };
         self.values.leave_files();
+        if self.wal.get().is_none() {
+            // In replay a lack of space can still be answered; later it was reserved before the record was written.
+            self.manifest.reserve().await?;
+        }
+        // Nobody mends or feeds the index meanwhile.
+        let _feeding = self.ingest_gate.enter().await;
+        let _mending = self.index_gate.enter().await;
         let (index, runs) = {
             let m = self.manifest.get();
             (m.index, m.runs.iter().map(|r| r.number).collect::<Vec<u32>>())
         };
-        self.update_manifest(|m| {
+        // The record is in the log: there is no way back.
+        self.update_manifest_reserved(|m| {
             m.index = 0;
             m.runs.clear();
             m.mark = Mark { version, position: at.end, chain: at.chain, run: 0 };
@@ -536,8 +582,10 @@ impl<E: Env> Core<E> {
                 file.retired.get_or_insert(at.end);
             }
         })
-        .await?;
+        .await;
         self.index_void.set(false);
+        self.index_bad.set(false);
+        self.index_epoch.set(self.index_epoch.get() + 1);
         self.env.index().close().await;
         if index != 0 {
             self.env.index().remove(index).await.map_err(|e| Error::Index(e.0))?;

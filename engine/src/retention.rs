@@ -127,7 +127,8 @@ impl<E: Env> Core<E> {
     }
 
     fn checkpoint_due(&self) -> bool {
-        self.overlay.borrow().active_bytes() >= self.settings.checkpoint_bytes
+        self.overlay.borrow().frozen_last().is_some()
+            || self.overlay.borrow().active_bytes() >= self.settings.checkpoint_bytes
             || self.not_checkpointed_bytes() >= self.settings.checkpoint_wal_bytes
     }
 }
@@ -143,13 +144,17 @@ pub(crate) async fn keep_house<E: Env>(core: Rc<Core<E>>) {
         }
         let now = core.env.now();
         let mut gone = core.snapshots.give_up_older_than(now.saturating_sub(core.settings.max_tx_age + TICK));
-        if core.overlay.borrow().bytes() > core.settings.overlay_budget / 2 {
-            gone += core.snapshots.give_up_below(core.published.get());
+        if core.overlay.borrow().bytes() > core.settings.overlay_budget / 2
+            && let Some(last) = core.overlay.borrow().frozen_last()
+        {
+            // Only those that the waiting checkpoint waits for.
+            gone += core.snapshots.give_up_below(last);
         }
         add(&core.stats.snapshots_given_up, gone as u64);
         let idle_changes = core.overlay.borrow().bytes() > 0 || core.not_checkpointed_bytes() > 0;
         let timed = now.saturating_sub(last_checkpoint) >= core.settings.checkpoint_interval && idle_changes;
-        if core.checkpoint_wanted.get() || core.checkpoint_due() || timed {
+        let postponed = core.checkpoint_retry.get().is_some_and(|(until, _)| now < until);
+        if !postponed && (core.checkpoint_wanted.get() || core.checkpoint_due() || timed) {
             last_checkpoint = now;
             let (worker, partition) = (core.clone(), Partition(core.clone()));
             if core.checkpoint_running.replace(true) {
@@ -161,8 +166,14 @@ pub(crate) async fn keep_house<E: Env>(core: Rc<Core<E>>) {
                 worker.checkpoint_running.set(false);
                 worker.checkpoint_wanted.set(false);
             });
-        } else if let Err(error) = core.purge().await {
-            core.log(Level::Warn, format_args!("old log could not be removed: {error}"));
+        } else {
+            let tidied = match core.purge().await {
+                Ok(()) => core.wal().trim_spares().await,
+                refused => refused,
+            };
+            if let Err(error) = tidied {
+                core.log(Level::Warn, format_args!("old log could not be removed: {error}"));
+            }
         }
     }
     core.log_ended.raise(core.log_ended.get() + 1);
@@ -175,6 +186,8 @@ impl<E: Env> Partition<E> {
         if name.is_empty() || name.len() > HOLD_NAME_MAX {
             return Err(Error::BadHold(format!("a hold's name has 1 to {HOLD_NAME_MAX} bytes")));
         }
+        // What is held must not be purged between the look and the record.
+        let _turn = core.purge_gate.enter().await;
         let oldest = self.oldest_version();
         let version = if version == 0 { core.published.get() + 1 } else { version };
         if version < oldest {
@@ -256,6 +269,7 @@ impl<E: Env> Partition<E> {
             waits_for_log_space: core.stats.waits_for_log_space.get(),
             checkpoints: core.stats.checkpoints.get(),
             base_runs: core.stats.base_runs.get(),
+            runs_merged: core.stats.runs_merged.get(),
             snapshots_given_up: core.stats.snapshots_given_up.get(),
             index_mended: core.stats.index_mended.get(),
             segments_purged: core.stats.segments_purged.get(),

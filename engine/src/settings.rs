@@ -58,7 +58,7 @@ impl Default for Settings {
             value_file_size: 256 << 20,
             value_allocation: 8 << 20,
             overlay_budget: 32 << 20,
-            checkpoint_bytes: 16 << 20,
+            checkpoint_bytes: 8 << 20,
             checkpoint_wal_bytes: 64 << 20,
             checkpoint_interval: Duration::from_secs(60),
             cache_bytes: 16 << 20,

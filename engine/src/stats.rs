@@ -23,6 +23,8 @@ pub struct Stats {
     pub checkpoints: Cell<u64>,
     /// Runs merged into a base run.
     pub base_runs: Cell<u64>,
+    /// Runs merged with others of their size.
+    pub runs_merged: Cell<u64>,
     /// Snapshots given up, for age or memory.
     pub snapshots_given_up: Cell<u64>,
     /// Times the index was reopened or rebuilt.
@@ -72,6 +74,8 @@ pub struct Status {
     pub waits_for_log_space: u64,
     pub checkpoints: u64,
     pub base_runs: u64,
+    /// See [`Stats`].
+    pub runs_merged: u64,
     pub snapshots_given_up: u64,
     pub index_mended: u64,
     pub segments_purged: u64,

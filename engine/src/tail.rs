@@ -7,6 +7,9 @@ use crate::types::{LogPosition, Version};
 use crate::wal::body::Body;
 use crate::wal::scan::Scanner;
 
+/// A page holds about this much at most, whatever was asked for, bytes.
+const PAGE_MAX: usize = 16 << 20;
+
 /// A stretch of the log.
 pub struct LogPage {
     /// Batches in order; the first may begin before the version that was asked for.
@@ -36,6 +39,7 @@ impl<E: Env> Partition<E> {
         let manifest = core.manifest.get().clone();
         let from = LogPosition::new(start.number, crate::disk::BLOCK as u32);
         let mut scanner = Scanner::new(&core.env, core.id, &manifest, &numbers, from, None);
+        let limit_bytes = limit_bytes.min(PAGE_MAX);
         let mut bytes = 0;
         while page.next <= published && (page.batches.is_empty() || bytes < limit_bytes) {
             let batch = match scanner.next().await {

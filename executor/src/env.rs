@@ -3,11 +3,9 @@
 use crate::disk::RealDisk;
 use crate::index_lane::IndexLane;
 use crate::log::Log;
-use crate::node::spawn_later;
-use std::cell::Cell;
+use crate::node::{spawn_later, system_random};
 use std::convert::Infallible;
 use std::future::Future;
-use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use turnstone_engine::env::{Env, Level, Sabotage};
 
@@ -20,15 +18,14 @@ pub struct RealEnv {
     disk: RealDisk,
     index: IndexLane,
     started: Instant,
-    random: Rc<Cell<u64>>,
     log: Log,
     sabotage: Option<Sabotage>,
 }
 
 impl RealEnv {
-    /// Puts the parts together; `seed` must be unpredictable.
-    pub fn new(disk: RealDisk, index: IndexLane, seed: u64, log: Log, sabotage: Option<Sabotage>) -> RealEnv {
-        RealEnv { disk, index, started: Instant::now(), random: Rc::new(Cell::new(seed)), log, sabotage }
+    /// Puts the parts together.
+    pub fn new(disk: RealDisk, index: IndexLane, log: Log, sabotage: Option<Sabotage>) -> RealEnv {
+        RealEnv { disk, index, started: Instant::now(), log, sabotage }
     }
 }
 
@@ -49,13 +46,8 @@ impl Env for RealEnv {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
     }
     fn random(&self) -> u64 {
-        // splitmix64 over a seed from the system: unpredictable to clients, who see none of its outputs.
-        let state = self.random.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
-        self.random.set(state);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        // Each from the system: clients see epoch ids, and must not be able to tell a generation's secret from them.
+        system_random()
     }
     async fn sleep(&self, how_long: Duration) {
         glommio::timer::sleep(how_long).await;

@@ -103,7 +103,7 @@ impl<M> Core<M> {
         let disk = RealDisk::open(self.ring.clone(), directory.clone()).await?;
         let cache = self.options.index_cache_bytes;
         let index = IndexLane::new(directory, cache, self.lanes.clone(), self.desk.clone());
-        Ok(RealEnv::new(disk, index, system_random(), self.log.clone(), self.options.sabotage))
+        Ok(RealEnv::new(disk, index, self.log.clone(), self.options.sabotage))
     }
 
     /// Whether partition `p` is this core's.

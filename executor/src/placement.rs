@@ -28,6 +28,11 @@ pub fn executors(asked: usize) -> usize {
     n.clamp(1, EXECUTORS_MAX)
 }
 
+/// Keeps the calling thread on one CPU.
+pub fn pin_thread(cpu: usize) -> std::io::Result<()> {
+    crate::ring::sys::set_affinity(cpu)
+}
+
 /// The executor that owns a partition.
 pub fn home_of(partition: u8, executors: usize) -> usize {
     usize::from(partition) % executors

@@ -22,8 +22,6 @@ use turnstone_engine::{Error, Lookup, Partition, Progress, RunAhead, Settings, T
 /// Keys of the workload.
 const KEYS: u32 = 24;
 const PARTITION: u8 = 3;
-/// A kind of step that was cut less often than this is tried with more images.
-const RARE: u64 = 2000;
 
 /// What a campaign saw.
 #[derive(Default)]
@@ -51,18 +49,22 @@ pub struct Effort {
     pub transactions: u32,
     /// Crashes tried per step.
     pub images_per_step: u32,
-    /// Crashes tried per step of a kind that was cut rarely so far.
+    /// Crashes tried per step of a kind that this life has seldom seen so far.
     pub images_per_rare_step: u32,
+    /// How many steps of a kind count as seldom.
+    pub rare: u32,
 }
 
 impl Default for Effort {
     fn default() -> Effort {
-        Effort { lives: 3, transactions: 14, images_per_step: 2, images_per_rare_step: 100 }
+        Effort { lives: 3, transactions: 14, images_per_step: 2, images_per_rare_step: 12, rare: 1 }
     }
 }
 
 /// Small sizes, so that everything that can happen happens often.
 pub fn settings(rng: &Rng) -> Settings {
+    // In one life of four commits wait for room, and replay checkpoints as it goes.
+    let overlay_budget = if rng.percent(25) { 3_000 + rng.below(9_000) } else { 60_000 + rng.below(60_000) };
     Settings {
         wal_max_size: 16384 << rng.below(3),
         wal_retention: Duration::from_millis(50 << rng.below(6)),
@@ -70,8 +72,8 @@ pub fn settings(rng: &Rng) -> Settings {
         value_separation: 600,
         value_file_size: 32768 << rng.below(3),
         value_allocation: 16384,
-        overlay_budget: 60_000 + rng.below(60_000),
-        checkpoint_bytes: 6_000 + rng.below(30_000),
+        overlay_budget,
+        checkpoint_bytes: (6_000 + rng.below(30_000)).min(overlay_budget / 2),
         checkpoint_wal_bytes: 30_000 + rng.below(60_000),
         checkpoint_interval: Duration::from_millis(20 + rng.below(500)),
         cache_bytes: 1000 + rng.below(40_000),
@@ -94,7 +96,7 @@ struct Life {
     model: RefCell<Model>,
     outstanding: RefCell<Vec<Outstanding>>,
     failure: RefCell<Option<String>>,
-    /// A flush is under way: its version is not in the model yet, so reads are not compared.
+    /// A flush is under way: its version is not in the model yet, so reads are not compared, and a crash may show it.
     flushing: Cell<bool>,
     tally: Rc<RefCell<Tally>>,
 }
@@ -188,21 +190,26 @@ fn live(
     let side = Rc::new(Rng::new(mix(seed ^ 0x51DE)));
     let observer: Rc<dyn Fn(&'static str)> = {
         let (life, env, side, settings) = (life.clone(), env.clone(), side, settings.clone());
+        let seen: RefCell<BTreeMap<&'static str, u32>> = RefCell::default();
         Rc::new(move |kind| {
             if life.failure.borrow().is_some() {
                 return;
             }
             life.resolve();
-            let moment =
+            let mut moment =
                 Moment { disk: env.disk.image(), index: env.index.image(), model: life.model.borrow().clone() };
-            // Rare steps are cut harder, so that every kind is seen often.
+            if life.flushing.get() {
+                // The next version that nobody has is the flush's, if it is there already.
+                moment.model.flush_if_there();
+            }
+            // The first ones of a kind are cut harder, so that every kind is seen often. Only the seed decides.
             let images = {
-                let mut tally = life.tally.borrow_mut();
-                let cuts = tally.cuts.entry(kind).or_default();
-                let images = if *cuts < RARE { effort.images_per_rare_step } else { effort.images_per_step };
-                *cuts += u64::from(images);
-                images
+                let mut seen = seen.borrow_mut();
+                let seen = seen.entry(kind).or_default();
+                *seen += 1;
+                if *seen <= effort.rare { effort.images_per_rare_step } else { effort.images_per_step }
             };
+            *life.tally.borrow_mut().cuts.entry(kind).or_default() += u64::from(images);
             for _ in 0..images {
                 if let Err(what) = try_crash(&moment, &side, &settings, sabotage, &life.tally, 1) {
                     life.fail(format!("a crash at step {} ({kind}): {what}", env.world.steps.get()));
@@ -289,39 +296,53 @@ async fn administer(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life>
             Ok(()) | Err(Error::NoSpace(_) | Error::Index(_)) => {}
             Err(error) => return Err(format!("a checkpoint failed: {error}")),
         },
-        3 => partition.promote().await.map_err(|e| format!("promote failed: {e}"))?,
-        4 if rng.percent(20) => flush_all(partition, life).await?,
+        3 => match partition.promote().await {
+            Ok(()) | Err(Error::NoSpace(_)) => {}
+            Err(error) => return Err(format!("promote failed: {error}")),
+        },
+        4 if rng.percent(40) => flush_all(partition, life).await?,
         5 => env.disk.set_full(true),
         6..=10 => env.disk.set_full(false),
         11 => read_log(partition, life).await?,
+        12 => {
+            // Writes are refused in between; sessions take that for an answer.
+            match partition.step_down().await {
+                Ok(()) | Err(Error::NoSpace(_)) => {}
+                Err(error) => return Err(format!("step-down failed: {error}")),
+            }
+            env.world.sleep(Duration::from_millis(rng.below(10))).await;
+            env.disk.set_full(false);
+            partition.promote().await.map_err(|e| format!("promote failed: {e}"))?;
+        }
+        13 => match partition.hold("consumer", 0, 10_000 << rng.below(4)).await {
+            Ok(_) | Err(Error::NoSpace(_)) => {}
+            Err(error) => return Err(format!("a hold failed: {error}")),
+        },
+        14 => match partition.release("consumer").await {
+            Ok(()) | Err(Error::NoSpace(_) | Error::NoSuchHold(_)) => {}
+            Err(error) => return Err(format!("a release failed: {error}")),
+        },
         _ => {}
     }
     Ok(())
 }
 
 async fn flush_all(partition: &Partition<SimEnv>, life: &Rc<Life>) -> Result<(), String> {
-    // Its version is only known afterwards; until then a crash may show either state, so nothing is tried meanwhile.
-    let env = partition.env().clone();
+    // Its version is only known afterwards; until then a crash may show either state.
     life.flushing.set(true);
-    let flushed = with_no_observer(&env, partition.flush_all()).await;
-    life.flushing.set(false);
-    let at = match flushed {
-        Ok(position) => position,
-        Err(Error::NoSpace(_)) => return Ok(()),
-        Err(error) => return Err(format!("flush failed: {error}")),
+    let flushed = partition.flush_all().await;
+    let outcome = match flushed {
+        Ok(at) => {
+            life.resolve();
+            life.model.borrow_mut().commit(at.version, Commit::Flush);
+            life.model.borrow_mut().tell(at.version);
+            Ok(())
+        }
+        Err(Error::NoSpace(_)) => Ok(()),
+        Err(error) => Err(format!("flush failed: {error}")),
     };
-    life.resolve();
-    life.model.borrow_mut().commit(at.version, Commit::Flush);
-    life.model.borrow_mut().tell(at.version);
-    Ok(())
-}
-
-async fn with_no_observer<T>(env: &SimEnv, work: impl Future<Output = T>) -> T {
-    let (disk, index) = (env.disk.take_observer(), env.index.take_observer());
-    let answer = work.await;
-    env.disk.observe(disk);
-    env.index.observe(index);
-    answer
+    life.flushing.set(false);
+    outcome
 }
 
 /// The log, read as a consumer does, must tell the same commits.
@@ -354,13 +375,22 @@ async fn run_session(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life
         let mut transaction = partition.begin(snapshot);
         let (mut writes, mut touched) = (BTreeMap::new(), BTreeSet::new());
         let mut gone = false;
-        for operation in 0..1 + rng.below(5) {
-            let key = rng.below(u64::from(KEYS)) as u32;
-            touched.insert(key);
-            let step = if rng.percent(35) {
+        // Some are blind writes that take their snapshot at their prepare, some are longer than a segment.
+        let (late, long) = (rng.percent(15), rng.percent(3));
+        transaction.late = late;
+        let operations = if long { u64::from(KEYS) } else { 1 + rng.below(5) };
+        for operation in 0..operations {
+            let key = if long { operation as u32 } else { rng.below(u64::from(KEYS)) as u32 };
+            if !late {
+                touched.insert(key);
+            }
+            let step = if !late && !long && rng.percent(35) {
                 read(env, partition, life, &mut transaction, &writes, key, snapshot).await
             } else {
-                let value = (!rng.percent(20)).then(|| value(rng, session, round, operation as u32));
+                let value = match long {
+                    true => Some(filled(rng, format!("{session}/{round}/{operation}/"), 590)),
+                    false => (!rng.percent(20)).then(|| value(rng, session, round, operation as u32)),
+                };
                 let write = value.clone().map_or(Write::Delete, |v| Write::Set(v.as_slice().into()));
                 let answer = partition.write(&mut transaction, &key_bytes(key), write);
                 if answer.is_ok() {
@@ -370,7 +400,7 @@ async fn run_session(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life
             };
             match step {
                 Ok(()) => {}
-                Err(Error::SnapshotTooOld | Error::TransactionTimeout { .. }) => {
+                Err(Error::SnapshotTooOld | Error::TransactionTimeout { .. } | Error::NotLeader) => {
                     gone = true;
                     break;
                 }
@@ -470,9 +500,16 @@ async fn submit(
                 life.model.borrow_mut().tell(told);
             }
         }
-        Err(Error::Conflict { .. }) => life.tally.borrow_mut().transactions.1 += 1,
+        Err(Error::Conflict { newest, .. }) => {
+            life.tally.borrow_mut().transactions.1 += 1;
+            // The error tells of that version, so it waits, too.
+            ahead.prepared(newest);
+            partition.wait_published(ahead.tell_after(partition)).await;
+            life.resolve();
+            life.model.borrow_mut().tell(newest);
+        }
         Err(Error::NoSpace(_)) => life.tally.borrow_mut().transactions.2 += 1,
-        Err(Error::SnapshotTooOld | Error::TransactionTimeout { .. } | Error::Index(_)) => {}
+        Err(Error::SnapshotTooOld | Error::TransactionTimeout { .. } | Error::Index(_) | Error::NotLeader) => {}
         Err(error) => {
             life.fail(format!("a commit failed: {error}"));
             return false;
@@ -490,12 +527,16 @@ fn value(rng: &Rng, session: u32, round: u32, operation: u32) -> Vec<u8> {
         16..=18 => 600 + rng.below(6000) as usize,
         _ => 600 + rng.below(70_000) as usize,
     };
-    let mut value = format!("{session}/{round}/{operation}/{:x}/", rng.next()).into_bytes();
+    let value = filled(rng, format!("{session}/{round}/{operation}/"), length.max(20));
+    if length == 0 { Vec::new() } else { value }
+}
+
+fn filled(rng: &Rng, name: String, length: usize) -> Vec<u8> {
+    let mut value = name.into_bytes();
     while value.len() < length {
-        let word = rng.next().to_le_bytes();
-        value.extend_from_slice(&word);
+        value.extend_from_slice(&rng.next().to_le_bytes());
     }
-    value.truncate(length.max(if length == 0 { 0 } else { 20 }));
+    value.truncate(length);
     value
 }
 
@@ -528,6 +569,10 @@ fn try_crash(
         Err(Refusal::Wrong(what)) => Err(context(what)),
         Err(Refusal::Refused(Error::Corrupt { file, .. })) if rot.is_some() => {
             tally.borrow_mut().rotten.1 += 1;
+            let kind = |name: &str| name.split('-').next().unwrap_or(name).to_string();
+            if rot.as_deref().is_some_and(|place| kind(place).split(' ').next() != Some(&kind(&file))) {
+                return Err(context(format!("it is refused for {file}")));
+            }
             if !file.starts_with("wal-") {
                 return Ok(());
             }
@@ -580,6 +625,12 @@ impl Recovery<'_> {
     fn open(&self, disk: DiskImage, index: IndexImage, settings: Settings) -> Result<(), Refusal> {
         let world = World::new(self.side.next());
         let env = env(&world, disk, index, false, self.sabotage);
+        let mut settings = settings;
+        if self.side.percent(10) {
+            // Replay cannot hold all of it at once.
+            settings.overlay_budget = 1_000 + self.side.below(4_000);
+            settings.checkpoint_bytes = settings.overlay_budget / 2;
+        }
         let mut model = self.moment.model.clone();
         if self.rot {
             // Damage to what nothing vouches for yet cannot be told from a tail; docs/recovery.md says so.

@@ -22,6 +22,8 @@ pub type Contents = BTreeMap<KeyNumber, Vec<u8>>;
 #[derive(Clone, Default)]
 pub struct Model {
     commits: BTreeMap<Version, Commit>,
+    /// Where the last restart began.
+    base: Version,
     /// The newest version that anybody was told of, by an acknowledgement or by what a read returned.
     pub told: Version,
     /// The newest version that the log vouched for.
@@ -32,6 +34,15 @@ impl Model {
     /// A transaction was prepared.
     pub fn commit(&mut self, version: Version, commit: Commit) {
         assert!(self.commits.insert(version, commit).is_none(), "version {version} was given twice");
+    }
+
+    /// Everything may be flushed already, as of the first version that nobody has.
+    pub fn flush_if_there(&mut self) {
+        let mut version = self.base + 1;
+        while self.commits.contains_key(&version) {
+            version += 1;
+        }
+        self.commits.insert(version, Commit::Flush);
     }
 
     /// Somebody was told of `version`.
@@ -81,7 +92,8 @@ impl Model {
     /// A commit between two versions (both excluded) that touches one of the keys.
     pub fn touched(&self, after: Version, before: Version, keys: &[KeyNumber]) -> Option<Version> {
         let touches = |commit: &Commit| match commit {
-            Commit::Flush => true,
+            // A blind write that commits by itself depends on nothing.
+            Commit::Flush => !keys.is_empty(),
             Commit::Writes(writes) => writes.iter().any(|(key, _)| keys.contains(key)),
         };
         self.commits.range(after + 1..before).find(|(_, commit)| touches(commit)).map(|(version, _)| *version)
@@ -90,6 +102,7 @@ impl Model {
     /// A restart found everything up to `version`; what came later never happened.
     pub fn restart_at(&mut self, version: Version) {
         self.commits.retain(|v, _| *v <= version);
+        self.base = version;
         self.told = version;
         self.vouched = version;
     }

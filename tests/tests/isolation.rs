@@ -133,8 +133,15 @@ async fn session(
     }
 }
 
-/// One simulated run; answers its history.
-fn simulate(seed: u64, transactions: u64, sabotage: Option<Sabotage>) -> Vec<Transaction> {
+type Session = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
+/// Runs sessions side by side on a fresh simulated partition, checkpoints in between, until all are done and `open` is 0.
+fn in_a_world(
+    seed: u64,
+    sabotage: Option<Sabotage>,
+    open: impl Fn() -> u32 + 'static,
+    sessions: impl FnOnce(&SimEnv, &Partition<SimEnv>) -> Vec<Session> + 'static,
+) {
     let world = World::new(seed);
     let settings = settings(&world.rng);
     let env = SimEnv {
@@ -143,25 +150,18 @@ fn simulate(seed: u64, transactions: u64, sabotage: Option<Sabotage>) -> Vec<Tra
         index: SimIndex::new(world.clone(), IndexImage::default(), false),
         sabotage,
     };
-    let recorder = Rc::new(Recorder {
-        clock: Cell::new(0),
-        elements: Cell::new(0),
-        open: Cell::new(0),
-        history: RefCell::default(),
-    });
-    let (run, sessions) = (recorder.clone(), 2 + world.rng.below(7));
-    let keys = 2 + world.rng.below(8);
     let end = world.run(async move {
         let partition = Partition::open(env.clone(), 1, settings).await.expect("a fresh partition opens");
-        let done = Rc::new(Cell::new(0));
-        for number in 0..sessions {
-            let (env, partition, recorder, done) = (env.clone(), partition.clone(), run.clone(), done.clone());
-            env.world.clone().spawn(async move {
-                session(env, partition, recorder, number as u32, transactions / sessions + 1, keys).await;
-                done.set(done.get() + 1);
+        let left = Rc::new(Cell::new(0));
+        for session in sessions(&env, &partition) {
+            let left = left.clone();
+            left.set(left.get() + 1);
+            env.world.spawn(async move {
+                session.await;
+                left.set(left.get() - 1);
             });
         }
-        while done.get() < sessions || run.open.get() > 0 {
+        while left.get() > 0 || open() > 0 {
             env.world.sleep(Duration::from_millis(3)).await;
             if env.world.rng.percent(10) {
                 match partition.checkpoint().await {
@@ -173,7 +173,164 @@ fn simulate(seed: u64, transactions: u64, sabotage: Option<Sabotage>) -> Vec<Tra
     });
     assert!(matches!(end, End::Done(())), "seed {seed}: {end:?}");
     world.drop_tasks();
+}
+
+/// One simulated run; answers its history.
+fn simulate(seed: u64, transactions: u64, sabotage: Option<Sabotage>) -> Vec<Transaction> {
+    let recorder = Rc::new(Recorder {
+        clock: Cell::new(0),
+        elements: Cell::new(0),
+        open: Cell::new(0),
+        history: RefCell::default(),
+    });
+    let (open, run) = (recorder.clone(), recorder.clone());
+    in_a_world(
+        seed,
+        sabotage,
+        move || open.open.get(),
+        move |env, partition| {
+            let (sessions, keys) = (2 + env.world.rng.below(7), 2 + env.world.rng.below(8));
+            let each = transactions / sessions + 1;
+            let one = |n| session(env.clone(), partition.clone(), run.clone(), n as u32, each, keys);
+            (0..sessions).map(|n| Box::pin(one(n)) as Session).collect()
+        },
+    );
     recorder.history.take()
+}
+
+const SIM_ACCOUNTS: u32 = 6;
+const SIM_START: i64 = 50;
+
+/// What simulated tellers saw: all accounts at once, and the sum of two rows that must not fall below zero.
+#[derive(Default)]
+struct Ledger {
+    snapshots: RefCell<Vec<BankSnapshot>>,
+    lowest: Cell<i64>,
+    refused: Cell<u64>,
+}
+
+fn number_in(found: Option<Vec<u8>>, otherwise: i64) -> i64 {
+    found.map_or(otherwise, |bytes| i64::from_le_bytes(bytes.try_into().expect("8 bytes")))
+}
+
+/// All balances, and the sum of the two rows.
+type Seen = (Vec<Option<i64>>, i64);
+
+/// Transfers, withdrawals from one of two rows as far as both together allow, and reads of everything.
+async fn teller(env: SimEnv, partition: Partition<SimEnv>, ledger: Rc<Ledger>, me: u32, count: u64) {
+    let rng = &env.world.rng;
+    let mut ahead = RunAhead::default();
+    for round in 0..count {
+        let mut transaction = partition.begin(ahead.snapshot(&partition));
+        let account = |n: u64| format!("account-{n}").into_bytes();
+        // A snapshot may be given up under pressure; the transaction then counts for nothing.
+        let read = async |t: &mut turnstone_engine::Transaction, key: &[u8]| -> Result<Option<Vec<u8>>, Error> {
+            match partition.get(t, key)? {
+                Lookup::Found(value) => Ok(Some(value.to_vec())),
+                Lookup::Absent => Ok(None),
+                Lookup::Cold(cold) => Ok(cold.fetch().await?.map(|v| v.to_vec())),
+            }
+        };
+        let set = |t: &mut turnstone_engine::Transaction, key: &[u8], n: i64| {
+            partition.write(t, key, Write::Set(n.to_le_bytes().as_slice().into()))
+        };
+        let attempt: Result<Option<Seen>, Error> = async {
+            match rng.below(10) {
+                0..=3 => {
+                    let (from, to) = (rng.below(u64::from(SIM_ACCOUNTS)), rng.below(u64::from(SIM_ACCOUNTS)));
+                    let amount = rng.below(30) as i64;
+                    let a = number_in(read(&mut transaction, &account(from)).await?, SIM_START);
+                    let b = number_in(read(&mut transaction, &account(to)).await?, SIM_START);
+                    if from != to && a >= amount {
+                        set(&mut transaction, &account(from), a - amount)?;
+                        set(&mut transaction, &account(to), b + amount)?;
+                    }
+                    Ok(None)
+                }
+                4..=6 => {
+                    let rows: [&[u8]; 2] = [b"x", b"y"];
+                    let x = number_in(read(&mut transaction, rows[0]).await?, SIM_START);
+                    let y = number_in(read(&mut transaction, rows[1]).await?, SIM_START);
+                    let (row, own) = if rng.percent(50) { (rows[0], x) } else { (rows[1], y) };
+                    // Either row may be overdrawn, the two together may not.
+                    let change = if x + y >= 60 { -60 } else { 30 };
+                    set(&mut transaction, row, own + change)?;
+                    Ok(None)
+                }
+                _ => {
+                    let mut balances = Vec::new();
+                    for n in 0..u64::from(SIM_ACCOUNTS) {
+                        balances.push(Some(number_in(read(&mut transaction, &account(n)).await?, SIM_START)));
+                    }
+                    let x = number_in(read(&mut transaction, b"x").await?, SIM_START);
+                    let y = number_in(read(&mut transaction, b"y").await?, SIM_START);
+                    Ok(Some((balances, x + y)))
+                }
+            }
+        }
+        .await;
+        let read_only = transaction.writes.is_empty();
+        let Ok(seen) = attempt else { continue };
+        match partition.submit(transaction).prepared().await {
+            Ok(version) if !read_only => ahead.prepared(version),
+            Ok(_) => {}
+            Err(_) => ledger.refused.set(ledger.refused.get() + 1),
+        }
+        if let Some((balances, rows)) = seen {
+            partition.wait_published(ahead.tell_after(&partition)).await;
+            ledger.snapshots.borrow_mut().push(BankSnapshot { session: me, begin: round, balances });
+            ledger.lowest.set(ledger.lowest.get().min(rows));
+        }
+        if rng.percent(30) {
+            env.world.device_time().await;
+        }
+    }
+}
+
+/// One simulated bank; answers snapshots, refusals, and what is wrong.
+fn simulate_bank(seed: u64, transactions: u64, sabotage: Option<Sabotage>) -> Result<(usize, u64), String> {
+    let ledger = Rc::new(Ledger::default());
+    let run = ledger.clone();
+    in_a_world(
+        seed ^ 0xBA_2C,
+        sabotage,
+        || 0,
+        move |env, partition| {
+            let sessions = 2 + env.world.rng.below(6);
+            let each = transactions / sessions + 1;
+            let one = |n| teller(env.clone(), partition.clone(), run.clone(), n as u32, each);
+            (0..sessions).map(|n| Box::pin(one(n)) as Session).collect()
+        },
+    );
+    let snapshots = ledger.snapshots.take();
+    let total = SIM_START * i64::from(SIM_ACCOUNTS);
+    let summary = check_bank(SIM_ACCOUNTS as usize, total, &snapshots).map_err(|v| v[0].to_string())?;
+    match ledger.lowest.get() {
+        low if low < 0 => Err(format!("write skew: two rows sum up to {low}")),
+        _ => Ok((summary.snapshots, ledger.refused.get())),
+    }
+}
+
+#[test]
+fn simulated_banks_add_up_and_show_no_write_skew() {
+    let seeds = number("TURNSTONE_ISOLATION_SEEDS", 2000);
+    let (mut snapshots, mut refused) = (0, 0);
+    for seed in 0..seeds {
+        match simulate_bank(seed, 500, None) {
+            Ok((seen, conflicts)) => {
+                snapshots += seen;
+                refused += conflicts;
+            }
+            Err(what) => panic!("seed {seed}: {what}"),
+        }
+    }
+    println!(
+        "{seeds} simulated banks of 500 transactions: {snapshots} snapshots add up, {refused} refused, no write skew"
+    );
+    let skewed = |seed| simulate_bank(seed, 500, Some(Sabotage::ReadCheckSkipped)).is_err();
+    assert!((0..100).any(skewed), "100 banks without the read check showed no write skew");
+    let lost = |seed| simulate_bank(seed, 500, Some(Sabotage::PendingNotChecked)).is_err();
+    assert!((0..100).any(lost), "100 banks that lose updates added up");
 }
 
 #[test]
@@ -315,7 +472,7 @@ fn bank_transfers_keep_the_total_and_write_skew_is_refused() {
     let snapshots: Mutex<Vec<BankSnapshot>> = Mutex::default();
     let conflicts = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        for worker in 0..8u64 {
+        for worker in 0..16u64 {
             let mut c = home.connect(&server, Role::Client, 2);
             let (snapshots, conflicts) = (&snapshots, &conflicts);
             scope.spawn(move || {

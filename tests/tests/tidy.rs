@@ -22,7 +22,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
 ];
 
 /// Which crates may depend on an external one.
-const EXTERNALS: [(&str, &[&str]); 14] = [
+const EXTERNALS: [(&str, &[&str]); 16] = [
     ("glommio", &["executor"]),
     ("io-uring", &["executor"]),
     ("futures-lite", &["executor"]),
@@ -34,6 +34,8 @@ const EXTERNALS: [(&str, &[&str]); 14] = [
     ("crc32fast", &["engine"]),
     ("clap", &["tools"]),
     ("rustyline", &["tools"]),
+    ("hdrhistogram", &["tools"]),
+    ("mio", &["tools"]),
     ("signal-hook", &["tools"]),
     ("serde_json", &["tools", "cdc", "tests"]),
     ("flume", &["executor", "net", "cdc"]),

@@ -1,5 +1,6 @@
 //! What the binaries share: settings, the home directory, `--init`, and the command line's grammar and printer.
 
+pub mod bench;
 pub mod cdc_config;
 pub mod cli;
 pub mod config;

@@ -112,7 +112,7 @@ pub fn engine_settings(config: &Config) -> Settings {
         value_separation: config.value_separation as usize,
         value_file_size: config.value_file_size,
         value_allocation: VALUE_ALLOCATION,
-        overlay_budget: share(config.overlay_budget, partitions).max(config.checkpoint_bytes.saturating_mul(2)),
+        overlay_budget: share(config.overlay_budget, partitions).max(config.checkpoint_bytes.saturating_mul(4)),
         checkpoint_bytes: config.checkpoint_bytes,
         checkpoint_wal_bytes: config.checkpoint_wal_bytes,
         checkpoint_interval: config.checkpoint_interval,

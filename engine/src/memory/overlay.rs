@@ -34,6 +34,11 @@ impl Generation {
         self.keys.iter().filter_map(|(key, versions)| versions.last().map(|(v, e)| (key, *v, e)))
     }
 
+    /// Takes up to `keys` keys out of a generation that nobody looks at any more, so that freeing it can be spread.
+    pub fn dismantle(&mut self, keys: usize) -> bool {
+        (0..keys).all(|_| self.keys.pop_first().is_some())
+    }
+
     /// How many keys it has.
     pub fn len(&self) -> usize {
         self.keys.len()
@@ -109,9 +114,9 @@ impl Overlay {
         self.active.bytes
     }
 
-    /// Whether a generation is frozen.
-    pub fn is_frozen(&self) -> bool {
-        self.frozen.is_some()
+    /// The newest version of the frozen generation, if there is one.
+    pub fn frozen_last(&self) -> Option<Version> {
+        self.frozen.as_ref().map(|f| f.last)
     }
 }
 

@@ -35,6 +35,13 @@ impl Snapshot {
     pub fn version(&self) -> Version {
         self.version
     }
+    /// Gives up the claim on what it sees: checkpoints pass it, and it is never given up. It must not be read any more.
+    pub fn detach(&mut self) {
+        let mut registry = self.registry.borrow_mut();
+        registry.open.remove(&(self.version, self.id));
+        self.given_up = Rc::default();
+        wake(&mut registry);
+    }
     /// Whether it was given up: it must not be read any more.
     pub fn given_up(&self) -> bool {
         self.given_up.get()

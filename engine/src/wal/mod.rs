@@ -262,6 +262,25 @@ impl<E: Env> Wal<E> {
         Ok(())
     }
 
+    /// Removes all spares but one once nothing is reserved: large transactions leave large ones behind.
+    pub async fn trim_spares(&self) -> Result<(), Error> {
+        let _turn = self.making.enter().await;
+        loop {
+            let extra = {
+                let mut state = self.state.borrow_mut();
+                let largest = (0..state.spares.len()).max_by_key(|i| state.spares[*i].capacity);
+                let standard = |s: &Spare<E>| s.capacity == self.segment_bytes;
+                match largest {
+                    Some(i) if state.outstanding == 0 && (state.spares.len() > 1 || !standard(&state.spares[i])) => {
+                        state.spares.swap_remove(i)
+                    }
+                    _ => return Ok(()),
+                }
+            };
+            self.env.disk().remove(&extra.name).await?;
+        }
+    }
+
     async fn make_spare(&self, capacity: u32) -> Result<(), Error> {
         let name = self.spare_name();
         match self.write_spare(&name, capacity).await {

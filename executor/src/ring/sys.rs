@@ -80,3 +80,19 @@ pub fn be_nice() {
     // SAFETY: no pointers; on Linux this changes the calling thread only.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
+
+/// Keeps the calling thread on one CPU.
+pub fn set_affinity(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    // SAFETY: an all-zero set is a valid, empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the number is below the set's size, as checked above.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the pointer is to a live set of the size that is given; 0 is the calling thread.
+    match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -8,6 +8,7 @@
 
 mod address;
 mod error;
+mod nonblocking;
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -22,6 +23,7 @@ use crate::wire::{Dialect, MAX_BODY, Opcode, Position, Request, Status, frame, r
 
 pub use address::{Address, AddressError, DEFAULT_PORT};
 pub use error::ClientError;
+pub use nonblocking::NonBlocking;
 
 /// Buffered requests are written out once they pass this many bytes, so that a long pipeline does not pile up twice.
 const SEND_BUFFER: usize = 256 * 1024;
@@ -81,26 +83,7 @@ impl Connection {
     /// A server may refuse this client's certificate only after its own side of the handshake; that refusal shows at the
     /// first reply.
     pub fn connect(settings: &ClientSettings) -> Result<Connection, ClientError> {
-        let address: Address =
-            settings.address.parse().map_err(|error: AddressError| ClientError::Connect(error.to_string()))?;
-        let config =
-            client_config(&settings.files, settings.offer).map_err(|error| ClientError::Tls(error.to_string()))?;
-        let host = address.client_host();
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| ClientError::Connect(format!("'{}' is no host name", host.escape_debug())))?;
-        let timeout = (!settings.timeout.is_zero()).then_some(settings.timeout);
-        let mut socket = dial(host, address.port, timeout)?;
-        let mut tls = ClientConnection::new(config, name).map_err(|error| ClientError::Tls(error.to_string()))?;
-        while tls.is_handshaking() {
-            tls.complete_io(&mut socket).map_err(ClientError::from_stream)?;
-        }
-        let dialect = Dialect::from_alpn(tls.alpn_protocol());
-        if dialect != Some(settings.offer.dialect) {
-            return Err(ClientError::Protocol(format!(
-                "the server did not agree to speak {}; is it an older version?",
-                settings.offer.dialect.name()
-            )));
-        }
+        let (tls, socket) = handshake(settings)?;
         Ok(Connection {
             stream: StreamOwned::new(tls, socket),
             dialect: settings.offer.dialect,
@@ -339,6 +322,30 @@ fn shape(what: &str) -> ClientError {
 fn set_timeouts(socket: &TcpStream, timeout: Option<Duration>) -> io::Result<()> {
     socket.set_read_timeout(timeout)?;
     socket.set_write_timeout(timeout)
+}
+
+/// Connects and completes the TLS handshake.
+fn handshake(settings: &ClientSettings) -> Result<(ClientConnection, TcpStream), ClientError> {
+    let address: Address =
+        settings.address.parse().map_err(|error: AddressError| ClientError::Connect(error.to_string()))?;
+    let config = client_config(&settings.files, settings.offer).map_err(|error| ClientError::Tls(error.to_string()))?;
+    let host = address.client_host();
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| ClientError::Connect(format!("'{}' is no host name", host.escape_debug())))?;
+    let timeout = (!settings.timeout.is_zero()).then_some(settings.timeout);
+    let mut socket = dial(host, address.port, timeout)?;
+    let mut tls = ClientConnection::new(config, name).map_err(|error| ClientError::Tls(error.to_string()))?;
+    while tls.is_handshaking() {
+        tls.complete_io(&mut socket).map_err(ClientError::from_stream)?;
+    }
+    let dialect = Dialect::from_alpn(tls.alpn_protocol());
+    if dialect != Some(settings.offer.dialect) {
+        return Err(ClientError::Protocol(format!(
+            "the server did not agree to speak {}; is it an older version?",
+            settings.offer.dialect.name()
+        )));
+    }
+    Ok((tls, socket))
 }
 
 /// Tries each address of the host in turn.

@@ -48,6 +48,10 @@ pub enum NodeQuestion {
 
 /// Answers an engine error.
 pub fn refuse(conversation: &mut Conversation, id: u32, error: &Error) {
+    if let Error::Conflict { newest, .. } = error {
+        // The error tells of that version, which may be pending: it waits, and the next snapshot includes it.
+        conversation.ahead.prepared(*newest);
+    }
     let dialect = conversation.session.dialect;
     conversation.reply(|out| reply::encode_error(dialect, id, code_of(error), &error.to_string(), out));
 }
@@ -265,8 +269,14 @@ fn get(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32,
         Ok(Lookup::Found(found)) => value(conversation, id, Some(&found)),
         Ok(Lookup::Absent) => value(conversation, id, None),
         Ok(Lookup::Cold(cold)) => {
+            let again = alone(conversation, partition, &[key]);
             return Outcome::Later(Box::pin(async move {
-                let answer = cold.fetch().await;
+                let answer = match (cold.fetch().await, again) {
+                    (Err(Error::SnapshotTooOld), Some(again)) => {
+                        again.read().await.map(|values| values.into_iter().next().flatten())
+                    }
+                    (answer, _) => answer,
+                };
                 let finish: Finish = Box::new(move |conversation| match answer {
                     Ok(found) => value(conversation, id, found.as_deref()),
                     Err(error) => refuse(conversation, id, &error),
@@ -290,8 +300,12 @@ fn get_many(conversation: &mut Conversation, partition: &Partition<RealEnv>, id:
             }
         }
     }
+    let again = alone(conversation, partition, keys);
     Outcome::Later(Box::pin(async move {
-        let answer = fetch_all(found).await;
+        let answer = match (fetch_all(found).await, again) {
+            (Err(Error::SnapshotTooOld), Some(again)) => again.read().await,
+            (answer, _) => answer,
+        };
         let finish: Finish = Box::new(move |conversation| match answer {
             Ok(values) => {
                 let dialect = conversation.session.dialect;
@@ -301,6 +315,34 @@ fn get_many(conversation: &mut Conversation, partition: &Partition<RealEnv>, id:
         });
         finish
     }))
+}
+
+/// A read outside any transaction: it has no snapshot to be true to, so one that was given up is replaced by a new one.
+struct Alone {
+    partition: Partition<RealEnv>,
+    ahead: RunAhead,
+    keys: Vec<Vec<u8>>,
+}
+
+fn alone(conversation: &Conversation, partition: &Partition<RealEnv>, keys: &[&[u8]]) -> Option<Alone> {
+    let keys = || keys.iter().map(|key| key.to_vec()).collect();
+    let outside = conversation.transaction.is_none();
+    outside.then(|| Alone { partition: partition.clone(), ahead: conversation.ahead, keys: keys() })
+}
+
+impl Alone {
+    async fn read(self) -> Result<Vec<Option<Value>>, Error> {
+        const TRIES: u32 = 5;
+        for _ in 0..TRIES {
+            let snapshot = self.ahead.snapshot(&self.partition);
+            let lookups = self.keys.iter().map(|key| self.partition.get_at(snapshot, key)).collect();
+            match fetch_all(lookups).await {
+                Err(Error::SnapshotTooOld) => {}
+                answer => return answer,
+            }
+        }
+        Err(Error::SnapshotTooOld)
+    }
 }
 
 async fn fetch_all(lookups: Vec<Lookup<RealEnv>>) -> Result<Vec<Option<Value>>, Error> {

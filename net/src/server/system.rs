@@ -111,6 +111,7 @@ pub fn partition_json(s: &Status) -> String {
         ("waits_for_log_space", s.waits_for_log_space),
         ("checkpoints", s.checkpoints),
         ("base_runs", s.base_runs),
+        ("runs_merged", s.runs_merged),
         ("snapshots_given_up", s.snapshots_given_up),
         ("index_mended", s.index_mended),
         ("segments_purged", s.segments_purged),

@@ -103,7 +103,9 @@ pub struct DiskImage {
     inodes: BTreeMap<u64, Inode>,
     durable_names: BTreeMap<String, u64>,
     live_names: BTreeMap<String, u64>,
-    name_changes: Vec<NameChange>,
+    /// With the serial of each, so that a sync covers just those that were made before it began.
+    name_changes: Vec<(u64, NameChange)>,
+    next_change: u64,
     next: u64,
 }
 
@@ -138,6 +140,11 @@ fn apply_name(names: &mut BTreeMap<String, u64>, change: &NameChange) {
 }
 
 impl DiskImage {
+    fn change_name(&mut self, change: NameChange) {
+        self.name_changes.push((self.next_change, change));
+        self.next_change += 1;
+    }
+
     /// What is found after a crash.
     pub fn crash(&self, loss: Loss) -> DiskImage {
         let mut image = self.clone();
@@ -182,7 +189,7 @@ impl DiskImage {
             }
             inode.live = inode.durable.clone();
         }
-        for (i, change) in std::mem::take(&mut image.name_changes).iter().enumerate() {
+        for (i, (_, change)) in std::mem::take(&mut image.name_changes).iter().enumerate() {
             if choose(mix(0xD1_0000 + i as u64)) != 0 {
                 apply_name(&mut image.durable_names, change);
             }
@@ -327,7 +334,7 @@ impl Disk for SimDisk {
                     let inode = image.next;
                     image.inodes.insert(inode, Inode::default());
                     image.live_names.insert(name.to_string(), inode);
-                    image.name_changes.push(NameChange::Bind(name.to_string(), inode));
+                    image.change_name(NameChange::Bind(name.to_string(), inode));
                 }
                 self.step(kind_of(
                     name,
@@ -353,7 +360,7 @@ impl Disk for SimDisk {
                 return Err(self.error(DiskErrorKind::NotFound, "rename", from));
             };
             image.live_names.insert(to.to_string(), inode);
-            image.name_changes.push(NameChange::Rename(from.to_string(), to.to_string(), inode));
+            image.change_name(NameChange::Rename(from.to_string(), to.to_string(), inode));
         }
         self.step(kind_of(
             to,
@@ -375,7 +382,7 @@ impl Disk for SimDisk {
             if image.live_names.remove(name).is_none() {
                 return Err(self.error(DiskErrorKind::NotFound, "remove", name));
             }
-            image.name_changes.push(NameChange::Remove(name.to_string()));
+            image.change_name(NameChange::Remove(name.to_string()));
         }
         self.step(kind_of(
             name,
@@ -397,13 +404,13 @@ impl Disk for SimDisk {
     }
 
     async fn sync_names(&self) -> Result<(), DiskError> {
-        let covered = self.0.image.borrow().name_changes.len();
+        let covered = self.0.image.borrow().next_change;
         self.0.world.device_time().await;
         {
             let mut image = self.0.image.borrow_mut();
-            let covered = covered.min(image.name_changes.len());
-            let changes: Vec<NameChange> = image.name_changes.drain(..covered).collect();
-            for change in &changes {
+            let count = image.name_changes.iter().take_while(|(serial, _)| *serial < covered).count();
+            let changes: Vec<(u64, NameChange)> = image.name_changes.drain(..count).collect();
+            for (_, change) in &changes {
                 apply_name(&mut image.durable_names, change);
             }
         }
@@ -533,6 +540,9 @@ impl File for SimFile {
     }
 
     async fn write_at(&self, buffer: AlignedBuf, offset: u64) -> Result<(), DiskError> {
+        if self.disk.0.full.get() && offset + buffer.len() as u64 > self.length().await? {
+            return Err(self.disk.error(DiskErrorKind::NoSpace, "write", &self.name));
+        }
         let serial = self.change(Change::Write(offset, Rc::new(buffer.to_vec())));
         self.disk.step(self.kind(Kinds {
             wal: "log write",
@@ -594,7 +604,7 @@ impl File for SimFile {
                 spare: "spare allocate",
                 values: "value allocate",
                 run: "allocate",
-                manifest: "allocate",
+                manifest: "manifest allocate",
             }));
         }
         self.disk.0.world.device_time().await;

@@ -2,7 +2,8 @@
 //!
 //! Fault model: an ingestion may be slow; it may fail without effect, or fail although it was applied; a crash while it
 //! finishes leaves it applied or not. An index may refuse to answer until it is reopened (poisoned). After a crash it may
-//! be missing, unreadable, or one ingestion behind (stale): the engine must rebuild it then.
+//! be missing, unreadable, or one ingestion behind (stale): the engine must rebuild it then. Its data may rot: it opens and
+//! takes ingestions, but every look-up fails until it is built anew.
 
 use super::world::World;
 use std::cell::{Cell, RefCell};
@@ -21,6 +22,7 @@ struct Directory {
     mark: Option<Mark>,
     before: Option<(Keys, Option<Mark>)>,
     damaged: bool,
+    rotten: bool,
     finishing: Option<(Keys, Mark)>,
 }
 
@@ -44,6 +46,7 @@ impl IndexImage {
             // One in 32 each: unreadable, stale.
             match (choice >> 1) % 32 {
                 0 => directory.damaged = true,
+                2 => directory.rotten = true,
                 1 => {
                     if let Some((keys, mark)) = directory.before.take() {
                         (directory.keys, directory.mark) = (keys, mark);
@@ -63,9 +66,9 @@ impl IndexImage {
         let mut hash = 0;
         for (number, directory) in &self.directories {
             let mark = directory.mark.unwrap_or_default();
-            let damaged = u64::from(directory.damaged);
+            let damaged = u64::from(directory.damaged) | u64::from(directory.rotten) << 1;
             hash = super::rng::mix(
-                hash ^ u64::from(*number) ^ (mark.version << 8) ^ (u64::from(mark.run) << 32) ^ damaged << 63,
+                hash ^ u64::from(*number) ^ (mark.version << 8) ^ (u64::from(mark.run) << 32) ^ damaged << 62,
             );
         }
         hash
@@ -81,6 +84,7 @@ struct Shared {
     ingesting: RefCell<Option<(Keys, Mark)>>,
     poisoned: Cell<bool>,
     faults: Cell<bool>,
+    rotted: Cell<bool>,
     observer: RefCell<Option<Observer>>,
 }
 
@@ -98,6 +102,7 @@ impl SimIndex {
             ingesting: RefCell::default(),
             poisoned: Cell::new(false),
             faults: Cell::new(faults),
+            rotted: Cell::new(false),
             observer: RefCell::default(),
         }))
     }
@@ -171,6 +176,9 @@ impl Index for SimIndex {
         let answer: Vec<Found> = {
             let image = self.0.image.borrow();
             let directory = image.directories.get(&number).ok_or_else(|| IndexError("missing (simulated)".into()))?;
+            if directory.rotten {
+                return Err(IndexError("a block fails its checksum (simulated)".into()));
+            }
             keys.iter().map(|key| directory.keys.get(key).cloned()).collect()
         };
         for _ in 0..self.0.world.rng.below(4) {
@@ -187,6 +195,9 @@ impl Index for SimIndex {
         self.0.world.device_time().await;
         let image = self.0.image.borrow();
         let directory = image.directories.get(&number).ok_or_else(|| IndexError("missing (simulated)".into()))?;
+        if directory.rotten {
+            return Err(IndexError("a block fails its checksum (simulated)".into()));
+        }
         let behind = |key: &Vec<u8>| after.as_ref().is_none_or(|after| key > after);
         Ok(directory
             .keys
@@ -237,6 +248,11 @@ impl Index for SimIndex {
             directory.finishing = None;
             directory.before = Some((directory.keys.clone(), directory.mark));
             (directory.keys, directory.mark) = (keys, Some(mark));
+            // Once in a life: an index that rots whenever it is built cannot be helped.
+            if !self.0.rotted.get() && self.fails(2) {
+                self.0.rotted.set(true);
+                directory.rotten = true;
+            }
         }
         self.step("index ingest done");
         if self.fails(4) {

@@ -143,7 +143,7 @@ config_keys! {
         "Size of one value-log file.";
     overlay_budget: u64 = Kind::Size(64 * KIB, TIB), "512MiB", now, hidden,
         "Memory for changes that are not checkpointed yet, on the whole node.";
-    checkpoint_bytes: u64 = Kind::Size(4 * KIB, TIB), "16MiB", now, hidden,
+    checkpoint_bytes: u64 = Kind::Size(4 * KIB, TIB), "8MiB", now, hidden,
         "Changes in memory after which a partition is checkpointed.";
     checkpoint_wal_bytes: u64 = Kind::Size(4 * KIB, TIB), "64MiB", now, hidden,
         "Log not yet checkpointed after which a partition is checkpointed.";
