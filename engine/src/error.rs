@@ -37,6 +37,11 @@ pub enum Error {
         /// Bytes allowed.
         limit: u64,
     },
+    /// Ask for less at once: the values that were asked for have together more than `limit` bytes.
+    TooMuchAtOnce {
+        /// Bytes allowed.
+        limit: usize,
+    },
     /// Begin again: the transaction was open longer than allowed.
     TransactionTimeout {
         /// Seconds allowed.
@@ -113,6 +118,9 @@ impl fmt::Display for Error {
             }
             Error::TransactionTooLarge { limit } => {
                 write!(f, "the transaction's writes pass {limit} bytes (max_tx_size); split it")
+            }
+            Error::TooMuchAtOnce { limit } => {
+                write!(f, "the values have together more than {limit} bytes; ask for fewer keys at once")
             }
             Error::TransactionTimeout { limit_seconds } => {
                 write!(

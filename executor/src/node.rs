@@ -323,6 +323,11 @@ impl Handler for Switch {
             handler.receive_ended(socket, why);
         }
     }
+    fn progressed(&self, socket: crate::ring::SocketId) {
+        if let Some(handler) = self.handler.get() {
+            handler.progressed(socket);
+        }
+    }
     fn sent(&self, socket: crate::ring::SocketId, result: Result<usize, i32>) {
         if let Some(handler) = self.handler.get() {
             handler.sent(socket, result);

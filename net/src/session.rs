@@ -83,12 +83,6 @@ impl Session {
         (end, step)
     }
 
-    /// Bytes that must be there before the next frame can be run, as far as its header tells.
-    pub fn wanted(&self, input: &[u8]) -> usize {
-        let start = self.dialect.header_bytes();
-        frame::decode_header(self.dialect, input).map_or(start, |h| start + h.length.min(self.max_request) as usize)
-    }
-
     fn check<'a>(&self, tag: u8, payload: &'a [u8]) -> Result<Request<'a>, WireError> {
         let refuse = |code, text: &str| Err(WireError::new(code, text));
         let Some(role) = self.role else {

@@ -81,6 +81,7 @@ fn the_simulated_disk_keeps_the_contract() {
 struct Nobody;
 
 impl Handler for Nobody {
+    fn progressed(&self, _: SocketId) {}
     fn accepted(&self, _: OwnedFd) {}
     fn accept_failed(&self, _: i32) {}
     fn received(&self, _: SocketId, _: &[u8]) {}

@@ -92,6 +92,10 @@ impl std::error::Error for InitError {}
 
 /// Makes or completes a home.
 pub fn init(home: &Home, options: &InitOptions) -> Result<InitReport, InitError> {
+    if let Some(other) = &options.ca_from {
+        // Before anything is made: a mistyped path leaves no half of a home behind.
+        foreign_ca(home, &Home::new(other))?;
+    }
     make_directory(home.root())?;
     make_directory(&home.certs())?;
     make_directory(&home.data())?;

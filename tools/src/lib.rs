@@ -4,6 +4,7 @@ pub mod bench;
 pub mod cdc_config;
 pub mod cli;
 pub mod config;
+pub mod dashes;
 pub mod demo;
 pub mod home;
 pub mod init;

@@ -28,6 +28,8 @@ use turnstone_engine::buffer::AlignedBuf;
 const BUFFERS: usize = 256;
 /// Bytes of each; a TLS record fits.
 const BUFFER_BYTES: usize = 17 << 10;
+/// A send is handed to the kernel in pieces of this many bytes, so that progress can be seen.
+const SEND_PIECE: usize = 256 << 10;
 /// A turn ends after this many completions.
 const TURN_COMPLETIONS: usize = 256;
 
@@ -56,6 +58,8 @@ pub trait Handler: 'static {
     fn received(&self, socket: SocketId, bytes: &[u8]);
     /// No more bytes come until receiving is started again.
     fn receive_ended(&self, socket: SocketId, why: Ended);
+    /// A part of a send that goes on has left.
+    fn progressed(&self, socket: SocketId);
     /// A send is complete, or failed.
     fn sent(&self, socket: SocketId, result: Result<usize, i32>);
     /// Everything of this turn was handed over; also called when the core is woken for other reasons.
@@ -102,7 +106,10 @@ struct State {
     driver: RefCell<Option<Waker>>,
     poked: Cell<bool>,
     stopping: Cell<bool>,
-    accepting: Cell<Option<u64>>,
+    /// The accept in flight, and the descriptor that it listens on.
+    accepting: Cell<Option<(u64, i32)>>,
+    /// Closed once no entry that names them waits to be submitted: the number could be another socket's by then.
+    closing: RefCell<Vec<OwnedFd>>,
     /// Counts for `stat`: turns taken, completions seen.
     turns: Cell<u64>,
     completions: Cell<u64>,
@@ -175,6 +182,7 @@ impl Ring {
             poked: Cell::new(false),
             stopping: Cell::new(false),
             accepting: Cell::new(None),
+            closing: RefCell::default(),
             turns: Cell::new(0),
             completions: Cell::new(0),
         })))
@@ -289,14 +297,14 @@ impl Ring {
     /// Starts accepting; the listener stays with the caller.
     pub fn accept(&self, listener: i32) {
         let id = self.0.operations.borrow_mut().insert(Operation::Accept);
-        self.0.accepting.set(Some(id));
+        self.0.accepting.set(Some((id, listener)));
         let entry = opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_CLOEXEC).build();
         self.push(entry.user_data(id));
     }
 
     /// Stops accepting.
     pub fn stop_accepting(&self) {
-        if let Some(id) = self.0.accepting.take() {
+        if let Some((id, _)) = self.0.accepting.take() {
             self.cancel(id);
         }
     }
@@ -357,7 +365,7 @@ impl Ring {
     fn send_from(&self, socket: SocketId, bytes: Vec<u8>, done: usize) {
         let Some(fd) = self.0.sockets.borrow_mut().get_mut(socket.0).map(|s| s.fd.as_raw_fd()) else { return };
         // The vector's bytes are on the heap: they stay in place while the table owns the vector.
-        let (pointer, length) = (bytes[done..].as_ptr(), (bytes.len() - done) as u32);
+        let (pointer, length) = (bytes[done..].as_ptr(), (bytes.len() - done).min(SEND_PIECE) as u32);
         let id = self.0.operations.borrow_mut().insert(Operation::Send { socket, bytes, done });
         let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
         self.push(opcode::Send::new(types::Fd(fd), pointer, length).flags(flags).build().user_data(id));
@@ -368,10 +376,11 @@ impl Ring {
         let socket = self.0.sockets.borrow_mut().remove(id.0);
         let Some(socket) = socket else { return };
         sys::shut_down(socket.fd.as_raw_fd());
-        // Operations in flight hold the open file in the kernel; closing our descriptor now is safe.
+        // Operations in flight hold the open file in the kernel; those that wait to be submitted hold its number only.
         if let Some(operation) = socket.receiving {
             self.cancel(operation);
         }
+        self.0.closing.borrow_mut().push(socket.fd);
     }
 
     /// Gives a socket away; nothing may be in flight.
@@ -413,6 +422,7 @@ impl Ring {
                 Err(e) => return Err(e),
             }
             if !more {
+                self.0.closing.borrow_mut().clear();
                 return Ok(());
             }
         }
@@ -458,8 +468,12 @@ impl Ring {
                 }
                 if !cqueue::more(flags) {
                     self.0.operations.borrow_mut().remove(id);
-                    if self.0.accepting.get() == Some(id) {
+                    if let Some((_, listener)) = self.0.accepting.get().filter(|(accepting, _)| *accepting == id) {
                         self.0.accepting.set(None);
+                        if result >= 0 {
+                            // The kernel ended it for a reason of its own.
+                            self.accept(listener);
+                        }
                     }
                 }
             }
@@ -471,6 +485,7 @@ impl Ring {
                 if result < 0 {
                     handler.sent(socket, Err(-result));
                 } else if done + (result as usize) < bytes.len() && result > 0 {
+                    handler.progressed(socket);
                     self.send_from(socket, bytes, done + result as usize);
                 } else {
                     handler.sent(socket, Ok(bytes.len()));
@@ -515,8 +530,9 @@ impl Ring {
             let mut sockets = self.0.sockets.borrow_mut();
             let Some(entry) = sockets.get_mut(socket.0) else { return };
             entry.receiving = None;
-            // Ended without a reason of its own: the buffers ran out for a moment, or the kernel wants a new request.
-            entry.wanted && (result > 0 || result == -libc::ENOBUFS)
+            // Ended without a reason of its own: the buffers ran out for a moment, the kernel wants a new request, or it
+            // was stopped and is wanted again by now.
+            entry.wanted && (result > 0 || result == -libc::ENOBUFS || result == -libc::ECANCELED)
         };
         if again {
             return self.receive(socket);

@@ -35,6 +35,8 @@ pub enum Place {
         core: usize,
         /// Its last input was not taken yet.
         waiting: bool,
+        /// It was told that nothing comes behind its input.
+        told_last: bool,
         /// What to send it next.
         input: Vec<u8>,
     },
@@ -66,8 +68,10 @@ pub struct Connection {
     pub sending: bool,
     /// It ends when everything is sent.
     pub ending: bool,
-    /// The peer sends no more.
+    /// The peer sends no more, or is listened to no more: what it sent before is still run and answered.
     pub peer_done: bool,
+    /// Bytes of forwarded replies that wait to be sent: their sender is told when they have left.
+    pub undrained: usize,
     /// Receiving was stopped because too much is unparsed.
     pub choked: bool,
     /// When it was accepted.
@@ -103,6 +107,7 @@ impl Connection {
             sending: false,
             ending: false,
             peer_done: false,
+            undrained: 0,
             choked: false,
             since,
             heard: since,
@@ -154,6 +159,7 @@ impl Connection {
     pub fn hear(&mut self, mut bytes: &[u8], plain: &mut Vec<u8>) -> Result<(), String> {
         let (Stage::Handshake(tls) | Stage::Open(tls)) = &mut self.stage else { return Ok(()) };
         loop {
+            let before = bytes.len();
             if !bytes.is_empty() {
                 tls.read_tls(&mut bytes).map_err(|e| e.to_string())?;
             }
@@ -171,10 +177,15 @@ impl Connection {
                 tls.reader().read_exact(&mut plain[at..]).map_err(|e| e.to_string())?;
             }
             if state.peer_has_closed() {
+                // What comes behind its goodbye is not its own, and is not looked at.
                 self.peer_done = true;
+                break;
             }
             if bytes.is_empty() {
                 break;
+            }
+            if bytes.len() == before {
+                return Err("bytes that TLS does not take".to_string());
             }
         }
         self.collect();

@@ -5,6 +5,7 @@
 //! this conversation until it is answered.
 
 use super::handoff::Parked;
+use super::input::Input;
 use crate::session::Session;
 use std::collections::VecDeque;
 use turnstone_engine::types::Version;
@@ -31,7 +32,9 @@ pub struct Conversation {
     /// Who speaks.
     pub session: Session,
     /// Received and not parsed.
-    pub input: Vec<u8>,
+    pub input: Input,
+    /// What is left of its input is less than a whole request.
+    pub hungry: bool,
     /// Replies that may leave.
     pub out: Vec<u8>,
     /// The selected partition, where it is open.
@@ -50,9 +53,12 @@ pub struct Conversation {
     pub throttled: bool,
     /// The transport waits for word that its input was taken (forwarded conversations).
     pub owes_taken: bool,
+    /// Bytes of replies that are on their way to the core with the socket (forwarded conversations).
+    pub undrained: usize,
     /// Nothing comes behind what is in `input`.
     pub last_input: bool,
     waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
 }
 
 impl Conversation {
@@ -60,7 +66,8 @@ impl Conversation {
     pub fn new(parked: Parked) -> Conversation {
         Conversation {
             session: parked.session,
-            input: parked.input,
+            input: parked.input.into(),
+            hungry: false,
             out: Vec::new(),
             partition: None,
             transaction: None,
@@ -70,15 +77,17 @@ impl Conversation {
             over: false,
             throttled: false,
             owes_taken: false,
-            last_input: false,
+            undrained: 0,
+            last_input: parked.last_input,
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
         }
     }
 
     /// Puts it down for a move; nothing may be open or waiting.
     pub fn park(self) -> Parked {
         assert!(self.is_settled() && self.transaction.is_none(), "a conversation moves between requests");
-        Parked { session: self.session, input: self.input }
+        Parked { session: self.session, input: self.input.into_bytes(), last_input: self.last_input }
     }
 
     /// Appends a reply, to leave when everything this session was shown is published.
@@ -90,15 +99,20 @@ impl Conversation {
         if self.waiting.is_empty() && floor <= published {
             return encode(&mut self.out);
         }
-        match self.waiting.back_mut() {
-            // Neighbours that wait for the same version leave together.
-            Some(last) if last.floor >= floor => encode(&mut last.bytes),
-            _ => {
-                let mut bytes = Vec::new();
-                encode(&mut bytes);
-                self.waiting.push_back(Waiting { floor, bytes });
-            }
+        if self.waiting.back().is_none_or(|last| last.floor < floor) {
+            self.waiting.push_back(Waiting { floor, bytes: Vec::new() });
         }
+        if let Some(last) = self.waiting.back_mut() {
+            // Neighbours that wait for the same version leave together.
+            let before = last.bytes.len();
+            encode(&mut last.bytes);
+            self.waiting_bytes += last.bytes.len() - before;
+        }
+    }
+
+    /// Bytes of replies that wait for a version to be published.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
     }
 
     /// Lets go of the replies that need wait no longer; answers whether some still do.
@@ -109,6 +123,7 @@ impl Conversation {
                 return true;
             }
             if let Some(first) = self.waiting.pop_front() {
+                self.waiting_bytes -= first.bytes.len();
                 self.out.extend_from_slice(&first.bytes);
             }
         }

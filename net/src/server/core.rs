@@ -28,7 +28,7 @@ use turnstone_engine::env::Level;
 use turnstone_executor::{Core, Ended, Handler, RealEnv, SocketId, placement};
 
 /// Encrypted bytes that may wait at a socket before its conversation stops.
-const WIRE_MAX: usize = 1 << 20;
+pub(super) const WIRE_MAX: usize = 1 << 20;
 /// Frames of one conversation per turn.
 const FRAMES_PER_TURN: usize = 256;
 /// How often deadlines are looked at.
@@ -50,13 +50,15 @@ pub struct ServerCore {
     pub(super) shared: Arc<Shared>,
     listener: Option<std::net::TcpListener>,
     pub(super) partitions: RefCell<BTreeMap<u8, Slot>>,
-    connections: RefCell<BTreeMap<u64, Connection>>,
+    pub(super) connections: RefCell<BTreeMap<u64, Connection>>,
     sockets: RefCell<BTreeMap<SocketId, u64>>,
-    conversations: RefCell<BTreeMap<Key, Conversation>>,
+    pub(super) conversations: RefCell<BTreeMap<Key, Conversation>>,
     marked: RefCell<BTreeSet<Key>>,
     /// Conversations with replies that wait for a partition's versions.
     waiting: RefCell<BTreeMap<u8, BTreeSet<Key>>>,
     outbox: RefCell<VecDeque<(usize, Message)>>,
+    /// Connections that have said nothing yet, oldest first; others may be among them.
+    silent: RefCell<VecDeque<u64>>,
     next_connection: Cell<u64>,
     next_core: Cell<usize>,
     pub(super) views: NodeViews,
@@ -88,6 +90,7 @@ impl ServerCore {
             marked: RefCell::default(),
             waiting: RefCell::default(),
             outbox: RefCell::default(),
+            silent: RefCell::default(),
             next_connection: Cell::new(1),
             next_core: Cell::new(0),
             views: NodeViews::default(),
@@ -125,12 +128,12 @@ impl ServerCore {
         self.core.ring.poke();
     }
 
-    fn mark(&self, key: Key) {
+    pub(super) fn mark(&self, key: Key) {
         self.marked.borrow_mut().insert(key);
         self.core.ring.poke();
     }
 
-    fn here(&self, id: u64) -> Key {
+    pub(super) fn here(&self, id: u64) -> Key {
         Key { home: self.core.index, id }
     }
 
@@ -146,7 +149,7 @@ impl ServerCore {
     }
 
     /// Runs `work` on a connection, then sends what came of it.
-    fn with<T>(&self, id: u64, work: impl FnOnce(&mut Connection) -> T) -> Option<T> {
+    pub(super) fn with<T>(&self, id: u64, work: impl FnOnce(&mut Connection) -> T) -> Option<T> {
         let mut connection = self.connections.borrow_mut().remove(&id)?;
         let answer = work(&mut connection);
         self.send(&mut connection);
@@ -184,7 +187,7 @@ impl ServerCore {
         }
     }
 
-    fn drop_conversation(&self, key: Key) {
+    pub(super) fn drop_conversation(&self, key: Key) {
         self.conversations.borrow_mut().remove(&key);
         self.marked.borrow_mut().remove(&key);
         self.waiting.borrow_mut().values_mut().for_each(|keys| {
@@ -197,6 +200,25 @@ impl ServerCore {
         let connection = self.connections.borrow_mut().remove(&id);
         if let Some(connection) = connection {
             self.drop_connection(id, connection);
+        }
+    }
+
+    fn is_silent(&self, id: u64) -> bool {
+        let connections = self.connections.borrow();
+        connections.get(&id).is_some_and(|c| matches!(c.stage, Stage::Hello(_)) && c.leaving.is_none())
+    }
+
+    /// Makes room for a newcomer's handshake: who says nothing must not lock others out.
+    fn drop_oldest_silent(&self) -> bool {
+        loop {
+            let Some(id) = self.silent.borrow_mut().pop_front() else { return false };
+            if self.is_silent(id) {
+                self.shared.count_failed_handshake();
+                let text = "a connection that said nothing was closed: others want to come in (max_handshakes)";
+                self.shared.log_refusal(&self.core.log, text.to_string());
+                self.abort(id);
+                return true;
+            }
         }
     }
 
@@ -284,7 +306,7 @@ impl ServerCore {
                     self.shared.log_refusal(&self.core.log, text);
                 }
                 let session = session(&introduction, self.settings.partitions, self.settings.max_request_size);
-                self.start_conversation(id, Parked { session, input: Vec::new() });
+                self.start_conversation(id, Parked { session, input: Vec::new(), last_input: false });
             }
             Some(Ok(None)) => {}
         }
@@ -314,14 +336,17 @@ impl ServerCore {
         false
     }
 
-    fn start_conversation(&self, id: u64, parked: Parked) {
+    pub(super) fn start_conversation(&self, id: u64, parked: Parked) {
         self.with(id, |connection| connection.place = Place::Here);
         self.run_conversation_here(self.here(id), parked);
     }
 
     /// Takes up a conversation whose partition is on this core (or is partition 0).
-    fn run_conversation_here(&self, key: Key, parked: Parked) {
-        let mut conversation = Conversation::new(parked);
+    pub(super) fn run_conversation_here(&self, key: Key, parked: Parked) {
+        self.take_up(key, Conversation::new(parked));
+    }
+
+    pub(super) fn take_up(&self, key: Key, mut conversation: Conversation) {
         self.attach(&mut conversation);
         self.conversations.borrow_mut().insert(key, conversation);
         self.mark(key);
@@ -346,7 +371,7 @@ impl ServerCore {
                 let key = self.here(id);
                 let mut conversations = self.conversations.borrow_mut();
                 if let Some(conversation) = conversations.get_mut(&key) {
-                    conversation.input.extend_from_slice(plain);
+                    conversation.input.extend(plain);
                     let too_much = conversation.input.len() > self.input_max();
                     drop(conversations);
                     self.mark(key);
@@ -385,7 +410,7 @@ impl ServerCore {
         });
     }
 
-    fn unchoke(&self, id: u64) {
+    pub(super) fn unchoke(&self, id: u64) {
         self.with(id, |connection| {
             if connection.choked && connection.leaving.is_none() && !connection.peer_done {
                 connection.choked = false;
@@ -394,20 +419,24 @@ impl ServerCore {
         });
     }
 
-    fn peer_finished(&self, id: u64) {
-        let here = self.connections.borrow().get(&id).is_some_and(|c| c.place == Place::Here);
-        let key = self.here(id);
-        if here {
-            // What it asked before is answered as far as it still listens; an open transaction is discarded.
-            let idle = self.conversations.borrow().get(&key).is_none_or(|c| c.is_settled() && c.out.is_empty());
-            if !idle || self.marked.borrow().contains(&key) {
+    /// The peer sends no more, or is listened to no more: what it asked before is still run and answered, an open
+    /// transaction is discarded.
+    pub(super) fn peer_finished(&self, id: u64) {
+        let place = self.connections.borrow().get(&id).map(|c| (c.place.clone(), c.leaving.is_some()));
+        match place {
+            Some((Place::Here, _)) => {
+                let key = self.here(id);
                 if let Some(conversation) = self.conversations.borrow_mut().get_mut(&key) {
                     conversation.over_after_input();
                 }
-                return self.mark(key);
+                self.mark(key);
             }
+            Some((Place::There { .. }, _)) => self.forward(id),
+            Some((Place::Nowhere, false)) => {
+                self.with(id, Connection::say_goodbye);
+            }
+            _ => {}
         }
-        self.with(id, Connection::say_goodbye);
     }
 
     // ---- conversations ----
@@ -432,19 +461,25 @@ impl ServerCore {
 
     /// Answers whether frames are left for the next turn.
     fn run_frames(&self, key: Key, conversation: &mut Conversation) -> bool {
-        let input = std::mem::take(&mut conversation.input);
+        let mut input = std::mem::take(&mut conversation.input);
         let mut at = 0;
         let mut frames = 0;
         let mut more = false;
+        conversation.hungry = false;
         while !conversation.blocked && conversation.leaving.is_none() && !conversation.over && !conversation.throttled {
-            if frames == FRAMES_PER_TURN {
+            // Replies leave before more are made; those that wait come back when their version is published.
+            if frames == FRAMES_PER_TURN || conversation.out.len() > WIRE_MAX {
                 more = true;
                 break;
             }
-            let (used, step) = conversation.session.next(&input[at..]);
+            if conversation.waiting_bytes() > WIRE_MAX {
+                break;
+            }
+            let (used, step) = conversation.session.next(&input.rest()[at..]);
             match step {
                 Step::NeedMore => {
                     at += used;
+                    conversation.hungry = true;
                     conversation.over |= conversation.last_input;
                     break;
                 }
@@ -476,16 +511,8 @@ impl ServerCore {
             at += used;
             frames += 1;
         }
-        if conversation.blocked || at < input.len() {
-            conversation.input = input[at..].to_vec();
-        } else {
-            // The buffer is kept for the next frames.
-            conversation.input = input;
-            conversation.input.clear();
-            if conversation.input.capacity() > WIRE_MAX {
-                conversation.input = Vec::new();
-            }
-        }
+        input.take(at);
+        conversation.input = input;
         more
     }
 
@@ -522,39 +549,14 @@ impl ServerCore {
 
     /// Passes on what a conversation has to say, and lets it go where it wants.
     fn hand_over(&self, key: Key) {
-        let (out, over, leaving, settled, input_left, taken) = {
+        let (out, over, leaving, settled, input_left) = {
             let mut conversations = self.conversations.borrow_mut();
             let Some(c) = conversations.get_mut(&key) else { return };
             let settled = c.is_settled();
-            let taken = c.owes_taken && c.input.len() < WIRE_MAX && !c.throttled;
-            if taken {
-                c.owes_taken = false;
-            }
-            (
-                std::mem::take(&mut c.out),
-                c.over && settled,
-                c.leaving.filter(|_| settled),
-                settled,
-                c.input.len(),
-                taken,
-            )
+            (std::mem::take(&mut c.out), c.over && settled, c.leaving.filter(|_| settled), settled, c.input.len())
         };
         if key.home != self.core.index {
-            if !out.is_empty() || over || taken {
-                self.post(key.home, Message::Output { id: key.id, bytes: out, taken, closed: over });
-            }
-            if over {
-                return self.drop_conversation(key);
-            }
-            if leaving.is_some() {
-                let conversation = self.conversations.borrow_mut().remove(&key);
-                self.drop_conversation(key);
-                if let Some(conversation) = conversation {
-                    let parked = Box::new(conversation.park());
-                    self.post(key.home, Message::Return { id: key.id, parked });
-                }
-            }
-            return;
+            return self.hand_over_forwarded(key, out, over, leaving.is_some());
         }
         let backlog = self.with(key.id, |connection| {
             if !out.is_empty() {
@@ -574,10 +576,10 @@ impl ServerCore {
         if input_left < self.input_max() / 2 {
             self.unchoke(key.id);
         }
-        if let Some(target) = leaving {
+        if let Some(target) = leaving
+            && settled
+        {
             self.leave(key.id, target);
-        } else if settled && self.stopping.get().is_some() {
-            self.finish_if_idle(key);
         }
     }
 
@@ -599,29 +601,6 @@ impl ServerCore {
         });
         if first == Some(true) {
             self.leave_when_silent(id);
-        }
-    }
-
-    /// Only the conversation travels.
-    fn send_conversation(&self, id: u64, core: usize, parked: Parked) {
-        self.with(id, |connection| {
-            connection.place = Place::There { core, waiting: false, input: Vec::new() };
-        });
-        self.post(core, Message::Converse { home: self.core.index, id, parked: Box::new(parked) });
-    }
-
-    /// Sends the next input of a forwarded conversation, one at a time.
-    fn forward(&self, id: u64) {
-        let next = self.with(id, |connection| match &mut connection.place {
-            Place::There { core, waiting, input } if !*waiting && !input.is_empty() => {
-                *waiting = true;
-                Some((*core, std::mem::take(input)))
-            }
-            _ => None,
-        });
-        if let Some(Some((core, bytes))) = next {
-            self.post(core, Message::Input { home: self.core.index, id, bytes });
-            self.unchoke(id);
         }
     }
 
@@ -657,14 +636,16 @@ impl ServerCore {
                 // Bytes that came while it was leaving are still encrypted: decrypted here, parsed there.
                 let mut stand_in = Connection::new(connection.socket, connection.since);
                 stand_in.stage = Stage::Open(tls);
-                if stand_in.hear(&connection.extra, &mut parked.input).is_err() || stand_in.peer_done {
+                if stand_in.hear(&connection.extra, &mut parked.input).is_err() {
                     self.shared.connection_closed();
                     return;
                 }
                 let Stage::Open(back) = stand_in.stage else { return };
                 tls = back;
                 let moves = connection.moves + 1;
-                self.post(target, Message::Move(Box::new(Moving { fd, tls: *tls, parked, moves })));
+                let peer_done = connection.peer_done || stand_in.peer_done;
+                parked.last_input |= peer_done;
+                self.post(target, Message::Move(Box::new(Moving { fd, tls: *tls, parked, moves, peer_done })));
             }
             None => {}
         }
@@ -684,45 +665,24 @@ impl ServerCore {
                 }
             }
             Message::Move(moving) => {
-                let Moving { fd, tls, parked, moves } = *moving;
+                let Moving { fd, tls, parked, moves, peer_done } = *moving;
                 let id = self.add_connection(fd, Instant::now());
                 self.with(id, |connection| {
+                    connection.peer_done = peer_done;
                     connection.stage = Stage::Open(Box::new(tls));
                     connection.counted = true;
                     connection.moves = moves;
                 });
                 self.start_conversation(id, parked);
-            }
-            Message::Converse { home, id, parked } => self.run_conversation_here(Key { home, id }, *parked),
-            Message::Input { home, id, bytes } => {
-                let key = Key { home, id };
-                let known = {
-                    let mut conversations = self.conversations.borrow_mut();
-                    conversations.get_mut(&key).map(|conversation| {
-                        conversation.input.extend_from_slice(&bytes);
-                        conversation.owes_taken = true;
-                    })
-                };
-                if known.is_some() {
-                    self.mark(key);
+                if self.stopping.get().is_some() {
+                    self.hear_no_more(id);
                 }
             }
-            Message::Output { id, bytes, taken, closed } => {
-                self.with(id, |connection| {
-                    connection.say(&bytes);
-                    if let Place::There { waiting, .. } = &mut connection.place
-                        && taken
-                    {
-                        *waiting = false;
-                    }
-                    if closed {
-                        connection.place = Place::Nowhere;
-                        connection.say_goodbye();
-                    }
-                });
-                self.forward(id);
-            }
-            Message::Return { id, mut parked } => self.take_back(id, &mut parked),
+            Message::Converse { home, id, parked } => self.take_conversation(Key { home, id }, *parked),
+            Message::Input { home, id, bytes, last } => self.take_input(Key { home, id }, &bytes, last),
+            Message::Output { id, bytes, taken, closed } => self.take_output(id, &bytes, taken, closed),
+            Message::Drained { home, id, bytes } => self.take_drained(Key { home, id }, bytes),
+            Message::Return { id, parked } => self.take_back(id, *parked),
             Message::Gone { home, id } => self.drop_conversation(Key { home, id }),
             Message::Ask { from, ticket } => {
                 let partitions = self.own_partitions();
@@ -736,25 +696,6 @@ impl ServerCore {
             }
             Message::Certificates(config) => *self.tls.borrow_mut() = config,
             Message::Shutdown => self.stop(),
-        }
-    }
-
-    /// A forwarded conversation came back, to go to another core or to stay.
-    fn take_back(&self, id: u64, parked: &mut Parked) {
-        let rest = self.with(id, |connection| match &mut connection.place {
-            // Its last input is in what came back.
-            Place::There { input, .. } => std::mem::take(input),
-            _ => Vec::new(),
-        });
-        let Some(rest) = rest else { return };
-        parked.input.extend_from_slice(&rest);
-        let session = parked.session.clone();
-        let target = placement::home_of(session.selected, self.core.mesh.cores());
-        let parked = Parked { session, input: std::mem::take(&mut parked.input) };
-        if target == self.core.index {
-            self.start_conversation(id, parked);
-        } else {
-            self.send_conversation(id, target, parked);
         }
     }
 
@@ -773,9 +714,7 @@ impl ServerCore {
                 }
             } else if connection.sending && age(connection.send_since) > limits.write_timeout {
                 late.push((*id, "it took no replies for write_timeout"));
-            } else if age(connection.heard) > limits.idle_timeout
-                && self.conversations.borrow().get(&key).is_none_or(Conversation::is_settled)
-            {
+            } else if age(connection.heard) > limits.idle_timeout && !self.is_busy(connection, key) {
                 late.push((*id, "it asked nothing for idle_timeout"));
             }
         }
@@ -789,42 +728,39 @@ impl ServerCore {
         }
     }
 
+    /// Whether a request of this connection is not answered yet.
+    fn is_busy(&self, connection: &Connection, key: Key) -> bool {
+        match &connection.place {
+            Place::There { waiting, input, .. } => *waiting || !input.is_empty(),
+            _ => self.conversations.borrow().get(&key).is_some_and(|c| !c.is_settled()),
+        }
+    }
+
+    /// Accepts and listens no more; whole requests that have arrived are run and answered.
     fn stop(&self) {
         if self.stopping.get().is_some() {
             return;
         }
         self.stopping.set(Some(Instant::now() + self.settings.shutdown_timeout));
         self.core.ring.stop_accepting();
-        let keys: Vec<Key> = self.conversations.borrow().keys().copied().collect();
-        keys.into_iter().for_each(|key| self.mark(key));
-        let handshakes: Vec<u64> = {
+        let (open, greeting): (Vec<_>, Vec<_>) = {
             let connections = self.connections.borrow();
-            connections.iter().filter(|(_, c)| !c.is_open()).map(|(id, _)| *id).collect()
+            connections.iter().map(|(id, c)| (*id, c.is_open())).partition(|(_, open)| *open)
         };
-        handshakes.into_iter().for_each(|id| self.abort(id));
+        greeting.into_iter().for_each(|(id, _)| self.abort(id));
+        open.into_iter().for_each(|(id, _)| self.hear_no_more(id));
     }
 
-    /// While stopping: a conversation without an unanswered whole request says goodbye.
-    fn finish_if_idle(&self, key: Key) {
-        let idle = {
-            let mut conversations = self.conversations.borrow_mut();
-            let Some(c) = conversations.get_mut(&key) else { return };
-            let unread =
-                c.input.len() >= c.session.dialect.header_bytes() && c.input.len() >= c.session.wanted(&c.input);
-            c.is_settled() && c.leaving.is_none() && !unread
-        };
-        if idle {
-            self.with(key.id, Connection::say_goodbye);
-        }
+    pub(super) fn hear_no_more(&self, id: u64) {
+        self.with(id, |connection| {
+            connection.peer_done = true;
+            connection.choked = true;
+            self.core.ring.stop_receiving(connection.socket);
+        });
+        self.peer_finished(id);
     }
 
     fn go_on_stopping(&self, now: Instant, deadline: Instant) {
-        let keys: Vec<Key> = self.conversations.borrow().keys().copied().collect();
-        for key in keys {
-            if key.home == self.core.index {
-                self.finish_if_idle(key);
-            }
-        }
         let empty = self.connections.borrow().is_empty() && self.conversations.borrow().is_empty();
         if !(empty || now >= deadline) || self.closing.replace(true) {
             return;
@@ -854,12 +790,20 @@ impl ServerCore {
 impl Handler for ServerCore {
     fn accepted(&self, fd: OwnedFd) {
         self.shared.count_accepted();
-        if !self.shared.admit_handshake(self.settings.max_handshakes) {
+        let limit = self.settings.max_handshakes;
+        let room =
+            self.shared.admit_handshake(limit) || (self.drop_oldest_silent() && self.shared.admit_handshake(limit));
+        if !room {
             self.shared.count_failed_handshake();
             let text = "a connection was refused: too many handshakes at once (max_handshakes)";
             return self.shared.log_refusal(&self.core.log, text.to_string());
         }
-        self.add_connection(fd, Instant::now());
+        let id = self.add_connection(fd, Instant::now());
+        let mut silent = self.silent.borrow_mut();
+        while silent.front().is_some_and(|id| !self.is_silent(*id)) {
+            silent.pop_front();
+        }
+        silent.push_back(id);
     }
 
     fn accept_failed(&self, errno: i32) {
@@ -884,10 +828,22 @@ impl Handler for ServerCore {
         let Some(id) = self.sockets.borrow().get(&socket).copied() else { return };
         let leaving = self.connections.borrow().get(&id).is_some_and(|c| c.leaving.is_some());
         match why {
-            Ended::Stopped if leaving => self.depart_if_silent(id),
+            // Bytes behind which the peer closed may not be decrypted yet: the core that it goes to will see.
+            Ended::Stopped | Ended::Closed if leaving => self.depart_if_silent(id),
             Ended::Stopped => {}
+            // It said goodbye before, and its requests are being answered.
+            Ended::Closed if self.connections.borrow().get(&id).is_some_and(|c| c.peer_done) => {}
             // A peer that is gone needs no answers; what it committed goes on.
             Ended::Closed | Ended::Failed(_) => self.abort(id),
+        }
+    }
+
+    fn progressed(&self, socket: SocketId) {
+        let id = self.sockets.borrow().get(&socket).copied();
+        if let Some(id) = id
+            && let Some(connection) = self.connections.borrow_mut().get_mut(&id)
+        {
+            connection.send_since = Instant::now();
         }
     }
 
@@ -910,6 +866,7 @@ impl Handler for ServerCore {
             if resumed {
                 self.mark(key);
             }
+            self.drain(id);
         }
         self.depart_if_silent(id);
     }

@@ -11,6 +11,7 @@ pub fn code_of(error: &Error) -> ErrorCode {
         Error::KeyTooLarge { .. } => ErrorCode::KeyTooLarge,
         Error::ValueTooLarge { .. } => ErrorCode::ValueTooLarge,
         Error::TransactionTooLarge { .. } => ErrorCode::TxTooLarge,
+        Error::TooMuchAtOnce { .. } => ErrorCode::RequestTooLarge,
         Error::TransactionTimeout { .. } => ErrorCode::TxTimeout,
         Error::SnapshotTooOld => ErrorCode::SnapshotTooOld,
         Error::NoSpace(_) => ErrorCode::NoSpace,

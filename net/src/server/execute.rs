@@ -13,6 +13,9 @@ use turnstone_engine::types::{Value, Version};
 use turnstone_engine::{Error, Lookup, Partition, Progress, RunAhead, Transaction, Write};
 use turnstone_executor::RealEnv;
 
+/// Values that one reply carries together at most, bytes: a short request must not make a long answer in memory.
+const REPLY_MAX: usize = 64 << 20;
+
 /// Applied to a conversation when its request is done.
 pub type Finish = Box<dyn FnOnce(&mut Conversation)>;
 
@@ -347,12 +350,18 @@ impl Alone {
 
 async fn fetch_all(lookups: Vec<Lookup<RealEnv>>) -> Result<Vec<Option<Value>>, Error> {
     let mut values = Vec::with_capacity(lookups.len());
+    let mut bytes = 0;
     for lookup in lookups {
-        values.push(match lookup {
+        let value = match lookup {
             Lookup::Found(value) => Some(value),
             Lookup::Absent => None,
             Lookup::Cold(cold) => cold.fetch().await?,
-        });
+        };
+        bytes += value.as_ref().map_or(0, |v| v.len());
+        if bytes > REPLY_MAX {
+            return Err(Error::TooMuchAtOnce { limit: REPLY_MAX });
+        }
+        values.push(value);
     }
     Ok(values)
 }

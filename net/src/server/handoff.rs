@@ -14,6 +14,8 @@ pub struct Parked {
     pub session: Session,
     /// Bytes that were received and not parsed yet.
     pub input: Vec<u8>,
+    /// Nothing comes behind it.
+    pub last_input: bool,
 }
 
 /// A connection on its way to another core.
@@ -26,6 +28,8 @@ pub struct Moving {
     pub parked: Parked,
     /// How often it has moved.
     pub moves: u32,
+    /// The peer sends no more.
+    pub peer_done: bool,
 }
 
 /// A connection whose ClientHello named a partition of another core: that core pays for the handshake.
@@ -55,7 +59,8 @@ pub enum Message {
         /// The conversation.
         parked: Box<Parked>,
     },
-    /// Bytes for a forwarded conversation; the next come after the answer.
+    /// Bytes for a forwarded conversation; the next come after it said that these were taken, which it says when less
+    /// than a whole request is left of them. So it never goes elsewhere while bytes are on their way to it.
     Input {
         /// The core with the socket.
         home: usize,
@@ -63,6 +68,17 @@ pub enum Message {
         id: u64,
         /// What arrived.
         bytes: Vec<u8>,
+        /// Nothing comes behind it.
+        last: bool,
+    },
+    /// Replies of a forwarded conversation have left.
+    Drained {
+        /// The core with the socket.
+        home: usize,
+        /// The connection there.
+        id: u64,
+        /// How many bytes of them.
+        bytes: usize,
     },
     /// Replies of a forwarded conversation.
     Output {

@@ -5,7 +5,9 @@ mod conversation;
 mod core;
 mod errors;
 mod execute;
+mod forward;
 mod handoff;
+mod input;
 mod node_view;
 mod retention;
 mod settings;
@@ -44,6 +46,8 @@ pub struct Server {
     node: Node<Message>,
     address: SocketAddr,
     ready: flume::Receiver<Ready>,
+    /// What cores have told so far.
+    heard: Mutex<Vec<Ready>>,
     tls: tls::TlsFiles,
     cores: usize,
     started: Instant,
@@ -91,7 +95,7 @@ impl Server {
             }
         });
         let node = node.map_err(|e| format!("the cores cannot be started: {e}"))?;
-        Ok(Server { node, address, ready, tls, cores, started })
+        Ok(Server { node, address, ready, heard: Mutex::default(), tls, cores, started })
     }
 
     /// Where it listens.
@@ -101,16 +105,33 @@ impl Server {
 
     /// Waits until connections are served.
     pub fn wait_ready(&self) -> Result<Ready, String> {
-        let mut all = Ready::default();
-        for _ in 0..self.cores {
-            let one =
-                self.ready.recv().map_err(|_| "a core ended before it was ready; its log line says why".to_string())?;
+        loop {
+            if let Some(ready) = self.ready_within(Duration::from_secs(3600))? {
+                return Ok(ready);
+            }
+        }
+    }
+
+    /// Waits until connections are served, at most this long; `None` if they are not yet.
+    pub fn ready_within(&self, at_most: Duration) -> Result<Option<Ready>, String> {
+        let deadline = Instant::now() + at_most;
+        let mut heard = self.heard.lock().map_err(|_| "the start was given up".to_string())?;
+        while heard.len() < self.cores {
+            match self.ready.recv_deadline(deadline) {
+                Ok(one) => heard.push(one),
+                Err(flume::RecvTimeoutError::Timeout) => return Ok(None),
+                Err(flume::RecvTimeoutError::Disconnected) => {
+                    return Err("a core ended before it was ready; its log line says why".to_string());
+                }
+            }
+        }
+        let mut all = Ready { took: self.started.elapsed(), ..Ready::default() };
+        for one in heard.drain(..) {
             all.open += one.open;
             all.keys += one.keys;
             all.offline.extend(one.offline);
         }
-        all.took = self.started.elapsed();
-        Ok(all)
+        Ok(Some(all))
     }
 
     /// Reads certificate, key and CA anew; connections from now on are greeted with them, open ones go on as they are.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use turnstone_net::wire::partition_from_decimal;
 
+use crate::dashes::two_dashes;
 use crate::units::parse_duration;
 
 /// What to speak.
@@ -163,21 +164,6 @@ impl Options {
     pub fn key_count(&self) -> u64 {
         self.keys.unwrap_or(self.operations)
     }
-}
-
-/// `-ratio` becomes `--ratio`: clap would take it for `-r -a -t …`. Words after `--` and values stay as they are.
-fn two_dashes(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut end = false;
-    let rewrite = |word: OsString| {
-        let Some(text) = word.to_str() else { return word };
-        end |= text == "--";
-        let name = text.strip_prefix('-').unwrap_or("").split('=').next().unwrap_or("");
-        let long = name.len() > 1 && name.starts_with(|c: char| c.is_ascii_alphabetic());
-        // -c50 is short for -c 50: letters alone make a name.
-        let letters = name.chars().all(|c| c.is_ascii_alphabetic() || c == '-');
-        if long && letters && !end { OsString::from(format!("-{text}")) } else { word }
-    };
-    words.into_iter().map(rewrite).collect()
 }
 
 #[cfg(test)]

@@ -148,6 +148,10 @@ fn status(outcome: Outcome) -> u8 {
 
 /// One command from the arguments. What it prints when the connection fails goes to standard error: it is no result.
 fn single(runner: &mut Runner<'_, Connection>, words: &[Vec<u8>]) -> io::Result<u8> {
+    if let Some(flag) = words.first().filter(|word| word.starts_with(b"-")) {
+        eprintln!("turnstone-cli: unknown option '{}'; turnstone-cli --help lists them", flag.escape_ascii());
+        return Ok(USAGE);
+    }
     let command = match Command::parse(words) {
         Ok(Some(command)) => command,
         Ok(None) => return Ok(USAGE),
@@ -156,6 +160,10 @@ fn single(runner: &mut Runner<'_, Connection>, words: &[Vec<u8>]) -> io::Result<
             return Ok(USAGE);
         }
     };
+    if command == Command::Begin {
+        eprintln!("turnstone-cli: a transaction needs a prompt or a script; a single set commits by itself");
+        return Ok(USAGE);
+    }
     let mut out = Vec::new();
     let outcome = runner.run(&command, &mut out)?;
     if outcome == Outcome::Lost {

@@ -5,6 +5,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use turnstone_engine::env::Level;
 use turnstone_tools::cdc_config;
 use turnstone_tools::config::{self, Config};
@@ -14,6 +15,8 @@ use turnstone_tools::{demo, serve};
 
 /// Wrong usage or settings.
 const EXIT_USAGE: u8 = 2;
+/// How often a start that takes long looks for signals.
+const READY_LOOK: Duration = Duration::from_millis(50);
 
 const EXAMPLES: &str = "Examples:
   turnstone --init --home tsdata                    make certificates and settings
@@ -73,7 +76,7 @@ fn command() -> Command {
 }
 
 fn main() -> ExitCode {
-    let matches = command().get_matches();
+    let matches = command().get_matches_from(turnstone_tools::dashes::two_dashes(std::env::args_os()));
     let outcome = match matches.subcommand() {
         Some(("demo", arguments)) => run_demo(arguments.get_flag("once")),
         _ => run(&matches),
@@ -92,6 +95,10 @@ type Outcome = Result<(), (u8, String)>;
 fn run(matches: &ArgMatches) -> Outcome {
     let home = Home::new(matches.get_one::<PathBuf>("home").cloned().unwrap_or_default());
     if matches.get_flag("init") {
+        if let Some((key, _)) = config::flags_from(matches).first() {
+            let text = format!("--init writes no settings: start without --init to use {key}, or edit turnstone.json");
+            return Err((EXIT_USAGE, text));
+        }
         let options = InitOptions {
             hosts: matches.get_many::<String>("host").map(|hosts| hosts.cloned().collect()).unwrap_or_default(),
             ca_from: matches.get_one::<PathBuf>("ca-from").cloned(),
@@ -120,7 +127,17 @@ fn serve_until_signal(home: &Home, config: &Config) -> Result<(), String> {
         log.line(Level::Warn, "truncate_corrupt_wal is on: a damaged log is cut instead of refused; turn it off again");
     }
     let server = serve::start(home, config, log.clone(), None, None)?;
-    let ready = server.wait_ready()?;
+    let ready = loop {
+        if let Some(ready) = server.ready_within(READY_LOOK)? {
+            break ready;
+        }
+        if signals.pending().any(|signal| signal != SIGHUP) {
+            // Nothing was promised to anybody since the start, and a start may be cut off at any point.
+            log.line(Level::Info, "stopped before it was ready");
+            log.flush();
+            std::process::exit(0);
+        }
+    };
     let offline: Vec<String> = ready.offline.iter().map(|(p, _)| p.to_string()).collect();
     let but = if offline.is_empty() { String::new() } else { format!(" (offline: {})", offline.join(", ")) };
     log.line(
