@@ -400,7 +400,10 @@ async fn run_session(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life
             };
             match step {
                 Ok(()) => {}
-                Err(Error::SnapshotTooOld | Error::TransactionTimeout { .. } | Error::NotLeader) => {
+                // A read may find the index broken and no space to mend it.
+                Err(
+                    Error::SnapshotTooOld | Error::TransactionTimeout { .. } | Error::NotLeader | Error::NoSpace(_),
+                ) => {
                     gone = true;
                     break;
                 }

@@ -5,4 +5,5 @@ pub mod crash;
 pub mod history;
 pub mod model;
 pub mod real;
+pub mod side_by_side;
 pub mod sim;

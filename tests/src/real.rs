@@ -99,9 +99,21 @@ impl TestHome {
     }
     /// Starts this binary on it; the error is what it wrote.
     pub fn try_serve(&self, program: PathBuf, flags: &[&str]) -> Result<TestServer, String> {
+        self.try_serve_under(&[], program, flags)
+    }
+    /// The same behind other words, such as `taskset -c 0`.
+    pub fn try_serve_under(&self, before: &[&str], program: PathBuf, flags: &[&str]) -> Result<TestServer, String> {
         let port = free_port();
         let started = Instant::now();
-        let mut child = Command::new(program)
+        let mut command = match before {
+            [] => Command::new(program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
+        let mut child = command
             .arg("--home")
             .arg(self.path())
             .args(["--port", &format!("127.0.0.1:{port}")])

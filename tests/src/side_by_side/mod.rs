@@ -1,0 +1,274 @@
+//! Two servers, the same load, alternating: what each operation costs.
+//!
+//! * [`servers`]: starting them pinned, and reading what they used.
+//! * [`yardsticks`]: what the disk and TLS alone cost, measured in the same run.
+
+pub mod servers;
+pub mod yardsticks;
+
+use crate::real::{TestHome, binary, figure};
+use serde_json::Value;
+use servers::{Peer, Redis, Usage};
+use std::process::Command;
+use std::time::Duration;
+use turnstone_net::tls::Role;
+
+const KEYS: &str = "100000";
+/// Where the generator runs.
+const CLIENT_CPU: &str = "1";
+
+/// What is compared.
+struct Workload {
+    name: &'static str,
+    connections: u32,
+    depth: u32,
+    reads: bool,
+}
+
+const WORKLOADS: [Workload; 5] = [
+    Workload { name: "GET depth 16", connections: 50, depth: 16, reads: true },
+    Workload { name: "GET depth 1", connections: 50, depth: 1, reads: true },
+    Workload { name: "SET depth 16", connections: 50, depth: 16, reads: false },
+    Workload { name: "SET depth 1", connections: 50, depth: 1, reads: false },
+    Workload { name: "SET 1 client", connections: 1, depth: 1, reads: false },
+];
+
+struct Settings {
+    block: String,
+    rounds: usize,
+    only: Option<String>,
+}
+
+fn settings(words: impl Iterator<Item = String>) -> Result<Settings, String> {
+    let usage = "usage: side-by-side redis [--block 8s] [--rounds 1] [--only 'SET depth 1']";
+    let mut settings = Settings { block: "8s".to_string(), rounds: 1, only: None };
+    let mut words = words.peekable();
+    if words.next().as_deref() != Some("redis") {
+        return Err(usage.to_string());
+    }
+    while let Some(word) = words.next() {
+        let value = words.next().ok_or(usage)?;
+        match word.as_str() {
+            "--block" => settings.block = value,
+            "--rounds" => settings.rounds = value.parse().map_err(|_| usage)?,
+            "--only" => settings.only = Some(value),
+            _ => return Err(usage.to_string()),
+        }
+    }
+    Ok(settings)
+}
+
+/// One block: what the generator and the server did.
+struct Block {
+    per_second: f64,
+    /// Server's processor time per operation, microseconds.
+    cpu: f64,
+    /// Shares of a core.
+    server: f64,
+    client: f64,
+    p50: f64,
+    p99: f64,
+}
+
+fn generate(home: &TestHome, address: &str, extra: &[&str]) -> Result<Value, String> {
+    let output = Command::new(binary("turnstone-bench"))
+        .arg("--home")
+        .arg(home.path())
+        .args(["--host", address, "--keys", KEYS, "--cores", CLIENT_CPU, "--json"])
+        .args(extra)
+        .output()
+        .map_err(|e| format!("turnstone-bench: {e}"))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        return Err(format!("turnstone-bench failed: {text}"));
+    }
+    let phases: Value = serde_json::from_slice(&output.stdout).map_err(|e| format!("turnstone-bench: {e}"))?;
+    Ok(phases[0].clone())
+}
+
+fn block(home: &TestHome, peer: &Peer, workload: &Workload, length: &str, extra: &[&str]) -> Result<Block, String> {
+    let ratio = if workload.reads { "1" } else { "0" };
+    let (connections, depth) = (workload.connections.to_string(), workload.depth.to_string());
+    let mut words =
+        vec!["-c", &connections, "--depth", &depth, "--ratio", ratio, "--duration", length, "--warmup", "500ms"];
+    words.extend_from_slice(peer.flags);
+    words.extend_from_slice(extra);
+    let before = Usage::of(peer.pid)?;
+    let report = generate(home, &peer.address, &words)?;
+    let used = Usage::of(peer.pid)?.since(&before);
+    let number = |name: &str| report[name].as_f64().unwrap_or(0.0);
+    let latency = &report[if workload.reads { "read_us" } else { "write_us" }];
+    // The server's time is of the whole run, so operations are, too: the rate of the measured part stands for all of it.
+    let operations = number("per_second") * used.wall.as_secs_f64();
+    Ok(Block {
+        per_second: number("per_second"),
+        cpu: used.cpu.as_secs_f64() * 1e6 / operations.max(1.0),
+        server: used.cpu.as_secs_f64() / used.wall.as_secs_f64(),
+        client: number("client_cpu_seconds") / number("seconds").max(1e-9),
+        p50: latency["p50"].as_f64().unwrap_or(0.0),
+        p99: latency["p99"].as_f64().unwrap_or(0.0),
+    })
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+/// Runs what the words ask for and prints the table.
+pub fn run(words: impl Iterator<Item = String>) -> Result<(), String> {
+    let settings = settings(words)?;
+    let home = TestHome::new("side-by-side");
+    let mut ours = servers::start_ours(&home, &[])?;
+    fill(&home, &ours.peer.address, ours.peer.flags)?;
+    // GETs come from checkpointed data, as after a restart.
+    {
+        let mut admin = home.connect(&ours.server, Role::Admin, 1);
+        admin.checkpoint().map_err(|e| e.to_string())?;
+    }
+    ours.server.stop();
+    let ours = servers::start_ours(&home, &[])?;
+    let redis = Redis::start(&home)?;
+    fill(&home, &redis.peer.address, redis.peer.flags)?;
+    println!(
+        "two CPUs: servers on 0, generator on {CLIENT_CPU}; 128 B values, {KEYS} keys, mutual TLS 1.3 AES-128-GCM"
+    );
+    println!("raw 4 KiB flush, one at a time: {}", yardsticks::flushes(home.path())?);
+    println!("bare TLS echo of 200 B, one client: {}\n", yardsticks::echo(&home)?);
+    println!(
+        "{:<14} {:>9} {:>9} {:>6} | {:>8} {:>8} {:>6} | {:>5} {:>5} {:>6} {:>6} | {:>8} {:>8} {:>9}",
+        "",
+        "ours/s",
+        "redis/s",
+        "ratio",
+        "ours us",
+        "redis us",
+        "ratio",
+        "srv",
+        "srv R",
+        "client",
+        "cli R",
+        "p50 us",
+        "p50 R",
+        "per flush"
+    );
+    for workload in &WORKLOADS {
+        if settings.only.as_deref().is_none_or(|only| only == workload.name) {
+            compare(&home, &ours, &redis, workload, &settings)?;
+        }
+    }
+    if settings.only.is_none() {
+        println!();
+        alone(&home, &ours, &settings)?;
+    }
+    Ok(())
+}
+
+fn fill(home: &TestHome, address: &str, flags: &[&str]) -> Result<(), String> {
+    let mut words = vec!["-c", "50", "-n", KEYS, "--depth", "16"];
+    words.extend_from_slice(flags);
+    generate(home, address, &words).map(drop)
+}
+
+fn compare(
+    home: &TestHome,
+    ours: &servers::Ours,
+    redis: &Redis,
+    workload: &Workload,
+    settings: &Settings,
+) -> Result<(), String> {
+    let (mut mine, mut theirs) = (Vec::new(), Vec::new());
+    let before = ours.counts(home, &[1]);
+    for _ in 0..settings.rounds {
+        mine.push(block(home, &ours.peer, workload, &settings.block, &[])?);
+        theirs.push(block(home, &redis.peer, workload, &settings.block, &[])?);
+        theirs.push(block(home, &redis.peer, workload, &settings.block, &[])?);
+        mine.push(block(home, &ours.peer, workload, &settings.block, &[])?);
+    }
+    let (commits, batches) = ours.counts(home, &[1]);
+    let per_flush = (commits - before.0) as f64 / ((batches - before.1) as f64).max(1.0);
+    let of = |blocks: &[Block], what: fn(&Block) -> f64| median(blocks.iter().map(what));
+    let ratio = |what: fn(&Block) -> f64| median(mine.iter().zip(&theirs).map(|(a, b)| what(a) / what(b)));
+    println!(
+        "{:<14} {:>9.0} {:>9.0} {:>6.2} | {:>8.2} {:>8.2} {:>6.2} | {:>4.0}% {:>4.0}% {:>5.0}% {:>5.0}% | {:>8.0} {:>8.0} {:>9.1}",
+        workload.name,
+        of(&mine, |b| b.per_second),
+        of(&theirs, |b| b.per_second),
+        ratio(|b| b.per_second),
+        of(&mine, |b| b.cpu),
+        of(&theirs, |b| b.cpu),
+        ratio(|b| b.cpu),
+        of(&mine, |b| b.server) * 100.0,
+        of(&theirs, |b| b.server) * 100.0,
+        of(&mine, |b| b.client) * 100.0,
+        of(&theirs, |b| b.client) * 100.0,
+        of(&mine, |b| b.p50),
+        of(&theirs, |b| b.p50),
+        per_flush
+    );
+    let (p99, p99_theirs) = (of(&mine, |b| b.p99), of(&theirs, |b| b.p99));
+    println!("{:<14} p99 us: ours {p99:.0}, redis {p99_theirs:.0}", "");
+    Ok(())
+}
+
+struct Alone<'a> {
+    name: &'static str,
+    connections: u32,
+    depth: u32,
+    flags: &'a [&'a str],
+    partitions: &'a [u8],
+}
+
+/// What has no counterpart: the v1 dialect, and all partitions at once.
+fn alone(home: &TestHome, ours: &servers::Ours, settings: &Settings) -> Result<(), String> {
+    let all: Vec<u8> = (1..=16).collect();
+    let case = |name, connections, depth, flags, partitions| Alone { name, connections, depth, flags, partitions };
+    let cases = [
+        case("turnstone/2 SET, 64 clients, 1 partition", 64, 1, &[], &[1]),
+        case("turnstone/2 SET, 64 clients, 16 partitions", 64, 1, &["--partition", "1-16"], &all),
+        case("v1 Begin Set Commit, 50 clients, depth 1", 50, 1, &["--dialect", "v1"], &[1]),
+        case("v1 Begin Set Commit, 50 clients, depth 16", 50, 16, &["--dialect", "v1"], &[1]),
+    ];
+    println!(
+        "{:<44} {:>9} {:>8} {:>6} {:>6} {:>8} {:>10}",
+        "ours alone", "per s", "us", "srv", "client", "p50 us", "per flush"
+    );
+    for Alone { name, connections, depth, flags, partitions } in cases {
+        let workload = Workload { name: "", connections, depth, reads: false };
+        let before = ours.counts(home, partitions);
+        let b = block(home, &ours.peer, &workload, &settings.block, flags)?;
+        let (commits, batches) = ours.counts(home, partitions);
+        println!(
+            "{name:<44} {:>9.0} {:>8.2} {:>5.0}% {:>5.0}% {:>8.0} {:>10.1}",
+            b.per_second,
+            b.cpu,
+            b.server * 100.0,
+            b.client * 100.0,
+            b.p50,
+            (commits - before.0) as f64 / ((batches - before.1) as f64).max(1.0)
+        );
+    }
+    Ok(())
+}
+
+impl servers::Ours {
+    /// Transactions and batches so far, of these partitions together.
+    fn counts(&self, home: &TestHome, partitions: &[u8]) -> (u64, u64) {
+        let mut admin = home.connect(&self.server, Role::Admin, 1);
+        partitions.iter().fold((0, 0), |(commits, batches), partition| {
+            admin.select(*partition).expect("it is there");
+            let stat = admin.stat().expect("it answers");
+            (commits + figure(&stat, "commits"), batches + figure(&stat, "batches"))
+        })
+    }
+}
+
+/// A duration as people read it.
+pub fn microseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}

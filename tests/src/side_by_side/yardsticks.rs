@@ -1,0 +1,86 @@
+//! What the machine can do at best, measured beside the servers: the disk's flush, and TLS over loopback.
+
+use crate::real::TestHome;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use turnstone_engine::buffer::AlignedBuf;
+use turnstone_net::tls::{ClientOffer, Role, client_config, server_config};
+
+const BLOCK: usize = 4096;
+const FLUSHES: u64 = 2000;
+const ECHOES: usize = 20_000;
+
+fn show(mut times: Vec<Duration>) -> String {
+    times.sort();
+    let at = |share: f64| super::microseconds(times[(times.len() as f64 * share) as usize]);
+    format!("p50 {:.0} us, p99 {:.0} us", at(0.5), at(0.99))
+}
+
+/// Overwrites blocks of a pre-written file, each durable when the call returns.
+pub fn flushes(directory: &Path) -> Result<String, String> {
+    let path = directory.join("yardstick");
+    let failed = |e: std::io::Error| format!("{}: {e}", path.display());
+    std::fs::write(&path, vec![0; BLOCK * 1024]).map_err(failed)?;
+    let mut options = OpenOptions::new();
+    let file = options.write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(&path).map_err(failed)?;
+    let buffer = AlignedBuf::zeroed(BLOCK);
+    let mut times = Vec::new();
+    for n in 0..FLUSHES {
+        let started = Instant::now();
+        file.write_all_at(&buffer, n % 1024 * BLOCK as u64).map_err(failed)?;
+        times.push(started.elapsed());
+    }
+    std::fs::remove_file(&path).map_err(failed)?;
+    Ok(show(times))
+}
+
+/// One client's round trip through a server that stores nothing, with our certificates; server on CPU 0, client on 1.
+pub fn echo(home: &TestHome) -> Result<String, String> {
+    let failed = |e: std::io::Error| format!("echo: {e}");
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let config = server_config(&home.files(Role::Server)).map_err(|e| e.to_string())?;
+    let server = std::thread::spawn(move || -> std::io::Result<()> {
+        turnstone_executor::placement::pin_thread(0)?;
+        let (socket, _) = listener.accept()?;
+        socket.set_nodelay(true)?;
+        let tls = ServerConnection::new(config).map_err(std::io::Error::other)?;
+        let mut stream = StreamOwned::new(tls, socket);
+        let mut buffer = [0; 200];
+        for _ in 0..ECHOES {
+            stream.read_exact(&mut buffer)?;
+            stream.write_all(&buffer)?;
+            stream.flush()?;
+        }
+        Ok(())
+    });
+    let files = home.files(Role::Client);
+    let client = std::thread::spawn(move || -> std::io::Result<Vec<Duration>> {
+        turnstone_executor::placement::pin_thread(1)?;
+        let config =
+            client_config(&files, ClientOffer::TURNSTONE2).map_err(|e| std::io::Error::other(e.to_string()))?;
+        let name = ServerName::try_from("localhost").map_err(std::io::Error::other)?;
+        let socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        let mut stream = StreamOwned::new(ClientConnection::new(config, name).map_err(std::io::Error::other)?, socket);
+        let mut buffer = [7; 200];
+        let mut times = Vec::new();
+        for _ in 0..ECHOES {
+            let started = Instant::now();
+            stream.write_all(&buffer)?;
+            stream.flush()?;
+            stream.read_exact(&mut buffer)?;
+            times.push(started.elapsed());
+        }
+        Ok(times)
+    });
+    let times = client.join().map_err(|_| "the echo's client panicked")?.map_err(failed)?;
+    server.join().map_err(|_| "the echo's server panicked")?.map_err(failed)?;
+    Ok(show(times))
+}
