@@ -64,6 +64,8 @@ pub(crate) struct Core<E: Env> {
     pub slow_gate: Gate,
     pub checkpoint_gate: Gate,
     pub purge_gate: Gate,
+    /// Value files that a purge lets go, until the manifest no longer names them.
+    pub doomed_values: RefCell<Vec<u32>>,
     pub checkpoints: Watch,
     pub checkpoint_refused: RefCell<Option<Error>>,
     pub checkpoint_wanted: Cell<bool>,

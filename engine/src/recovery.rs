@@ -89,6 +89,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         slow_gate: Gate::default(),
         checkpoint_gate: Gate::default(),
         purge_gate: Gate::default(),
+        doomed_values: RefCell::default(),
         checkpoints: Watch::new(0),
         checkpoint_refused: RefCell::new(None),
         checkpoint_wanted: Cell::new(false),

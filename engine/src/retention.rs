@@ -58,7 +58,9 @@ impl<E: Env> Core<E> {
                 let below = |n: u32| LogPosition::new(n, BLOCK as u32);
                 let from = if i == 0 { LogPosition::default() } else { below(segment.number) };
                 let to = below(segment.number + 1);
-                let pinned = manifest.values.iter().filter(|f| f.retired.is_some_and(|at| from < at && at <= to));
+                let doomed = self.doomed_values.borrow();
+                let pinned = manifest.values.iter().filter(|f| !doomed.contains(&f.number));
+                let pinned = pinned.filter(|f| f.retired.is_some_and(|at| from < at && at <= to));
                 pinned.map(|f| f.used).sum()
             })
             .collect();
@@ -82,7 +84,9 @@ impl<E: Env> Core<E> {
             let oldest =
                 self.wal().segments().first().map_or(self.wal().end(), |s| LogPosition::new(s.number, BLOCK as u32));
             let retired = manifest.values.iter().filter(|f| f.retired.is_some_and(|at| at <= oldest));
-            (numbers, retired.map(|f| f.number).collect::<Vec<u32>>())
+            let files: Vec<u32> = retired.map(|f| f.number).collect();
+            *self.doomed_values.borrow_mut() = files.clone();
+            (numbers, files)
         };
         if files.is_empty() && !self.wal().has_doomed() {
             return Ok(());

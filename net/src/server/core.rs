@@ -148,15 +148,17 @@ impl ServerCore {
         id
     }
 
-    /// Runs `work` on a connection, then sends what came of it.
+    /// Runs `work` on a connection, then sends what came of it. `work` must not look for connections itself.
     pub(super) fn with<T>(&self, id: u64, work: impl FnOnce(&mut Connection) -> T) -> Option<T> {
-        let mut connection = self.connections.borrow_mut().remove(&id)?;
-        let answer = work(&mut connection);
-        self.send(&mut connection);
-        if self.is_finished(&connection) {
-            self.drop_connection(id, connection);
-        } else {
-            self.connections.borrow_mut().insert(id, connection);
+        let (answer, finished) = {
+            let mut connections = self.connections.borrow_mut();
+            let connection = connections.get_mut(&id)?;
+            let answer = work(connection);
+            self.send(connection);
+            (answer, self.is_finished(connection))
+        };
+        if finished {
+            self.abort(id);
         }
         Some(answer)
     }
