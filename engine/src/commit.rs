@@ -127,7 +127,7 @@ pub(crate) fn submit<E: Env>(core: &Rc<Core<E>>, mut transaction: Transaction) -
         return Ticket::new(Progress::Refused(error));
     }
     let plan = plan(&transaction, core.settings.value_separation);
-    let room = core.overlay.borrow().bytes() < core.settings.overlay_budget;
+    let room = has_room(core, &transaction);
     if plan.large.is_empty()
         && room
         && !core.paused.get()
@@ -168,10 +168,10 @@ async fn reserve_and_prepare<E: Env>(
 ) -> Result<Version, Error> {
     begin_writing(core).await?;
     let turn = loop {
-        wait_for_room(core).await?;
+        wait_for_room(core, &transaction).await?;
         let turn = core.slow_gate.enter().await;
         // Who went before may have taken the room.
-        if core.overlay.borrow().bytes() < core.settings.overlay_budget {
+        if has_room(core, &transaction) {
             break turn;
         }
         drop(turn);
@@ -214,12 +214,20 @@ async fn write_large<E: Env>(core: &Rc<Core<E>>, large: &[(Key, Value)]) -> Resu
     }
 }
 
+/// Whether the overlay takes a transaction now. One that the checkpoint waits for always has room: if it waited for that
+/// checkpoint, neither would ever go on. How many those are is bounded by the snapshots that are open.
+fn has_room<E: Env>(core: &Core<E>, transaction: &Transaction) -> bool {
+    let overlay = core.overlay.borrow();
+    overlay.bytes() < core.settings.overlay_budget
+        || overlay.frozen_last().is_some_and(|last| transaction.snapshot.holds_up(last))
+}
+
 /// Commits wait, they are not refused, while the overlay is full and a checkpoint can still empty it.
-async fn wait_for_room<E: Env>(core: &Rc<Core<E>>) -> Result<(), Error> {
-    if core.overlay.borrow().bytes() >= core.settings.overlay_budget {
+async fn wait_for_room<E: Env>(core: &Rc<Core<E>>, transaction: &Transaction) -> Result<(), Error> {
+    if !has_room(core, transaction) {
         add(&core.stats.waits_for_overlay, 1);
     }
-    while core.overlay.borrow().bytes() >= core.settings.overlay_budget {
+    while !has_room(core, transaction) {
         if core.closing.get() {
             return Err(Error::ShuttingDown);
         }

@@ -331,6 +331,11 @@ impl<E: Env> Partition<E> {
         self.0.housekeeping.notify();
     }
 
+    /// This partition's share of the cache of settled keys, bytes.
+    pub fn set_cache_bytes(&self, bytes: u64) {
+        self.0.hot.borrow_mut().set_bytes(bytes);
+    }
+
     /// Finishes what is in flight, checkpoints, and closes. Nothing may be submitted afterwards.
     pub async fn close(&self) -> Result<(), Error> {
         let core = &self.0;

@@ -140,6 +140,8 @@ impl<E: Env> Core<E> {
 /// The task that checkpoints when it is time, ends snapshots that are too old, and purges.
 pub(crate) async fn keep_house<E: Env>(core: Rc<Core<E>>) {
     const TICK: Duration = Duration::from_millis(250);
+    /// A snapshot is given up when it is older than this; a tenth of it when there is hardly any room left.
+    const GRACE: Duration = Duration::from_secs(1);
     let mut last_checkpoint = core.env.now();
     while !core.closing.get() {
         crate::sync::first_of(core.housekeeping.notified(), core.env.sleep(TICK)).await;
@@ -148,11 +150,14 @@ pub(crate) async fn keep_house<E: Env>(core: Rc<Core<E>>) {
         }
         let now = core.env.now();
         let mut gone = core.snapshots.give_up_older_than(now.saturating_sub(core.settings.max_tx_age + TICK));
-        if core.overlay.borrow().bytes() > core.settings.overlay_budget / 2
-            && let Some(last) = core.overlay.borrow().frozen_last()
-        {
-            // Only those that the waiting checkpoint waits for.
-            gone += core.snapshots.give_up_below(last);
+        let (held, frozen) = {
+            let overlay = core.overlay.borrow();
+            (overlay.bytes(), overlay.frozen_last())
+        };
+        if frozen.is_some() && held > core.settings.overlay_budget / 2 {
+            // A checkpoint waits for open snapshots: the longer they are open and the less room is left, the sooner they go.
+            let grace = if held > core.settings.overlay_budget / 8 * 7 { GRACE / 10 } else { GRACE };
+            gone += core.snapshots.give_up_older_than(now.saturating_sub(grace));
         }
         add(&core.stats.snapshots_given_up, gone as u64);
         let idle_changes = core.overlay.borrow().bytes() > 0 || core.not_checkpointed_bytes() > 0;

@@ -62,6 +62,11 @@ impl HotCache {
         }
     }
 
+    /// Changes how much it holds; what is too much goes as new answers come.
+    pub fn set_bytes(&mut self, bytes: u64) {
+        self.half_bytes = bytes / 2;
+    }
+
     /// What is known of `key`.
     pub fn get(&mut self, key: &[u8]) -> Option<Known> {
         if let Some(known) = self.young.get(key) {

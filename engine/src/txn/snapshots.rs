@@ -27,6 +27,7 @@ pub struct Snapshot {
     version: Version,
     id: u64,
     given_up: Rc<Cell<bool>>,
+    detached: bool,
     registry: Rc<RefCell<Registry>>,
 }
 
@@ -40,7 +41,12 @@ impl Snapshot {
         let mut registry = self.registry.borrow_mut();
         registry.open.remove(&(self.version, self.id));
         self.given_up = Rc::default();
+        self.detached = true;
         wake(&mut registry);
+    }
+    /// Whether a checkpoint up to `version` waits for it.
+    pub fn holds_up(&self, version: Version) -> bool {
+        !self.detached && !self.given_up() && self.version < version
     }
     /// Whether it was given up: it must not be read any more.
     pub fn given_up(&self) -> bool {
@@ -80,7 +86,7 @@ impl Snapshots {
         registry.next += 1;
         let given_up = Rc::new(Cell::new(false));
         registry.open.insert((version, id), (now, given_up.clone()));
-        Snapshot { version, id, given_up, registry: self.0.clone() }
+        Snapshot { version, id, given_up, detached: false, registry: self.0.clone() }
     }
 
     /// The oldest open snapshot.

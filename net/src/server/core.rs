@@ -691,9 +691,10 @@ impl ServerCore {
                 self.post(from, Message::Tell { ticket, partitions });
             }
             Message::Tell { ticket, partitions } => self.views.told(ticket, partitions),
-            Message::Retention { partition, bytes } => {
+            Message::Share { partition, log, cache } => {
                 if let Some(Slot::Open(partition)) = self.partitions.borrow().get(&partition) {
-                    partition.set_retention_bytes(bytes);
+                    partition.set_retention_bytes(log);
+                    partition.set_cache_bytes(cache);
                 }
             }
             Message::Certificates(config) => *self.tls.borrow_mut() = config,

@@ -119,12 +119,14 @@ pub enum Message {
         /// Partition and JSON.
         partitions: Vec<(u8, String)>,
     },
-    /// This partition may keep so many bytes of checkpointed log.
-    Retention {
+    /// What this partition may have of the node's budgets, bytes.
+    Share {
         /// The partition.
         partition: u8,
-        /// Bytes.
-        bytes: u64,
+        /// Checkpointed log.
+        log: u64,
+        /// Cache of settled keys.
+        cache: u64,
     },
     /// New connections are greeted with these certificates.
     Certificates(Arc<ServerConfig>),

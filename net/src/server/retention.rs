@@ -1,5 +1,6 @@
-//! Sharing out the node's budget for kept log: once a second core 0 asks everybody how much they wrote lately, and gives
-//! each partition a share by that (D14). Every partition keeps a floor, so that a quiet one is not emptied by a busy one.
+//! Sharing out the node's budgets: once a second core 0 asks everybody how much they wrote and looked up lately, and gives
+//! each partition a share by that, of the kept log (D14) and of the cache. Every partition keeps a floor, so that a quiet
+//! one is not emptied by a busy one.
 
 use super::core::ServerCore;
 use super::handoff::Message;
@@ -10,7 +11,7 @@ use turnstone_executor::placement;
 
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Shares of `total` bytes by recent bytes written; half is shared equally, half by rate.
+/// Shares of `total` bytes by recent use; half is shared equally, half by rate.
 pub fn shares(total: u64, rates: &BTreeMap<u8, u64>) -> BTreeMap<u8, u64> {
     let sum: u128 = rates.values().map(|r| u128::from(*r)).sum();
     let floor = total / 2 / (rates.len().max(1) as u64);
@@ -25,26 +26,39 @@ fn figure(json: &str, name: &str) -> u64 {
     digits.parse().unwrap_or(0)
 }
 
+/// What partitions did lately: a moving average over some 16 periods.
+#[derive(Default)]
+struct Rates {
+    before: BTreeMap<u8, u64>,
+    smoothed: BTreeMap<u8, u64>,
+}
+
+impl Rates {
+    fn count(&mut self, partition: u8, now: u64) {
+        let before = self.before.insert(partition, now).unwrap_or(0);
+        let rate = self.smoothed.entry(partition).or_default();
+        *rate = *rate - *rate / 16 + now.saturating_sub(before) / 16;
+    }
+}
+
 /// The task on core 0.
 pub async fn share_out(server: Weak<ServerCore>) {
-    let mut written: BTreeMap<u8, u64> = BTreeMap::new();
-    let mut smoothed: BTreeMap<u8, u64> = BTreeMap::new();
+    let (mut written, mut looked_up) = (Rates::default(), Rates::default());
     loop {
         let Some(core) = server.upgrade().map(|s| s.core.clone()) else { return };
         core.sleep(PERIOD).await;
         let Some(server) = server.upgrade() else { return };
         let view = server.node_view().await;
         for (partition, json) in &view.partitions {
-            let now = figure(json, "log_bytes");
-            let before = written.insert(*partition, now).unwrap_or(0);
-            let rate = smoothed.entry(*partition).or_default();
-            // A moving average over some 16 s.
-            *rate = *rate - *rate / 16 + now.saturating_sub(before) / 16;
+            written.count(*partition, figure(json, "log_bytes"));
+            looked_up.count(*partition, figure(json, "cache_hits") + figure(json, "cache_misses"));
         }
-        let total = server.settings.engine.wal_retention_bytes * u64::from(server.settings.partitions);
-        for (partition, bytes) in shares(total, &smoothed) {
+        let of_node = |share: u64| share * u64::from(server.settings.partitions);
+        let log = shares(of_node(server.settings.engine.wal_retention_bytes), &written.smoothed);
+        let cache = shares(of_node(server.settings.engine.cache_bytes), &looked_up.smoothed);
+        for ((partition, log), cache) in log.into_iter().zip(cache.into_values()) {
             let home = placement::home_of(partition, server.core.mesh.cores());
-            server.post(home, Message::Retention { partition, bytes });
+            server.post(home, Message::Share { partition, log, cache });
         }
     }
 }
