@@ -13,11 +13,11 @@
 use crate::disk::Disk;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
-use crate::index::{Found, Index};
+use crate::index::Index;
 use crate::index_care::Cure;
 use crate::manifest::{Manifest, Mark, RunSummary, ValueFile, sync_names};
 use crate::memory::hot::Known;
-use crate::memory::overlay::Generation;
+use crate::memory::overlay::{Generation, Place, Prior, SHARDS};
 use crate::partition::{BatchEnd, Core, Partition};
 use crate::run::{CHUNK_BYTES, RunWriter, encode_entry};
 use crate::run_merge::{Merge, tiers};
@@ -98,6 +98,7 @@ impl<E: Env> Core<E> {
             self.overlay.borrow_mut().settle();
             return Ok(());
         }
+        let mut cached = Vec::new();
         if generation.is_empty() {
             // Only empty batches: the log can go, the index stays as it is. The mark names the version that it has.
             self.update_manifest(|m| {
@@ -107,16 +108,18 @@ impl<E: Env> Core<E> {
             .await?;
             self.overlay.borrow_mut().settle();
         } else {
-            let run = self.write_run(generation, at).await?;
+            let mut run = self.write_run(generation, at).await?;
+            cached = std::mem::take(&mut run.cached);
             if let Err(error) = self.bring_in(&run).await {
                 // The next try writes another; if this one got into the index after all, the index is built anew.
                 let _ = self.env.disk().remove(&crate::names::run(run.summary.number)).await;
                 return Err(error);
             }
             self.overlay.borrow_mut().settle();
-            self.remember_settled(run.cached).await;
         }
+        // In one step with the overlay: an answer that the index gave before must not enter the cache after.
         self.checkpoints.raise(self.checkpoints.get() + 1);
+        self.remember_settled(cached).await;
         add(&self.stats.checkpoints, 1);
         if let Err(error) = self.tidy().await {
             self.log(Level::Warn, format_args!("what a checkpoint made superfluous is kept for now: {error}"));
@@ -143,7 +146,7 @@ impl<E: Env> Core<E> {
     }
 
     /// What was just settled is likely to be read. A commit that comes in between takes its key out again, and no other
-    /// checkpoint ends meanwhile.
+    /// checkpoint ends meanwhile. A key that was written again meanwhile learns what is below it.
     async fn remember_settled(&self, cached: Vec<(Key, Known)>) {
         if self.env.sabotage() == Some(Sabotage::StaleCacheFill) {
             // With a broken fill rule this would hide what it breaks.
@@ -152,10 +155,14 @@ impl<E: Env> Core<E> {
         let mut cached = cached.into_iter().peekable();
         while cached.peek().is_some() {
             {
-                let (mut hot, overlay) = (self.hot.borrow_mut(), self.overlay.borrow());
+                let (mut hot, mut overlay) = (self.hot.borrow_mut(), self.overlay.borrow_mut());
                 for (key, known) in cached.by_ref().take(GROUP) {
-                    if overlay.newest(&key).is_none() {
-                        hot.insert(key, known);
+                    let hashed = self.hasher.of(&key);
+                    if overlay.newest(hashed).is_none() {
+                        let hash = hashed.hash;
+                        hot.insert(key, hash, known);
+                    } else {
+                        overlay.settled_below(hashed, Prior::of(Some(&known)));
                     }
                 }
             }
@@ -189,27 +196,27 @@ impl<E: Env> Core<E> {
         let mut writer = RunWriter::create(&self.env, self.id, number).await?;
         let (mut chunks, mut chunk, mut cached, mut placed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut entries = 0;
-        let mut items = generation.newest_entries();
+        let order = in_order(&self.env, generation).await;
         // Asked before anything is written: an index that does not answer must not cost the disk anything.
-        let mut priors = self.priors(generation).await?.into_iter();
-        loop {
-            let group: Vec<(Key, Version, Entry)> =
-                items.by_ref().take(GROUP).map(|(key, version, entry)| (key.clone(), version, entry.clone())).collect();
-            if group.is_empty() {
-                break;
-            }
-            let prior = priors.by_ref().take(group.len());
+        let mut asked = self.priors(generation, &order).await?.into_iter();
+        for group in order.chunks(GROUP) {
             let small: Vec<(Key, Value)> = group
                 .iter()
-                .filter_map(
-                    |(key, _, entry)| if let Entry::Value(v) = entry { Some((key.clone(), v.clone())) } else { None },
-                )
+                .filter_map(|place| {
+                    let slot = generation.at(*place);
+                    if let Entry::Value(v) = &slot.newest.1 { Some((slot.key.clone(), v.clone())) } else { None }
+                })
                 .collect();
             let places = self.values.append(&self.manifest, Stream::Checkpoint, &small).await?;
             placed.extend_from_slice(&places);
             let mut places = places.into_iter();
-            for ((key, version, entry), prior) in group.into_iter().zip(prior) {
-                let settled = match &entry {
+            for slot in group.iter().map(|place| generation.at(*place)) {
+                let (key, (version, entry)) = (&slot.key, &slot.newest);
+                let prior = match slot.prior {
+                    Prior::Unknown => asked.next().unwrap_or(Prior::Unknown),
+                    known => known,
+                };
+                let settled = match entry {
                     Entry::Value(_) => match places.next() {
                         Some(place) => Settled::Pointer(place),
                         None => unreachable!("every small value was just given a place"),
@@ -217,10 +224,10 @@ impl<E: Env> Core<E> {
                     Entry::Pointer(pointer) => Settled::Pointer(*pointer),
                     Entry::Tombstone => Settled::Tombstone,
                 };
-                if let Some((_, Settled::Pointer(old))) = prior {
+                if let Prior::Value { file, length } = prior {
                     keys -= 1;
-                    let bytes = live.entry(old.file).or_default();
-                    *bytes = bytes.saturating_sub(record::length(key.len(), old.length as usize) as u64);
+                    let bytes = live.entry(file).or_default();
+                    *bytes = bytes.saturating_sub(record::length(key.len(), length as usize) as u64);
                 }
                 match settled {
                     Settled::Pointer(new) => {
@@ -228,12 +235,12 @@ impl<E: Env> Core<E> {
                         *live.entry(new.file).or_default() += record::length(key.len(), new.length as usize) as u64;
                     }
                     // Nothing to bury.
-                    Settled::Tombstone if prior.is_none() => continue,
+                    Settled::Tombstone if prior == Prior::Absent => continue,
                     Settled::Tombstone => {}
                 }
                 entries += 1;
-                encode_entry(&key, version, &settled, &mut chunk);
-                cached.push((key, known(&settled, entry)));
+                encode_entry(key, *version, &settled, &mut chunk);
+                cached.push((key.clone(), known(&settled, entry.clone())));
                 if chunk.len() >= CHUNK_BYTES {
                     self.push_chunk(&mut writer, &chunk).await?;
                     chunks.push(std::mem::take(&mut chunk));
@@ -268,21 +275,24 @@ impl<E: Env> Core<E> {
         writer.push(chunk).await
     }
 
-    /// What the index holds for the keys of a generation, in their order.
-    async fn priors(self: &Rc<Self>, generation: &Rc<Generation>) -> Result<Vec<Found>, Error> {
+    /// What the index holds for those keys of a generation of which that is not known, in their order.
+    async fn priors(self: &Rc<Self>, generation: &Rc<Generation>, order: &[Place]) -> Result<Vec<Prior>, Error> {
+        let unknown: Vec<Place> =
+            order.iter().copied().filter(|place| generation.at(*place).prior == Prior::Unknown).collect();
         if self.manifest.get().index == 0 {
-            return Ok(vec![None; generation.len()]);
+            return Ok(vec![Prior::Absent; unknown.len()]);
         }
-        let mut priors = Vec::with_capacity(generation.len());
-        let mut items = generation.newest_entries();
-        loop {
-            let keys: Vec<Vec<u8>> = items.by_ref().take(GROUP).map(|(key, ..)| key.to_vec()).collect();
-            if keys.is_empty() {
-                return Ok(priors);
-            }
+        let mut priors = Vec::with_capacity(unknown.len());
+        for group in unknown.chunks(GROUP) {
+            let keys: Vec<Vec<u8>> = group.iter().map(|place| generation.at(*place).key.to_vec()).collect();
             let found = self.ask_index(async |index: &E::Index| index.get_many(keys.clone()).await).await?;
-            priors.extend(found.into_iter().map(|f| f.filter(|(_, settled)| *settled != Settled::Tombstone)));
+            priors.extend(found.into_iter().map(|found| match found {
+                Some((_, Settled::Pointer(old))) => Prior::Value { file: old.file, length: old.length },
+                Some((_, Settled::Tombstone)) | None => Prior::Absent,
+            }));
         }
+        add(&self.stats.priors_asked, unknown.len() as u64);
+        Ok(priors)
     }
 
     /// Brings a run into the index; an error leaves it in doubt, so the index is reopened and asked.
@@ -481,6 +491,22 @@ impl<E: Env> Core<E> {
             raise_used(&mut manifest.values, number, used);
         }
     }
+}
+
+/// The keys of a generation in their order, piece by piece.
+async fn in_order<E: Env>(env: &E, generation: &Generation) -> Vec<Place> {
+    let mut sorted = Vec::with_capacity(SHARDS);
+    for shard in 0..SHARDS {
+        sorted.push(generation.sort_shard(shard));
+        env.give_way().await;
+    }
+    let mut order = Vec::with_capacity(generation.len());
+    let mut merged = generation.merge(sorted).peekable();
+    while merged.peek().is_some() {
+        order.extend(merged.by_ref().take(GROUP));
+        env.give_way().await;
+    }
+    order
 }
 
 /// Frees a generation piece by piece: at once it would hold the core for tens of milliseconds.

@@ -11,13 +11,15 @@
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::manifest::{EpochStart, Generation};
+use crate::memory::overlay::Prior;
 use crate::partition::{BatchEnd, Core, Partition};
 use crate::stats::add;
 use crate::sync::first_of;
-use crate::txn::{Transaction, Write, conflict};
+use crate::txn::writes::Writes;
+use crate::txn::{Transaction, Write, check_alone, conflict};
 use crate::types::{CommitPosition, Entry, Epoch, Key, LogPosition, Value, ValuePointer, Version};
 use crate::vlog::Stream;
-use crate::wal::body::{self, Operation};
+use crate::wal::body::{self, Builder};
 use crate::wal::{self, Append};
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -26,13 +28,17 @@ use std::task::{Poll, Waker};
 
 /// A batch is closed at about this many bytes.
 const BATCH_BYTES: u64 = 4 << 20;
+/// Memory of a batch that is kept for the next one, bytes at most.
+const ROOM_MAX: usize = 1 << 20;
 
-/// A transaction that waits for its batch.
-pub(crate) struct Prepared {
-    pub version: Version,
-    operations: Vec<Operation>,
+/// Prepared transactions on their way into the log together.
+pub(crate) struct Batch {
+    body: Builder,
+    last: Version,
     pointers: Vec<(u32, u64)>,
     cost: u64,
+    /// It deletes every key.
+    flushes: bool,
 }
 
 /// How far a submitted transaction is.
@@ -48,16 +54,23 @@ pub enum Progress {
 
 /// Follows a submitted transaction.
 #[derive(Clone)]
-pub struct Ticket(Rc<RefCell<(Progress, Vec<Waker>)>>);
+pub struct Ticket(State);
+
+#[derive(Clone)]
+enum State {
+    Settled(Progress),
+    Waiting(Rc<RefCell<(Progress, Vec<Waker>)>>),
+}
 
 impl Ticket {
-    fn new(progress: Progress) -> Ticket {
-        Ticket(Rc::new(RefCell::new((progress, Vec::new()))))
+    fn settled(progress: Progress) -> Ticket {
+        Ticket(State::Settled(progress))
     }
 
     fn set(&self, progress: Progress) {
+        let State::Waiting(shared) = &self.0 else { unreachable!("only a ticket that waits is settled") };
         let wakers = {
-            let mut state = self.0.borrow_mut();
+            let mut state = shared.borrow_mut();
             state.0 = progress;
             std::mem::take(&mut state.1)
         };
@@ -66,21 +79,22 @@ impl Ticket {
 
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        self.0.borrow().0.clone()
+        match &self.0 {
+            State::Settled(progress) => progress.clone(),
+            State::Waiting(shared) => shared.borrow().0.clone(),
+        }
     }
 
     /// Ends when it is prepared, with its version, or refused.
     pub async fn prepared(&self) -> Result<Version, Error> {
-        poll_fn(|cx| {
-            let mut state = self.0.borrow_mut();
-            match &state.0 {
-                Progress::Prepared(version) => Poll::Ready(Ok(*version)),
-                Progress::Refused(error) => Poll::Ready(Err(error.clone())),
-                Progress::Reserving => {
-                    state.1.push(cx.waker().clone());
-                    Poll::Pending
-                }
+        poll_fn(|cx| match (self.progress(), &self.0) {
+            (Progress::Prepared(version), _) => Poll::Ready(Ok(version)),
+            (Progress::Refused(error), _) => Poll::Ready(Err(error)),
+            (Progress::Reserving, State::Waiting(shared)) => {
+                shared.borrow_mut().1.push(cx.waker().clone());
+                Poll::Pending
             }
+            (Progress::Reserving, State::Settled(_)) => unreachable!("a settled ticket is prepared or refused"),
         })
         .await
     }
@@ -88,31 +102,59 @@ impl Ticket {
 
 /// What a transaction becomes in the log and in the overlay.
 struct Plan {
-    operations: Vec<Operation>,
     entries: Vec<(Key, Entry)>,
     large: Vec<(Key, Value)>,
     cost: u64,
 }
 
-fn plan(transaction: &Transaction, separation: usize) -> Plan {
-    let mut plan = Plan { operations: Vec::new(), entries: Vec::new(), large: Vec::new(), cost: 0 };
-    for (key, write) in &transaction.writes {
-        let (operation, entry) = match write {
+fn plan(writes: Writes, separation: usize) -> Plan {
+    let (mut large, mut bytes) = (Vec::new(), 0);
+    let mut entry_of = |(key, write): (Key, Write)| {
+        let entry = match write {
             Write::Set(value) if value.len() >= separation => {
-                plan.large.push((key.clone(), value.clone()));
-                let checksum = crate::codec::crc(&[value]);
+                large.push((key.clone(), value.clone()));
+                let checksum = crate::codec::crc(&[&value]);
                 // The place is filled in once the value is written.
-                let nowhere = ValuePointer { file: 0, offset: 0, length: value.len() as u32, checksum };
-                (Operation::SetLarge(key.clone(), value.len() as u32, checksum), Entry::Pointer(nowhere))
+                Entry::Pointer(ValuePointer { file: 0, offset: 0, length: value.len() as u32, checksum })
             }
-            Write::Set(value) => (Operation::Set(key.clone(), value.clone()), Entry::Value(value.clone())),
-            Write::Delete => (Operation::Delete(key.clone()), Entry::Tombstone),
+            Write::Set(value) => Entry::Value(value),
+            Write::Delete => Entry::Tombstone,
         };
-        plan.operations.push(operation);
-        plan.entries.push((key.clone(), entry));
+        bytes += body::change_len(&key, &entry);
+        (key, entry)
+    };
+    let entries = writes.into_sorted().into_iter().map(&mut entry_of).collect();
+    let cost = wal::cost(bytes, large.len());
+    Plan { entries, large, cost }
+}
+
+/// Whether what is prepared now finds its place in the log at once; it is reserved then.
+fn reserve_at_once<E: Env>(core: &Core<E>, cost: u64) -> bool {
+    !core.paused.get() && core.wal().has_begun() && core.wal().try_reserve(cost)
+}
+
+pub(crate) fn write_alone<E: Env>(core: &Rc<Core<E>>, key: &[u8], write: &Write) -> Option<Result<Version, Error>> {
+    if core.closing.get() || !core.manifest.get().writable || core.overlay.borrow().bytes() >= core.overlay_budget.get()
+    {
+        return None;
     }
-    plan.cost = wal::cost(plan.operations.iter().map(Operation::encoded_len).sum(), plan.large.len());
-    plan
+    let entry = match write {
+        Write::Set(value) if value.len() >= core.settings.value_separation => return None,
+        Write::Set(value) => Entry::Value(value.clone()),
+        Write::Delete => Entry::Tombstone,
+    };
+    if let Err(error) = check_alone(&core.settings, key, write) {
+        return Some(Err(error));
+    }
+    let cost = wal::cost(body::change_len(key, &entry), 0);
+    if !reserve_at_once(core, cost) {
+        return None;
+    }
+    let version = core.prepared.get() + 1;
+    core.prepared.set(version);
+    enqueue(core, version, &[], cost, |body| body.add([(key, &entry)].into_iter()));
+    enter(core, &key.into(), version, entry);
+    Some(Ok(version))
 }
 
 pub(crate) fn submit<E: Env>(core: &Rc<Core<E>>, mut transaction: Transaction) -> Ticket {
@@ -121,25 +163,20 @@ pub(crate) fn submit<E: Env>(core: &Rc<Core<E>>, mut transaction: Transaction) -
         transaction.snapshot.detach();
     }
     if transaction.writes.is_empty() {
-        return Ticket::new(Progress::Prepared(transaction.snapshot.version()));
+        return Ticket::settled(Progress::Prepared(transaction.snapshot.version()));
     }
     if let Err(error) = admit(core, &transaction) {
-        return Ticket::new(Progress::Refused(error));
+        return Ticket::settled(Progress::Refused(error));
     }
-    let plan = plan(&transaction, core.settings.value_separation);
     let room = has_room(core, &transaction);
-    if plan.large.is_empty()
-        && room
-        && !core.paused.get()
-        && core.wal().has_begun()
-        && core.wal().try_reserve(plan.cost)
-    {
-        return Ticket::new(match prepare(core, transaction, plan, &[]) {
+    let plan = plan(std::mem::take(&mut transaction.writes), core.settings.value_separation);
+    if plan.large.is_empty() && room && reserve_at_once(core, plan.cost) {
+        return Ticket::settled(match prepare(core, &transaction, plan, &[]) {
             Ok(version) => Progress::Prepared(version),
             Err(error) => Progress::Refused(error),
         });
     }
-    let ticket = Ticket::new(Progress::Reserving);
+    let ticket = Ticket(State::Waiting(Rc::new(RefCell::new((Progress::Reserving, Vec::new())))));
     let (core, answer) = (core.clone(), ticket.clone());
     core.env.clone().spawn(async move {
         answer.set(match reserve_and_prepare(&core, transaction, plan).await {
@@ -194,7 +231,7 @@ async fn reserve_and_prepare<E: Env>(
         core.wal().release(plan.cost);
         return Err(error);
     }
-    prepare(core, transaction, plan, &pointers)
+    prepare(core, &transaction, plan, &pointers)
 }
 
 async fn write_large<E: Env>(core: &Rc<Core<E>>, large: &[(Key, Value)]) -> Result<Vec<ValuePointer>, Error> {
@@ -218,7 +255,7 @@ async fn write_large<E: Env>(core: &Rc<Core<E>>, large: &[(Key, Value)]) -> Resu
 /// checkpoint, neither would ever go on. How many those are is bounded by the snapshots that are open.
 fn has_room<E: Env>(core: &Core<E>, transaction: &Transaction) -> bool {
     let overlay = core.overlay.borrow();
-    overlay.bytes() < core.settings.overlay_budget
+    overlay.bytes() < core.overlay_budget.get()
         || overlay.frozen_last().is_some_and(|last| transaction.snapshot.holds_up(last))
 }
 
@@ -282,14 +319,15 @@ pub(crate) fn begin_epoch(epochs: &mut Vec<EpochStart>, id: u64, first_version: 
 
 fn prepare<E: Env>(
     core: &Rc<Core<E>>,
-    transaction: Transaction,
+    transaction: &Transaction,
     mut plan: Plan,
     pointers: &[ValuePointer],
 ) -> Result<Version, Error> {
     let sabotage = core.env.sabotage();
     let pending_hidden = (sabotage == Some(Sabotage::PendingNotChecked)).then(|| core.published.get());
     let skip_reads = sabotage == Some(Sabotage::ReadCheckSkipped);
-    let clash = conflict(&core.overlay.borrow(), &transaction, skip_reads, pending_hidden);
+    let written = plan.entries.iter().map(|(key, _)| key);
+    let clash = conflict(&core.overlay.borrow(), transaction, written, skip_reads, pending_hidden);
     if let Some(error) = clash {
         core.wal().release(plan.cost);
         add(&core.stats.conflicts, 1);
@@ -306,20 +344,45 @@ fn prepare<E: Env>(
     }
     let version = core.prepared.get() + 1;
     core.prepared.set(version);
-    {
-        let (mut overlay, mut hot) = (core.overlay.borrow_mut(), core.hot.borrow_mut());
-        for (key, entry) in plan.entries {
-            hot.remove(&key);
-            overlay.insert(&key, version, entry);
-        }
+    enqueue(core, version, pointers, plan.cost, |body| {
+        body.add(plan.entries.iter().map(|(key, entry)| (&**key, entry)))
+    });
+    for (key, entry) in plan.entries {
+        enter(core, &key, version, entry);
     }
-    enqueue(core, version, plan.operations, pointers, plan.cost);
     Ok(version)
 }
 
-fn enqueue<E: Env>(core: &Core<E>, version: Version, operations: Vec<Operation>, pointers: &[ValuePointer], cost: u64) {
-    let pointers = pointers.iter().map(|p| (p.file, p.offset)).collect();
-    core.queue.borrow_mut().push_back(Prepared { version, operations, pointers, cost });
+/// A version enters the overlay. The cache of settled keys never has a key that is there; what it knew of one that enters
+/// is what lies below its versions.
+pub(crate) fn enter<E: Env>(core: &Core<E>, key: &Key, version: Version, entry: Entry) {
+    let hashed = core.hasher.of(key);
+    let published = core.published.get();
+    let oldest_seen = core.snapshots.oldest().map_or(published, |oldest| oldest.min(published));
+    let prior = || Prior::of(core.hot.borrow_mut().remove(hashed).as_ref());
+    core.overlay.borrow_mut().insert(key, hashed.hash, version, entry, oldest_seen, prior);
+}
+
+/// Adds a transaction to the batch that is written next: up to a size, and never across the beginning of an epoch.
+fn enqueue<E: Env>(
+    core: &Core<E>,
+    version: Version,
+    pointers: &[ValuePointer],
+    cost: u64,
+    add_to: impl FnOnce(&mut Builder),
+) {
+    let epoch = core.manifest.get().epoch_of(version);
+    let mut queue = core.queue.borrow_mut();
+    if !queue.back().is_some_and(|batch| batch.cost + cost <= BATCH_BYTES && batch.body.epoch() == epoch) {
+        let room = std::mem::take(&mut *core.batch_room.borrow_mut());
+        let body = Builder::new(epoch, version, room);
+        queue.push_back(Batch { body, last: version, pointers: Vec::new(), cost: 0, flushes: false });
+    }
+    let Some(batch) = queue.back_mut() else { unreachable!("a batch was just made sure of") };
+    add_to(&mut batch.body);
+    batch.last = version;
+    batch.pointers.extend(pointers.iter().map(|p| (p.file, p.offset)));
+    batch.cost += cost;
     add(&core.stats.commits, 1);
     core.queue_changed.notify();
 }
@@ -351,48 +414,26 @@ pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
 }
 
 async fn persist<E: Env>(core: &Rc<Core<E>>) {
-    let batch = take_batch(core);
-    let (Some(first), Some(last)) = (batch.first().map(|p| p.version), batch.last().map(|p| p.version)) else { return };
-    let epoch = core.manifest.get().epoch_of(first);
-    let mut bytes = Vec::new();
-    body::encode(epoch, first, core.env.wall_ms(), batch.iter().map(|p| p.operations.as_slice()), &mut bytes);
-    let append = Append {
-        body: &bytes,
-        pointers: batch.iter().flat_map(|p| p.pointers.iter().copied()).collect(),
-        first_version: first,
-        cost: batch.iter().map(|p| p.cost).sum(),
-    };
-    let end = match core.wal().append(append).await {
+    let Some(batch) = core.queue.borrow_mut().pop_front() else { return };
+    let Batch { body, last, pointers, cost, flushes } = batch;
+    let first_version = body.first_version();
+    let bytes = body.finish(core.env.wall_ms());
+    let end = match core.wal().append(Append { body: &bytes, pointers, first_version, cost }).await {
         Ok(end) => end,
         Err(error) => match core.env.halt(format!("the log of partition {} failed: {error}", core.id)).await {},
     };
     core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain: core.wal().chain() });
     add(&core.stats.batches, 1);
     add(&core.stats.log_bytes, bytes.len() as u64);
-    if batch.iter().any(|p| p.operations.contains(&Operation::Flush)) {
+    if bytes.capacity() <= ROOM_MAX {
+        core.batch_room.replace(bytes);
+    }
+    if flushes {
         core.forget_memory();
     }
     assert!(last <= core.prepared.get(), "only what was prepared is published");
     core.published.raise(last);
     core.after_append();
-}
-
-/// Takes what is prepared, up to a size, and never across the beginning of an epoch.
-fn take_batch<E: Env>(core: &Core<E>) -> Vec<Prepared> {
-    let mut queue = core.queue.borrow_mut();
-    let manifest = core.manifest.get();
-    let first = queue.front().map_or(0, |p| p.version);
-    let next_epoch = manifest.epochs.iter().map(|e| e.first_version).find(|v| *v > first).unwrap_or(Version::MAX);
-    let mut batch = Vec::new();
-    let mut bytes = 0;
-    while let Some(next) = queue.front() {
-        if next.version >= next_epoch || (!batch.is_empty() && bytes + next.cost > BATCH_BYTES) {
-            break;
-        }
-        bytes += next.cost;
-        batch.extend(queue.pop_front());
-    }
-    batch
 }
 
 /// An empty batch: it vouches for the one before, so that damage there is not taken for a tail.
@@ -406,9 +447,8 @@ async fn append_voucher<E: Env>(core: &Rc<Core<E>>) {
         return;
     }
     let first = core.prepared.get() + 1;
-    let mut bytes = Vec::new();
     let epoch = core.manifest.get().epoch_of(first);
-    body::encode(epoch, first, core.env.wall_ms(), std::iter::empty::<&[Operation]>(), &mut bytes);
+    let bytes = Builder::new(epoch, first, Vec::new()).finish(core.env.wall_ms());
     let append = Append { body: &bytes, pointers: Vec::new(), first_version: first, cost };
     // Something may be prepared while this is written; it becomes the next batch, behind this one.
     match core.wal().append(append).await {
@@ -467,13 +507,15 @@ impl<E: Env> Partition<E> {
                 return Err(Error::ShuttingDown);
             }
             core.manifest.reserve().await?;
-            let operations = vec![Operation::Flush];
-            let cost = wal::cost(operations[0].encoded_len(), 0);
+            let cost = wal::cost(body::FLUSH_LEN, 0);
             core.wal().reserve(cost).await?;
             core.published.reached(core.prepared.get()).await;
             let version = core.prepared.get() + 1;
             core.prepared.set(version);
-            enqueue(core, version, operations, &[], cost);
+            enqueue(core, version, &[], cost, Builder::add_flush);
+            if let Some(batch) = core.queue.borrow_mut().back_mut() {
+                batch.flushes = true;
+            }
             core.published.reached(version).await;
             core.retire_all(version).await?;
             Ok(core.position_of(version))

@@ -7,11 +7,12 @@
 //! A session may run ahead of its flushes: its next snapshot is its own last prepared version, and whatever it is told
 //! waits until that version is published ([`RunAhead`]).
 
-use crate::commit::{Prepared, Ticket};
+use crate::commit::{Batch, Ticket};
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::index::{Found, Index};
 use crate::manifest::ManifestStore;
+use crate::memory::hash::{Hashed, KeyHasher};
 use crate::memory::hot::{HotCache, Known};
 use crate::memory::overlay::Overlay;
 use crate::settings::Settings;
@@ -49,6 +50,10 @@ pub(crate) struct Core<E: Env> {
     pub env: E,
     pub settings: Settings,
     pub retention_bytes: Cell<u64>,
+    /// Most bytes in the overlay, and those at which a checkpoint starts: this partition's share.
+    pub overlay_budget: Cell<u64>,
+    pub checkpoint_bytes: Cell<u64>,
+    pub hasher: KeyHasher,
     pub manifest: ManifestStore<E>,
     pub wal: OnceCell<Wal<E>>,
     pub values: ValueLog<E>,
@@ -58,7 +63,9 @@ pub(crate) struct Core<E: Env> {
     pub prepared: Cell<Version>,
     pub published: Watch,
     pub batch_ends: RefCell<VecDeque<BatchEnd>>,
-    pub queue: RefCell<VecDeque<Prepared>>,
+    pub queue: RefCell<VecDeque<Batch>>,
+    /// The last batch's bytes, to be used again.
+    pub batch_room: RefCell<Vec<u8>>,
     pub queue_changed: Notify,
     pub begin_gate: Gate,
     pub slow_gate: Gate,
@@ -101,6 +108,7 @@ pub enum Lookup<E: Env> {
 pub struct Cold<E: Env> {
     core: Rc<Core<E>>,
     key: Key,
+    hash: u64,
     guard: Snapshot,
     source: Source,
     checkpoints: u64,
@@ -156,13 +164,14 @@ impl<E: Env> Core<E> {
     /// Looks at what is in memory.
     pub(crate) fn lookup(self: &Rc<Self>, snapshot: Version, key: &[u8]) -> Lookup<E> {
         let seen = if self.env.sabotage() == Some(Sabotage::SnapshotOffByOne) { snapshot + 1 } else { snapshot };
-        let recent = self.overlay.borrow().get(key, seen).map(|(_, entry)| entry.clone());
+        let hashed = self.hasher.of(key);
+        let recent = self.overlay.borrow().get(hashed, seen).map(|(_, entry)| entry.clone());
         let source = match recent {
             Some(Entry::Value(value)) => return Lookup::Found(value),
             Some(Entry::Tombstone) => return Lookup::Absent,
             Some(Entry::Pointer(pointer)) => Source::Recent(pointer),
             None if self.manifest.get().index == 0 || self.index_void.get() => return Lookup::Absent,
-            None => match self.hot.borrow_mut().get(key) {
+            None => match self.hot.borrow_mut().get(hashed) {
                 Some(Known::Value(_, value)) => return Lookup::Found(value),
                 Some(Known::Absent) => return Lookup::Absent,
                 Some(Known::Pointer(pointer)) => Source::Settled(pointer),
@@ -172,6 +181,7 @@ impl<E: Env> Core<E> {
         Lookup::Cold(Cold {
             core: self.clone(),
             key: key.into(),
+            hash: hashed.hash,
             guard: self.snapshots.open(snapshot, self.env.now()),
             source,
             checkpoints: self.checkpoints.get(),
@@ -219,9 +229,10 @@ impl<E: Env> Cold<E> {
     /// The fill rule: nothing enters the cache that a commit, a re-pointing or a checkpoint may have made stale.
     fn remember(&self, known: Known) {
         let current = self.checkpoints == self.core.checkpoints.get();
-        let recent = self.core.overlay.borrow().newest(&self.key).is_some();
+        let hashed = Hashed { key: &self.key, hash: self.hash };
+        let recent = self.core.overlay.borrow().newest(hashed).is_some();
         if (current && !recent) || self.core.env.sabotage() == Some(Sabotage::StaleCacheFill) {
-            self.core.hot.borrow_mut().insert(self.key.clone(), known);
+            self.core.hot.borrow_mut().insert(self.key.clone(), self.hash, known);
         }
     }
 }
@@ -310,6 +321,12 @@ impl<E: Env> Partition<E> {
         transaction.write(&self.0.settings, key, write)
     }
 
+    /// Writes one key by itself, seeing nothing, where nothing needs to be waited for: its version, or the refusal.
+    /// `None` if something does; then it takes a [`Transaction`].
+    pub fn write_alone(&self, key: &[u8], write: &Write) -> Option<Result<Version, Error>> {
+        crate::commit::write_alone(&self.0, key, write)
+    }
+
     /// Hands a transaction to the log: see [`Ticket`].
     pub fn submit(&self, transaction: Transaction) -> Ticket {
         crate::commit::submit(&self.0, transaction)
@@ -328,6 +345,14 @@ impl<E: Env> Partition<E> {
     /// This partition's share of the kept log, bytes.
     pub fn set_retention_bytes(&self, bytes: u64) {
         self.0.retention_bytes.set(bytes);
+        self.0.housekeeping.notify();
+    }
+
+    /// This partition's share of the memory for recent versions, bytes. A quarter of it, if that is more than
+    /// `checkpoint_bytes`, starts a checkpoint.
+    pub fn set_overlay_bytes(&self, bytes: u64) {
+        self.0.overlay_budget.set(bytes);
+        self.0.checkpoint_bytes.set(self.0.settings.checkpoint_bytes.max(bytes / 4));
         self.0.housekeeping.notify();
     }
 

@@ -18,6 +18,7 @@ use crate::header::{self, FileKind};
 use crate::index::Index;
 use crate::index_care::{rebuild, same_contents};
 use crate::manifest::{Generation, Manifest, ManifestStore, Mark, Segment, sync_names};
+use crate::memory::hash::KeyHasher;
 use crate::memory::hot::HotCache;
 use crate::memory::overlay::Overlay;
 use crate::names;
@@ -69,7 +70,7 @@ async fn read_manifest<E: Env>(env: &E, id: PartitionId, files: &[(String, u64)]
 }
 
 fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manifest) -> Core<E> {
-    let seed = env.random();
+    let hasher = KeyHasher::new(env.random());
     let version = manifest.mark.version;
     Core {
         id,
@@ -77,13 +78,17 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         values: ValueLog::new(env.clone(), id, &settings),
         manifest: ManifestStore::new(env.clone(), id, manifest),
         wal: OnceCell::new(),
-        overlay: RefCell::new(Overlay::default()),
-        hot: RefCell::new(HotCache::new(settings.cache_bytes, seed)),
+        overlay_budget: Cell::new(settings.overlay_budget),
+        checkpoint_bytes: Cell::new(settings.checkpoint_bytes),
+        overlay: RefCell::new(Overlay::new(hasher)),
+        hot: RefCell::new(HotCache::new(settings.cache_bytes)),
+        hasher,
         snapshots: Snapshots::default(),
         prepared: Cell::new(version),
         published: Watch::new(version),
         batch_ends: RefCell::new(VecDeque::new()),
         queue: RefCell::new(VecDeque::new()),
+        batch_room: RefCell::default(),
         queue_changed: Notify::default(),
         begin_gate: Gate::default(),
         slow_gate: Gate::default(),
@@ -289,7 +294,7 @@ impl<E: Env> Core<E> {
                 let end = batch.end;
                 segment.used = end.offset();
                 self.apply(batch, &mut used).await?;
-                if self.overlay.borrow().bytes() >= self.settings.overlay_budget {
+                if self.overlay.borrow().bytes() >= self.overlay_budget.get() {
                     self.checkpoint_in_replay(&used, &found, end).await?;
                 }
             }
@@ -423,7 +428,7 @@ impl<E: Env> Core<E> {
                     }
                 };
                 if version > settled {
-                    self.overlay.borrow_mut().insert(&key, version, entry);
+                    crate::commit::enter(self, &key, version, entry);
                 }
             }
             if version > settled {

@@ -132,7 +132,7 @@ impl<E: Env> Core<E> {
 
     fn checkpoint_due(&self) -> bool {
         self.overlay.borrow().frozen_last().is_some()
-            || self.overlay.borrow().active_bytes() >= self.settings.checkpoint_bytes
+            || self.overlay.borrow().active_bytes() >= self.checkpoint_bytes.get()
             || self.not_checkpointed_bytes() >= self.settings.checkpoint_wal_bytes
     }
 }
@@ -149,15 +149,17 @@ pub(crate) async fn keep_house<E: Env>(core: Rc<Core<E>>) {
             break;
         }
         let now = core.env.now();
-        let mut gone = core.snapshots.give_up_older_than(now.saturating_sub(core.settings.max_tx_age + TICK));
+        let mut gone =
+            core.snapshots.give_up_older_than(now.saturating_sub(core.settings.max_tx_age + TICK), Version::MAX);
         let (held, frozen) = {
             let overlay = core.overlay.borrow();
             (overlay.bytes(), overlay.frozen_last())
         };
-        if frozen.is_some() && held > core.settings.overlay_budget / 2 {
-            // A checkpoint waits for open snapshots: the longer they are open and the less room is left, the sooner they go.
-            let grace = if held > core.settings.overlay_budget / 8 * 7 { GRACE / 10 } else { GRACE };
-            gone += core.snapshots.give_up_older_than(now.saturating_sub(grace));
+        let budget = core.overlay_budget.get();
+        if let Some(last) = frozen.filter(|_| held > budget / 2) {
+            // A checkpoint waits for these: the longer they are open and the less room is left, the sooner they go.
+            let grace = if held > budget / 8 * 7 { GRACE / 10 } else { GRACE };
+            gone += core.snapshots.give_up_older_than(now.saturating_sub(grace), last);
         }
         add(&core.stats.snapshots_given_up, gone as u64);
         let idle_changes = core.overlay.borrow().bytes() > 0 || core.not_checkpointed_bytes() > 0;
@@ -280,6 +282,7 @@ impl<E: Env> Partition<E> {
             base_runs: core.stats.base_runs.get(),
             runs_merged: core.stats.runs_merged.get(),
             snapshots_given_up: core.stats.snapshots_given_up.get(),
+            priors_asked: core.stats.priors_asked.get(),
             index_mended: core.stats.index_mended.get(),
             segments_purged: core.stats.segments_purged.get(),
         }

@@ -27,6 +27,8 @@ pub struct Stats {
     pub runs_merged: Cell<u64>,
     /// Snapshots given up, for age or memory.
     pub snapshots_given_up: Cell<u64>,
+    /// Keys that a checkpoint asked the index for.
+    pub priors_asked: Cell<u64>,
     /// Times the index was reopened or rebuilt.
     pub index_mended: Cell<u64>,
     /// Segments purged.
@@ -77,6 +79,8 @@ pub struct Status {
     /// See [`Stats`].
     pub runs_merged: u64,
     pub snapshots_given_up: u64,
+    /// Keys that a checkpoint asked the index for.
+    pub priors_asked: u64,
     pub index_mended: u64,
     pub segments_purged: u64,
 }

@@ -739,11 +739,15 @@ async fn compare(partition: &Partition<SimEnv>, model: &Model, rot: bool) -> Res
             },
         };
         if found.as_deref() != expected.get(&key).map(Vec::as_slice) {
-            let length = |v: Option<usize>| v.map_or("nothing".to_string(), |n| format!("{n} bytes"));
+            let text = |v: Option<&[u8]>| match v {
+                None => "nothing".to_string(),
+                Some(v) => format!("{} bytes, {:?}", v.len(), String::from_utf8_lossy(&v[..v.len().min(24)])),
+            };
+            let history: Vec<_> = (1..=at).filter_map(|v| model.get(v, key).map(|value| (v, value.len()))).collect();
             return Err(format!(
-                "key {key} at version {at}: found {}, expected {}",
-                length(found.map(|v| v.len())),
-                length(expected.get(&key).map(Vec::len))
+                "key {key} at version {at}: found {}, expected {}; {history:?}",
+                text(found.as_deref()),
+                text(expected.get(&key).map(Vec::as_slice))
             ));
         }
     }

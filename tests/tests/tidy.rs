@@ -22,7 +22,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
 ];
 
 /// Which crates may depend on an external one.
-const EXTERNALS: [(&str, &[&str]); 16] = [
+const EXTERNALS: [(&str, &[&str]); 17] = [
     ("glommio", &["executor"]),
     ("io-uring", &["executor"]),
     ("futures-lite", &["executor"]),
@@ -32,6 +32,7 @@ const EXTERNALS: [(&str, &[&str]); 16] = [
     ("x509-parser", &["net", "tests"]),
     ("fjall", &["engine"]),
     ("crc32fast", &["engine"]),
+    ("hashbrown", &["engine"]),
     ("clap", &["tools"]),
     ("rustyline", &["tools"]),
     ("hdrhistogram", &["tools"]),

@@ -4,10 +4,12 @@
 //! old one goes. It only ever holds the newest *settled* state of a key: the overlay is asked first, so what is here is
 //! never newer or older than the index, by the fill rule that [`crate::partition`] enforces: an answer enters only if the
 //! key is not in the overlay and no checkpoint ended since the index was asked.
+//!
+//! It is cut into [`SHARDS`] by the keys' hashes, and what goes is freed a few keys at a time: no call takes long.
 
+use super::hash::Hashed;
 use crate::types::{Key, Value, ValuePointer};
-use std::collections::HashMap;
-use std::hash::{BuildHasher, DefaultHasher, Hasher};
+use hashbrown::{HashTable, hash_table};
 
 /// What is known of a settled key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,28 +22,64 @@ pub enum Known {
     Value(ValuePointer, Value),
 }
 
-/// SipHash with a key of our own: unpredictable to clients, reproducible in the simulator.
-#[derive(Clone)]
-struct Seeded(u64);
-
-impl BuildHasher for Seeded {
-    type Hasher = DefaultHasher;
-    fn build_hasher(&self) -> DefaultHasher {
-        let mut hasher = DefaultHasher::new();
-        hasher.write_u64(self.0);
-        hasher
-    }
-}
-
 /// Larger values stay out, bytes.
 const LARGEST: usize = 64 << 10;
 const OVERHEAD: usize = 96;
+const SHARDS: usize = 16;
+/// Keys that are freed for each one that enters.
+const FREED: usize = 4;
+
+struct Slot {
+    hash: u64,
+    key: Key,
+    known: Known,
+}
+
+#[derive(Default)]
+struct Shard {
+    young: HashTable<Slot>,
+    old: HashTable<Slot>,
+    going: Option<hash_table::IntoIter<Slot>>,
+    young_bytes: u64,
+}
+
+fn is(key: Hashed<'_>) -> impl Fn(&Slot) -> bool + '_ {
+    move |slot| slot.hash == key.hash && *slot.key == *key.key
+}
+
+fn take(table: &mut HashTable<Slot>, key: Hashed<'_>) -> Option<Slot> {
+    table.find_entry(key.hash, is(key)).ok().map(|entry| entry.remove().0)
+}
+
+impl Shard {
+    fn insert(&mut self, slot: Slot, half_bytes: u64) {
+        let value_bytes = if let Known::Value(_, value) = &slot.known { value.len() } else { 0 };
+        let bytes = (slot.key.len() + value_bytes + OVERHEAD) as u64;
+        let key = Hashed { key: &slot.key, hash: slot.hash };
+        take(&mut self.old, key);
+        take(&mut self.young, key);
+        if half_bytes < bytes {
+            return;
+        }
+        if self.young_bytes + bytes > half_bytes {
+            let room = HashTable::with_capacity(self.young.len());
+            let old = std::mem::replace(&mut self.old, std::mem::replace(&mut self.young, room));
+            self.going = Some(old.into_iter());
+            self.young_bytes = 0;
+        }
+        if let Some(going) = &mut self.going
+            && going.by_ref().take(FREED).count() < FREED
+        {
+            self.going = None;
+        }
+        self.young_bytes += bytes;
+        self.young.insert_unique(slot.hash, slot, |slot| slot.hash);
+    }
+}
 
 /// The cache.
 pub struct HotCache {
-    young: HashMap<Key, Known, Seeded>,
-    old: HashMap<Key, Known, Seeded>,
-    young_bytes: u64,
+    shards: Vec<Shard>,
     half_bytes: u64,
     /// Look-ups that were answered.
     pub hits: u64,
@@ -49,17 +87,16 @@ pub struct HotCache {
     pub misses: u64,
 }
 
+/// The table looks at a hash's highest and lowest bits; the shard is chosen by others.
+fn shard_of(hash: u64) -> usize {
+    (hash >> 32) as usize % SHARDS
+}
+
 impl HotCache {
     /// A cache of about `bytes` bytes.
-    pub fn new(bytes: u64, seed: u64) -> HotCache {
-        HotCache {
-            young: HashMap::with_hasher(Seeded(seed)),
-            old: HashMap::with_hasher(Seeded(seed)),
-            young_bytes: 0,
-            half_bytes: bytes / 2,
-            hits: 0,
-            misses: 0,
-        }
+    pub fn new(bytes: u64) -> HotCache {
+        let shards = (0..SHARDS).map(|_| Shard::default()).collect();
+        HotCache { shards, half_bytes: bytes / 2, hits: 0, misses: 0 }
     }
 
     /// Changes how much it holds; what is too much goes as new answers come.
@@ -68,69 +105,83 @@ impl HotCache {
     }
 
     /// What is known of `key`.
-    pub fn get(&mut self, key: &[u8]) -> Option<Known> {
-        if let Some(known) = self.young.get(key) {
+    pub fn get(&mut self, key: Hashed<'_>) -> Option<Known> {
+        let half_bytes = self.half_bytes / SHARDS as u64;
+        let shard = &mut self.shards[shard_of(key.hash)];
+        if let Some(slot) = shard.young.find(key.hash, is(key)) {
             self.hits += 1;
-            return Some(known.clone());
+            return Some(slot.known.clone());
         }
-        let Some((key, known)) = self.old.remove_entry(key) else {
+        let Some(slot) = take(&mut shard.old, key) else {
             self.misses += 1;
             return None;
         };
         self.hits += 1;
-        self.insert(key, known.clone());
+        let known = slot.known.clone();
+        shard.insert(slot, half_bytes);
         Some(known)
     }
 
-    /// Takes in an answer.
-    pub fn insert(&mut self, key: Key, known: Known) {
+    /// Takes in an answer; `hash` is the key's.
+    pub fn insert(&mut self, key: Key, hash: u64, known: Known) {
         let known = match known {
             Known::Value(pointer, value) if value.len() > LARGEST => Known::Pointer(pointer),
             other => other,
         };
-        let value_bytes = if let Known::Value(_, value) = &known { value.len() } else { 0 };
-        let bytes = (key.len() + value_bytes + OVERHEAD) as u64;
-        if self.half_bytes < bytes {
-            return;
-        }
-        if self.young_bytes + bytes > self.half_bytes {
-            self.old = std::mem::replace(&mut self.young, HashMap::with_hasher(self.old.hasher().clone()));
-            self.young_bytes = 0;
-        }
-        self.young_bytes += bytes;
-        self.old.remove(&key);
-        self.young.insert(key, known);
+        let half_bytes = self.half_bytes / SHARDS as u64;
+        self.shards[shard_of(hash)].insert(Slot { hash, key, known }, half_bytes);
     }
 
-    /// Forgets a key that is being written.
-    pub fn remove(&mut self, key: &[u8]) {
-        self.young.remove(key);
-        self.old.remove(key);
+    /// Forgets a key that is being written; answers what was known of it.
+    pub fn remove(&mut self, key: Hashed<'_>) -> Option<Known> {
+        let shard = &mut self.shards[shard_of(key.hash)];
+        // A key is in one half at most.
+        let slot = take(&mut shard.young, key).or_else(|| take(&mut shard.old, key));
+        slot.map(|slot| slot.known)
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.young.clear();
-        self.old.clear();
-        self.young_bytes = 0;
+        self.shards.iter_mut().for_each(|shard| *shard = Shard::default());
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::hash::KeyHasher;
     use super::*;
 
     #[test]
     fn it_stays_within_bounds_and_keeps_what_is_used() {
-        let mut cache = HotCache::new(64 << 10, 7);
+        const BYTES: u64 = 64 << 10;
+        let hasher = KeyHasher::new(7);
+        let mut cache = HotCache::new(BYTES);
         let hot: Key = b"hot".as_slice().into();
-        cache.insert(hot.clone(), Known::Absent);
+        cache.insert(hot.clone(), hasher.of(&hot).hash, Known::Absent);
         for i in 0..10_000u32 {
-            cache.insert(i.to_le_bytes().as_slice().into(), Known::Absent);
-            assert_eq!(cache.get(&hot), Some(Known::Absent), "used all the time, so kept");
+            let key = i.to_le_bytes();
+            cache.insert(key.as_slice().into(), hasher.of(&key).hash, Known::Absent);
+            assert_eq!(cache.get(hasher.of(&hot)), Some(Known::Absent), "used all the time, so kept");
         }
-        assert!(cache.young.len() + cache.old.len() <= (64 << 10) / OVERHEAD + 1);
-        cache.remove(&hot);
-        assert_eq!(cache.get(&hot), None);
+        let held: usize = cache.shards.iter().map(|shard| shard.young.len() + shard.old.len()).sum();
+        assert!(held <= BYTES as usize / OVERHEAD + 1 && held > BYTES as usize / OVERHEAD / 4, "{held}");
+        assert_eq!(cache.remove(hasher.of(&hot)), Some(Known::Absent));
+        assert_eq!(cache.get(hasher.of(&hot)), None);
+    }
+
+    #[test]
+    fn a_newer_answer_replaces_the_older_one_in_whichever_half_it_is() {
+        let hasher = KeyHasher::new(7);
+        let mut cache = HotCache::new(64 << 10);
+        let key: Key = b"k".as_slice().into();
+        let pointer = |offset| Known::Pointer(ValuePointer { file: 1, offset, length: 1, checksum: 0 });
+        for offset in 0..3 {
+            cache.insert(key.clone(), hasher.of(&key).hash, pointer(offset));
+            assert_eq!(cache.get(hasher.of(&key)), Some(pointer(offset)));
+        }
+        let value: Value = vec![0; 10_000].into();
+        let Known::Pointer(place) = pointer(9) else { unreachable!("made above") };
+        cache.insert(key.clone(), hasher.of(&key).hash, Known::Value(place, value));
+        assert_eq!(cache.get(hasher.of(&key)), None, "what is too large to be kept still replaces");
     }
 }

@@ -1,84 +1,293 @@
-//! The overlay: every version newer than the last checkpoint, pending ones included.
+//! The overlay: every version newer than the last checkpoint that somebody can still ask for, pending ones included.
 //!
 //! It has an active generation, which grows, and at most one frozen generation, which a checkpoint is settling. A
 //! version is in exactly one of them; all frozen versions are older than all active ones. Since a checkpoint never
 //! passes the oldest open snapshot, everything that a conflict check can ask about is here: it never reads the index.
+//!
+//! A generation is a hash table in [`SHARDS`] parts, so that none of them takes long to grow or to sort; a checkpoint
+//! puts its keys into order. A version that no snapshot can see any more goes when its key is written again, so a key
+//! that is rewritten all the time takes the room of two versions, not of all.
 
+use super::hash::{Hashed, KeyHasher};
+use super::hot::Known;
 use crate::types::{Entry, Key, Version};
-use std::collections::BTreeMap;
+use hashbrown::HashTable;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::rc::Rc;
 
-/// Counted for each version besides its key and value, bytes.
-const OVERHEAD: u64 = 96;
+/// Counted for each key besides its own bytes, and for each version besides its value, bytes: about what they take.
+const KEY_OVERHEAD: u64 = 160;
+const VERSION_OVERHEAD: u64 = 48;
+/// Parts of a generation.
+pub const SHARDS: usize = 64;
+
+/// What the index holds for a key below all of its recent versions, as far as that is known without asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prior {
+    /// The index must be asked.
+    Unknown,
+    /// Nothing, or a tombstone.
+    Absent,
+    /// A value in this file, of this length.
+    Value {
+        /// The value log's file.
+        file: u32,
+        /// Bytes of the value.
+        length: u32,
+    },
+}
+
+impl Prior {
+    /// What the cache of settled keys tells.
+    pub fn of(known: Option<&Known>) -> Prior {
+        match known {
+            None => Prior::Unknown,
+            Some(Known::Absent) => Prior::Absent,
+            Some(Known::Pointer(pointer) | Known::Value(pointer, _)) => {
+                Prior::Value { file: pointer.file, length: pointer.length }
+            }
+        }
+    }
+}
+
+/// A key's recent versions.
+pub struct Slot {
+    /// The key.
+    pub key: Key,
+    hash: u64,
+    /// Its newest version, and what it holds then.
+    pub newest: (Version, Entry),
+    /// Older versions that somebody may ask for, oldest first.
+    older: Vec<(Version, Entry)>,
+    /// What is below.
+    pub prior: Prior,
+}
+
+fn bytes_of(entry: &Entry) -> u64 {
+    VERSION_OVERHEAD + if let Entry::Value(value) = entry { value.len() as u64 } else { 0 }
+}
+
+impl Slot {
+    /// Adds a version and lets go of what nobody sees; answers how many bytes went.
+    fn push(&mut self, version: Version, entry: Entry, oldest_seen: Version) -> u64 {
+        assert!(self.newest.0 <= version, "versions of a key come in order");
+        if self.newest.0 == version {
+            let gone = std::mem::replace(&mut self.newest.1, entry);
+            return bytes_of(&gone);
+        }
+        self.older.push(std::mem::replace(&mut self.newest, (version, entry)));
+        // Of the versions up to the oldest that anybody sees, only the newest is asked for.
+        let below = self.older.partition_point(|(v, _)| *v <= oldest_seen);
+        let unseen = if version <= oldest_seen { self.older.len() } else { below.saturating_sub(1) };
+        self.older.drain(..unseen).map(|(_, entry)| bytes_of(&entry)).sum()
+    }
+
+    fn newest_at(&self, snapshot: Version) -> Option<&(Version, Entry)> {
+        if self.newest.0 <= snapshot {
+            return Some(&self.newest);
+        }
+        self.older.iter().rev().find(|(version, _)| *version <= snapshot)
+    }
+}
+
+#[derive(Default)]
+struct Shard {
+    /// Places in `slots`.
+    table: HashTable<u32>,
+    slots: Vec<Slot>,
+}
+
+impl Shard {
+    fn find(&self, key: Hashed<'_>) -> Option<usize> {
+        let same = |i: &u32| self.slots[*i as usize].hash == key.hash && *self.slots[*i as usize].key == *key.key;
+        self.table.find(key.hash, same).map(|i| *i as usize)
+    }
+}
+
+/// Where a slot is in its generation.
+#[derive(Clone, Copy)]
+pub struct Place {
+    shard: u32,
+    slot: u32,
+}
 
 /// A stretch of versions.
-#[derive(Default)]
 pub struct Generation {
-    keys: BTreeMap<Key, Vec<(Version, Entry)>>,
+    shards: Vec<Shard>,
     bytes: u64,
     /// The newest version in it or in any generation before it.
     pub last: Version,
 }
 
+impl Default for Generation {
+    fn default() -> Generation {
+        Generation { shards: (0..SHARDS).map(|_| Shard::default()).collect(), bytes: 0, last: 0 }
+    }
+}
+
+/// The table looks at a hash's highest and lowest bits; the shard is chosen by others.
+fn shard_of(hash: u64) -> usize {
+    (hash >> 40) as usize % SHARDS
+}
+
 impl Generation {
-    fn newest_at(&self, key: &[u8], snapshot: Version) -> Option<&(Version, Entry)> {
-        self.keys.get(key)?.iter().rev().find(|(version, _)| *version <= snapshot)
+    fn find(&self, key: Hashed<'_>) -> Option<&Slot> {
+        let shard = &self.shards[shard_of(key.hash)];
+        shard.find(key).map(|i| &shard.slots[i])
     }
 
-    fn newest(&self, key: &[u8]) -> Option<Version> {
-        self.keys.get(key)?.last().map(|(version, _)| *version)
+    /// Adds a version of a key that is here already; gives the entry back if it is not.
+    fn push(&mut self, key: Hashed<'_>, version: Version, entry: Entry, oldest_seen: Version) -> Option<Entry> {
+        let shard = &mut self.shards[shard_of(key.hash)];
+        let Some(found) = shard.find(key) else { return Some(entry) };
+        self.bytes += bytes_of(&entry);
+        self.bytes -= shard.slots[found].push(version, entry, oldest_seen);
+        self.last = self.last.max(version);
+        None
     }
 
-    /// The newest version of each key, in key order.
-    pub fn newest_entries(&self) -> impl Iterator<Item = (&Key, Version, &Entry)> {
-        self.keys.iter().filter_map(|(key, versions)| versions.last().map(|(v, e)| (key, *v, e)))
+    /// Adds the first version of a key.
+    fn add(&mut self, key: &Key, hash: u64, version: Version, entry: Entry, prior: Prior) {
+        let shard = &mut self.shards[shard_of(hash)];
+        self.bytes += key.len() as u64 + KEY_OVERHEAD + bytes_of(&entry);
+        self.last = self.last.max(version);
+        let slots = &shard.slots;
+        shard.table.insert_unique(hash, slots.len() as u32, |i| slots[*i as usize].hash);
+        shard.slots.push(Slot { key: key.clone(), hash, newest: (version, entry), older: Vec::new(), prior });
     }
 
-    /// Takes up to `keys` keys out of a generation that nobody looks at any more, so that freeing it can be spread.
+    /// One shard's places in the order of their keys.
+    pub fn sort_shard(&self, shard: usize) -> Vec<Place> {
+        let slots = &self.shards[shard].slots;
+        let mut places: Vec<Place> =
+            (0..slots.len()).map(|slot| Place { shard: shard as u32, slot: slot as u32 }).collect();
+        places.sort_unstable_by(|a, b| slots[a.slot as usize].key.cmp(&slots[b.slot as usize].key));
+        places
+    }
+
+    /// Merges sorted shards.
+    pub fn merge(&self, sorted: Vec<Vec<Place>>) -> impl Iterator<Item = Place> {
+        let mut shards: Vec<_> = sorted.into_iter().map(Vec::into_iter).collect();
+        let mut heads = BinaryHeap::new();
+        let keyed = move |place: Place, shard: usize| Reverse((&*self.at(place).key, shard, Same(place)));
+        for (i, shard) in shards.iter_mut().enumerate() {
+            heads.extend(shard.next().map(|place| keyed(place, i)));
+        }
+        std::iter::from_fn(move || {
+            let Reverse((_, shard, Same(place))) = heads.pop()?;
+            heads.extend(shards[shard].next().map(|next| keyed(next, shard)));
+            Some(place)
+        })
+    }
+
+    /// The slot at a place.
+    pub fn at(&self, place: Place) -> &Slot {
+        &self.shards[place.shard as usize].slots[place.slot as usize]
+    }
+
+    /// Takes up to `keys` keys out of a generation that nobody looks at any more, so that freeing it can be spread;
+    /// answers whether there are more.
     pub fn dismantle(&mut self, keys: usize) -> bool {
-        (0..keys).all(|_| self.keys.pop_first().is_some())
+        let mut left = keys;
+        while let Some(shard) = self.shards.last_mut() {
+            let take = left.min(shard.slots.len());
+            shard.slots.truncate(shard.slots.len() - take);
+            left -= take;
+            if left == 0 {
+                return true;
+            }
+            self.shards.pop();
+        }
+        false
     }
 
     /// How many keys it has.
     pub fn len(&self) -> usize {
-        self.keys.len()
+        self.shards.iter().map(|shard| shard.slots.len()).sum()
     }
 
     /// Whether it has none.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.shards.iter().all(|shard| shard.slots.is_empty())
+    }
+}
+
+/// Rides along in a comparison without taking part.
+struct Same(Place);
+impl PartialEq for Same {
+    fn eq(&self, _: &Same) -> bool {
+        true
+    }
+}
+impl Eq for Same {}
+impl PartialOrd for Same {
+    fn partial_cmp(&self, other: &Same) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Same {
+    fn cmp(&self, _: &Same) -> std::cmp::Ordering {
+        std::cmp::Ordering::Equal
     }
 }
 
 /// All recent versions of a partition.
 #[derive(Default)]
 pub struct Overlay {
+    hasher: KeyHasher,
     active: Generation,
     frozen: Option<Rc<Generation>>,
 }
 
 impl Overlay {
-    /// Adds a version; versions of a key come in order.
-    pub fn insert(&mut self, key: &Key, version: Version, entry: Entry) {
-        let value_bytes = if let Entry::Value(value) = &entry { value.len() } else { 0 };
-        self.active.bytes += key.len() as u64 + value_bytes as u64 + OVERHEAD;
-        self.active.last = self.active.last.max(version);
-        let versions = self.active.keys.entry(key.clone()).or_default();
-        assert!(versions.last().is_none_or(|(last, _)| *last <= version), "versions of a key come in order");
-        match versions.last_mut() {
-            Some((last, old)) if *last == version => *old = entry,
-            _ => versions.push((version, entry)),
-        }
+    /// An empty one, with the partition's hasher.
+    pub fn new(hasher: KeyHasher) -> Overlay {
+        Overlay { hasher, ..Overlay::default() }
+    }
+
+    /// The key with its hash.
+    pub fn hashed<'a>(&self, key: &'a [u8]) -> Hashed<'a> {
+        self.hasher.of(key)
+    }
+
+    /// Adds a version; versions of a key come in order. Nobody sees versions below `oldest_seen`, now or later. `prior` is
+    /// asked if the key has no recent version yet.
+    pub fn insert(
+        &mut self,
+        key: &Key,
+        hash: u64,
+        version: Version,
+        entry: Entry,
+        oldest_seen: Version,
+        prior: impl FnOnce() -> Prior,
+    ) {
+        let hashed = Hashed { key, hash };
+        let Some(entry) = self.active.push(hashed, version, entry, oldest_seen) else { return };
+        // What the frozen generation will leave in the index is known when it is settled.
+        let frozen = self.frozen.as_ref().is_some_and(|f| f.find(hashed).is_some());
+        let prior = if frozen { Prior::Unknown } else { prior() };
+        self.active.add(key, hash, version, entry, prior);
     }
 
     /// What `key` holds at `snapshot`, if a recent version says so.
-    pub fn get(&self, key: &[u8], snapshot: Version) -> Option<&(Version, Entry)> {
-        self.active.newest_at(key, snapshot).or_else(|| self.frozen.as_ref()?.newest_at(key, snapshot))
+    pub fn get(&self, key: Hashed<'_>, snapshot: Version) -> Option<&(Version, Entry)> {
+        let active = self.active.find(key).and_then(|slot| slot.newest_at(snapshot));
+        active.or_else(|| self.frozen.as_ref()?.find(key)?.newest_at(snapshot))
     }
 
     /// The newest version of `key`, pending or not, if it is recent.
-    pub fn newest(&self, key: &[u8]) -> Option<Version> {
-        self.active.newest(key).or_else(|| self.frozen.as_ref()?.newest(key))
+    pub fn newest(&self, key: Hashed<'_>) -> Option<Version> {
+        let slot = self.active.find(key).or_else(|| self.frozen.as_ref()?.find(key));
+        slot.map(|slot| slot.newest.0)
+    }
+
+    /// The index has just been given this for `key`, which was written again meanwhile.
+    pub fn settled_below(&mut self, key: Hashed<'_>, prior: Prior) {
+        let shard = &mut self.active.shards[shard_of(key.hash)];
+        if let Some(found) = shard.find(key) {
+            shard.slots[found].prior = prior;
+        }
     }
 
     /// Makes the active generation the frozen one, unless one is frozen already, and hands it out.
@@ -101,7 +310,7 @@ impl Overlay {
 
     /// Everything goes.
     pub fn clear(&mut self) {
-        *self = Overlay::default();
+        *self = Overlay::new(self.hasher);
     }
 
     /// Bytes held, both generations.
@@ -124,35 +333,90 @@ impl Overlay {
 mod tests {
     use super::*;
 
-    fn key(text: &str) -> Key {
-        text.as_bytes().into()
-    }
     fn value(text: &str) -> Entry {
         Entry::Value(text.as_bytes().into())
+    }
+    fn put(overlay: &mut Overlay, key: &str, version: Version, entry: Entry, oldest_seen: Version) {
+        let key: Key = key.as_bytes().into();
+        let hash = overlay.hashed(&key).hash;
+        overlay.insert(&key, hash, version, entry, oldest_seen, || Prior::Unknown);
+    }
+    fn get(overlay: &Overlay, snapshot: Version) -> Option<(Version, Entry)> {
+        overlay.get(overlay.hashed(b"a"), snapshot).cloned()
     }
 
     #[test]
     fn a_snapshot_sees_the_newest_version_below_it_across_generations() {
         let mut overlay = Overlay::default();
-        overlay.insert(&key("a"), 1, value("1"));
-        overlay.insert(&key("a"), 3, value("3"));
+        put(&mut overlay, "a", 1, value("1"), 0);
+        put(&mut overlay, "a", 3, value("3"), 0);
         let frozen = overlay.freeze(3);
-        overlay.insert(&key("a"), 5, Entry::Tombstone);
-        assert_eq!(overlay.get(b"a", 4), Some(&(3, value("3"))));
-        assert_eq!(overlay.get(b"a", 2), Some(&(1, value("1"))));
-        assert_eq!(overlay.get(b"a", 5), Some(&(5, Entry::Tombstone)));
-        assert_eq!(overlay.get(b"a", 0), None);
-        assert_eq!(overlay.newest(b"a"), Some(5));
-        assert_eq!(frozen.newest_entries().map(|(_, v, _)| v).collect::<Vec<_>>(), vec![3]);
+        put(&mut overlay, "a", 5, Entry::Tombstone, 0);
+        assert_eq!(get(&overlay, 4), Some((3, value("3"))));
+        assert_eq!(get(&overlay, 2), Some((1, value("1"))));
+        assert_eq!(get(&overlay, 5), Some((5, Entry::Tombstone)));
+        assert_eq!(get(&overlay, 0), None);
+        assert_eq!(overlay.newest(overlay.hashed(b"a")), Some(5));
+        assert_eq!(frozen.len(), 1);
         overlay.settle();
-        assert_eq!(overlay.get(b"a", 4), None, "settled versions are the index's");
+        assert_eq!(get(&overlay, 4), None, "settled versions are the index's");
     }
 
     #[test]
     fn the_last_write_of_a_transaction_wins() {
         let mut overlay = Overlay::default();
-        overlay.insert(&key("a"), 1, value("1"));
-        overlay.insert(&key("a"), 1, value("2"));
-        assert_eq!(overlay.get(b"a", 1), Some(&(1, value("2"))));
+        put(&mut overlay, "a", 1, value("1"), 0);
+        put(&mut overlay, "a", 1, value("2"), 0);
+        assert_eq!(get(&overlay, 1), Some((1, value("2"))));
+    }
+
+    #[test]
+    fn versions_that_nobody_sees_go_and_their_bytes_with_them() {
+        let mut overlay = Overlay::default();
+        for version in 1..=9 {
+            put(&mut overlay, "a", version, value("12345"), 0);
+        }
+        let all = overlay.bytes();
+        put(&mut overlay, "a", 10, value("12345"), 7);
+        // 7 is what the oldest snapshot sees; 8, 9 and 10 are newer.
+        assert_eq!(overlay.bytes(), all - 5 * (VERSION_OVERHEAD + 5));
+        assert_eq!(get(&overlay, 7).map(|(v, _)| v), Some(7));
+        assert_eq!(get(&overlay, 6), None);
+        put(&mut overlay, "a", 11, value("12345"), 11);
+        assert_eq!(overlay.bytes(), KEY_OVERHEAD + 1 + VERSION_OVERHEAD + 5);
+    }
+
+    #[test]
+    fn a_generation_is_sorted_and_dismantled_piece_by_piece() {
+        let mut overlay = Overlay::default();
+        let keys: Vec<String> = (0..5000).map(|i| format!("{}", i * 7919 % 5000)).collect();
+        keys.iter().for_each(|key| put(&mut overlay, key, 1, Entry::Tombstone, 0));
+        let frozen = overlay.freeze(1);
+        let sorted = (0..SHARDS).map(|shard| frozen.sort_shard(shard)).collect();
+        let got: Vec<Key> = frozen.merge(sorted).map(|place| frozen.at(place).key.clone()).collect();
+        let mut expected: Vec<Key> = keys.iter().map(|key| key.as_bytes().into()).collect();
+        expected.sort();
+        assert!(got == expected);
+        overlay.settle();
+        let mut alone = Rc::try_unwrap(frozen).unwrap_or_else(|_| panic!("nobody else has it"));
+        let pieces = std::iter::from_fn(|| alone.dismantle(512).then_some(())).count();
+        assert_eq!((pieces, alone.len()), (5000 / 512, 0));
+    }
+
+    #[test]
+    fn what_is_below_a_key_is_kept_from_its_first_write_and_learned_from_a_checkpoint() {
+        let mut overlay = Overlay::default();
+        let key: Key = b"a".as_slice().into();
+        let hash = overlay.hashed(&key).hash;
+        let prior = |overlay: &Overlay| overlay.active.find(Hashed { key: b"a", hash }).map(|slot| slot.prior);
+        overlay.insert(&key, hash, 1, Entry::Tombstone, 0, || Prior::Absent);
+        overlay.insert(&key, hash, 2, Entry::Tombstone, 0, || Prior::Unknown);
+        assert_eq!(prior(&overlay), Some(Prior::Absent));
+        overlay.freeze(2);
+        overlay.insert(&key, hash, 3, Entry::Tombstone, 0, || Prior::Absent);
+        assert_eq!(prior(&overlay), Some(Prior::Unknown), "the frozen generation comes in between");
+        overlay.settle();
+        overlay.settled_below(Hashed { key: b"a", hash }, Prior::Value { file: 1, length: 2 });
+        assert_eq!(prior(&overlay), Some(Prior::Value { file: 1, length: 2 }));
     }
 }

@@ -1,14 +1,16 @@
 //! Transactions: a snapshot, what was read, what will be written. Pure: the partition does the reading and the commit.
 
 pub mod snapshots;
+pub mod writes;
 
 use crate::error::Error;
 use crate::memory::overlay::Overlay;
 use crate::settings::Settings;
 use crate::types::{Key, Value, Version};
 use snapshots::Snapshot;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
+use writes::Writes;
 
 /// What a transaction does to a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub struct Transaction {
     /// Keys it read from the snapshot.
     pub reads: BTreeSet<Key>,
     /// What it will write, the last write of a key alone.
-    pub writes: BTreeMap<Key, Write>,
+    pub writes: Writes,
     /// It takes its snapshot at its own prepare: what it writes without reading never conflicts (autocommit).
     pub late: bool,
     bytes: u64,
@@ -43,7 +45,7 @@ pub struct Transaction {
 impl Transaction {
     /// A transaction on `snapshot`.
     pub fn new(snapshot: Snapshot, begun: Duration) -> Transaction {
-        Transaction { snapshot, begun, reads: BTreeSet::new(), writes: BTreeMap::new(), late: false, bytes: 0 }
+        Transaction { snapshot, begun, reads: BTreeSet::new(), writes: Writes::default(), late: false, bytes: 0 }
     }
 
     /// Its own write of `key`.
@@ -91,7 +93,7 @@ impl Transaction {
             match write {
                 Some(write) => self.writes.insert(key, write),
                 None => self.writes.remove(&key),
-            };
+            }
         }
         self.bytes = mark.bytes;
     }
@@ -121,20 +123,33 @@ pub fn check_value(settings: &Settings, size: usize) -> Result<(), Error> {
     Ok(())
 }
 
+/// Checks a write that is a transaction of its own.
+pub fn check_alone(settings: &Settings, key: &[u8], write: &Write) -> Result<(), Error> {
+    check_key(settings, key)?;
+    let mut bytes = key.len();
+    if let Write::Set(value) = write {
+        check_value(settings, value.len())?;
+        bytes += value.len();
+    }
+    if bytes as u64 > settings.max_tx_size {
+        return Err(Error::TransactionTooLarge { limit: settings.max_tx_size });
+    }
+    Ok(())
+}
+
 /// First committer wins: a key written or read must have no version, committed or pending, beyond the snapshot (D9).
-/// `skip_reads` and `skip_pending_above` are only used under planted bugs.
-pub fn conflict(
+/// `written` are the keys that it writes; `skip_reads` and `skip_pending_above` are only used under planted bugs.
+pub fn conflict<'a>(
     overlay: &Overlay,
-    transaction: &Transaction,
+    transaction: &'a Transaction,
+    written: impl Iterator<Item = &'a Key>,
     skip_reads: bool,
     skip_pending_above: Option<Version>,
 ) -> Option<Error> {
     let snapshot = transaction.snapshot.version();
-    let reads: Box<dyn Iterator<Item = &Key>> =
-        if skip_reads { Box::new(std::iter::empty()) } else { Box::new(transaction.reads.iter()) };
-    let writes = transaction.writes.keys().filter(|_| !transaction.late);
-    for key in writes.chain(reads) {
-        let newest = overlay.newest(key).unwrap_or(0);
+    let reads = transaction.reads.iter().filter(|_| !skip_reads);
+    for key in written.filter(|_| !transaction.late).chain(reads) {
+        let newest = overlay.newest(overlay.hashed(key)).unwrap_or(0);
         if skip_pending_above.is_some_and(|published| newest > published) {
             continue;
         }
@@ -149,6 +164,7 @@ pub fn conflict(
 mod tests {
     use super::snapshots::Snapshots;
     use super::*;
+    use crate::memory::overlay::Prior;
     use crate::types::Entry;
 
     fn transaction(snapshot: Version) -> Transaction {
@@ -159,20 +175,21 @@ mod tests {
     fn written_or_read_keys_with_a_newer_version_conflict_and_others_do_not() {
         let settings = Settings::default();
         let mut overlay = Overlay::default();
-        overlay.insert(&b"a".as_slice().into(), 5, Entry::Tombstone);
+        let hash = overlay.hashed(b"a").hash;
+        overlay.insert(&b"a".as_slice().into(), hash, 5, Entry::Tombstone, 0, || Prior::Absent);
         let mut writer = transaction(4);
         writer.write(&settings, b"a", Write::Delete).unwrap();
         assert!(matches!(
-            conflict(&overlay, &writer, false, None),
+            conflict(&overlay, &writer, writer.writes.keys(), false, None),
             Some(Error::Conflict { newest: 5, snapshot: 4, .. })
         ));
         let mut reader = transaction(4);
         reader.note_read(b"a");
         reader.write(&settings, b"b", Write::Delete).unwrap();
-        assert!(conflict(&overlay, &reader, false, None).is_some());
+        assert!(conflict(&overlay, &reader, reader.writes.keys(), false, None).is_some());
         let mut later = transaction(5);
         later.write(&settings, b"a", Write::Delete).unwrap();
-        assert!(conflict(&overlay, &later, false, None).is_none());
+        assert!(conflict(&overlay, &later, later.writes.keys(), false, None).is_none());
     }
 
     #[test]

@@ -114,13 +114,14 @@ impl Snapshots {
         gone.len()
     }
 
-    /// Gives up every snapshot opened before `time`.
-    pub fn give_up_older_than(&self, time: Duration) -> usize {
+    /// Gives up every snapshot below `version` that was opened before `time`.
+    pub fn give_up_older_than(&self, time: Duration, version: Version) -> usize {
         let mut registry = self.0.borrow_mut();
         let before = registry.open.len();
-        registry.open.retain(|_, (opened, given_up)| {
-            given_up.set(*opened < time);
-            *opened >= time
+        registry.open.retain(|(seen, _), (opened, given_up)| {
+            let gone = *opened < time && *seen < version;
+            given_up.set(gone);
+            !gone
         });
         wake(&mut registry);
         before - registry.open.len()
@@ -141,7 +142,9 @@ mod tests {
         assert!(a.given_up() && !b.given_up());
         assert_eq!(snapshots.oldest(), Some(5));
         drop(a);
-        assert_eq!(snapshots.give_up_older_than(Duration::from_secs(3)), 1);
+        let late = Duration::from_secs(3);
+        assert_eq!(snapshots.give_up_older_than(late, 5), 0, "it does not hold up what ends at its own version");
+        assert_eq!(snapshots.give_up_older_than(late, 6), 1);
         assert!(b.given_up() && snapshots.is_empty());
     }
 }

@@ -7,7 +7,7 @@
 //! Transaction i has version `first version + i`. The CRC covers everything behind it.
 
 use crate::codec::{Put, Take, Truncated, crc};
-use crate::types::{Epoch, Key, Value, Version};
+use crate::types::{Entry, Epoch, Key, Value, Version};
 
 /// Newest format of bodies that this program writes and reads.
 pub const BODY_FORMAT: u16 = 1;
@@ -32,38 +32,35 @@ pub enum Operation {
     Flush,
 }
 
-impl Operation {
-    /// Bytes it takes in a body.
-    pub fn encoded_len(&self) -> usize {
-        match self {
-            Operation::Set(key, value) => 1 + 2 + key.len() + 4 + value.len(),
-            Operation::SetLarge(key, ..) => 1 + 2 + key.len() + 8,
-            Operation::Delete(key) => 1 + 2 + key.len(),
-            Operation::Flush => 1 + 2,
-        }
+/// Bytes that a change of `key` takes in a body.
+pub fn change_len(key: &[u8], entry: &Entry) -> usize {
+    let head = 1 + 2 + key.len();
+    match entry {
+        Entry::Value(value) => head + 4 + value.len(),
+        Entry::Pointer(_) => head + 8,
+        Entry::Tombstone => head,
     }
+}
 
-    fn encode(&self, out: &mut Vec<u8>) {
-        let (kind, key): (u8, &[u8]) = match self {
-            Operation::Set(key, _) => (KIND_SET, key),
-            Operation::SetLarge(key, ..) => (KIND_SET_LARGE, key),
-            Operation::Delete(key) => (KIND_DELETE, key),
-            Operation::Flush => (KIND_FLUSH, &[]),
-        };
-        out.put_u8(kind);
-        out.put_u16(u16::try_from(key.len()).expect("keys are checked against a limit below 2^16 when written"));
-        out.put(key);
-        match self {
-            Operation::Set(_, value) => {
-                out.put_u32(u32::try_from(value.len()).expect("values are checked against a limit below 2^32"));
-                out.put(value);
-            }
-            Operation::SetLarge(_, length, checksum) => {
-                out.put_u32(*length);
-                out.put_u32(*checksum);
-            }
-            Operation::Delete(_) | Operation::Flush => {}
+fn put_key(kind: u8, key: &[u8], out: &mut Vec<u8>) {
+    out.put_u8(kind);
+    out.put_u16(u16::try_from(key.len()).expect("keys are checked against a limit below 2^16 when written"));
+    out.put(key);
+}
+
+fn put_change(key: &[u8], entry: &Entry, out: &mut Vec<u8>) {
+    match entry {
+        Entry::Value(value) => {
+            put_key(KIND_SET, key, out);
+            out.put_u32(u32::try_from(value.len()).expect("values are checked against a limit below 2^32"));
+            out.put(value);
         }
+        Entry::Pointer(pointer) => {
+            put_key(KIND_SET_LARGE, key, out);
+            out.put_u32(pointer.length);
+            out.put_u32(pointer.checksum);
+        }
+        Entry::Tombstone => put_key(KIND_DELETE, key, out),
     }
 }
 
@@ -87,30 +84,69 @@ impl Body {
     }
 }
 
-/// Builds a body from transactions.
-pub fn encode<'a>(
+/// A body that grows by transactions.
+pub struct Builder {
+    bytes: Vec<u8>,
     epoch: Epoch,
     first_version: Version,
-    commit_ms: u64,
-    transactions: impl ExactSizeIterator<Item = &'a [Operation]>,
-    out: &mut Vec<u8>,
-) {
-    let start = out.len();
-    out.put_u32(0);
-    out.put_u16(BODY_FORMAT);
-    out.put_u16(0);
-    out.put_u64(epoch.number);
-    out.put_u64(epoch.id);
-    out.put_u64(first_version);
-    out.put_u64(commit_ms);
-    out.put_u32(transactions.len() as u32);
-    for operations in transactions {
-        out.put_u32(operations.len() as u32);
-        operations.iter().for_each(|operation| operation.encode(out));
-    }
-    let sum = crc(&[&out[start + 4..]]);
-    out[start..start + 4].copy_from_slice(&sum.to_le_bytes());
+    transactions: u32,
 }
+
+const COMMIT_MS_AT: usize = 4 + 2 + 2 + 8 * 3;
+
+impl Builder {
+    /// An empty body; `room` gives its memory.
+    pub fn new(epoch: Epoch, first_version: Version, mut room: Vec<u8>) -> Builder {
+        room.clear();
+        room.put_u32(0);
+        room.put_u16(BODY_FORMAT);
+        room.put_u16(0);
+        room.put_u64(epoch.number);
+        room.put_u64(epoch.id);
+        room.put_u64(first_version);
+        room.put_u64(0);
+        room.put_u32(0);
+        Builder { bytes: room, epoch, first_version, transactions: 0 }
+    }
+
+    /// The reign it is written in.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Version of its first transaction.
+    pub fn first_version(&self) -> Version {
+        self.first_version
+    }
+
+    /// Adds a transaction of these changes.
+    pub fn add<'a>(&mut self, changes: impl ExactSizeIterator<Item = (&'a [u8], &'a Entry)>) {
+        self.transactions += 1;
+        self.bytes.put_u32(changes.len() as u32);
+        for (key, entry) in changes {
+            put_change(key, entry, &mut self.bytes);
+        }
+    }
+
+    /// Adds a transaction that deletes every key.
+    pub fn add_flush(&mut self) {
+        self.transactions += 1;
+        self.bytes.put_u32(1);
+        put_key(KIND_FLUSH, &[], &mut self.bytes);
+    }
+
+    /// The whole body.
+    pub fn finish(mut self, commit_ms: u64) -> Vec<u8> {
+        self.bytes[COMMIT_MS_AT..COMMIT_MS_AT + 8].copy_from_slice(&commit_ms.to_le_bytes());
+        self.bytes[COMMIT_MS_AT + 8..BODY_HEADER].copy_from_slice(&self.transactions.to_le_bytes());
+        let sum = crc(&[&self.bytes[4..]]);
+        self.bytes[..4].copy_from_slice(&sum.to_le_bytes());
+        self.bytes
+    }
+}
+
+/// Bytes of a transaction that deletes every key, without its count of operations.
+pub const FLUSH_LEN: usize = 1 + 2;
 
 /// Why a body could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,29 +214,36 @@ fn operation(take: &mut Take<'_>) -> Result<Operation, BodyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::ValuePointer;
 
     fn sample() -> (Vec<Vec<Operation>>, Vec<u8>) {
+        let key = |text: &str| Key::from(text.as_bytes());
         let transactions = vec![
-            vec![
-                Operation::Set(b"a".as_slice().into(), b"1".as_slice().into()),
-                Operation::Delete(b"b".as_slice().into()),
-            ],
-            vec![Operation::SetLarge(b"c".as_slice().into(), 5000, 77)],
+            vec![Operation::Set(key("a"), b"1".as_slice().into()), Operation::Delete(key("b"))],
+            vec![Operation::SetLarge(key("c"), 5000, 77)],
             vec![Operation::Flush],
         ];
-        let mut out = Vec::new();
-        encode(Epoch { number: 3, id: 9 }, 41, 1_000, transactions.iter().map(Vec::as_slice), &mut out);
-        (transactions, out)
+        let large = Entry::Pointer(ValuePointer { file: 3, offset: 4096, length: 5000, checksum: 77 });
+        let value = Entry::Value(b"1".as_slice().into());
+        let mut builder = Builder::new(Epoch { number: 3, id: 9 }, 41, b"what was there before".to_vec());
+        let changes: [(&[u8], &Entry); 2] = [(b"a", &value), (b"b", &Entry::Tombstone)];
+        builder.add(changes.into_iter());
+        builder.add([(b"c".as_slice(), &large)].into_iter());
+        builder.add_flush();
+        let lengths =
+            [change_len(b"a", &value) + change_len(b"b", &Entry::Tombstone), change_len(b"c", &large), FLUSH_LEN];
+        let bytes = builder.finish(1_000);
+        assert_eq!(bytes.len(), BODY_HEADER + lengths.iter().map(|length| 4 + length).sum::<usize>());
+        (transactions, bytes)
     }
 
     #[test]
     fn a_body_comes_back_as_it_went() {
         let (transactions, bytes) = sample();
-        let payload: usize = transactions.iter().map(|t| 4 + t.iter().map(Operation::encoded_len).sum::<usize>()).sum();
-        assert_eq!(bytes.len(), BODY_HEADER + payload);
         let body = decode(&bytes, true).expect("a good body");
         assert_eq!(body.transactions, transactions);
         assert_eq!((body.first_version, body.last_version(), body.epoch.id), (41, 43, 9));
+        assert_eq!(body.commit_ms, 1_000);
     }
 
     #[test]

@@ -150,14 +150,10 @@ fn of_partition(
     match request {
         Request::Get { key } => return get(conversation, partition, id, key),
         Request::MGet(keys) => return get_many(conversation, partition, id, &keys),
-        Request::Set { key, value } => {
-            return write(conversation, partition, id, vec![(key, Write::Set(value.into()))]);
-        }
+        Request::Set { key, value } => return write_one(conversation, partition, id, key, Write::Set(value.into())),
         // Such a key cannot exist, and deleting what does not exist is no error.
         Request::Del { key: [] } if conversation.transaction.is_some() => ok(conversation, id, &[]),
-        Request::Del { key } => {
-            return write(conversation, partition, id, vec![(key, Write::Delete)]);
-        }
+        Request::Del { key } => return write_one(conversation, partition, id, key, Write::Delete),
         Request::MSet(pairs) => {
             let writes = pairs.into_iter().map(|(key, value)| (key, Write::Set(value.into()))).collect();
             return write(conversation, partition, id, writes);
@@ -371,6 +367,30 @@ fn autocommit(partition: &Partition<RealEnv>, ahead: RunAhead) -> Transaction {
     let mut transaction = partition.begin(ahead.snapshot(partition));
     transaction.late = true;
     transaction
+}
+
+fn write_one(
+    conversation: &mut Conversation,
+    partition: &Partition<RealEnv>,
+    id: u32,
+    key: &[u8],
+    one: Write,
+) -> Outcome {
+    if conversation.transaction.is_none() {
+        match partition.write_alone(key, &one) {
+            Some(Ok(version)) => {
+                committed(conversation, partition, id, version);
+                return Outcome::Done;
+            }
+            Some(Err(error)) => {
+                refuse(conversation, id, &error);
+                return Outcome::Done;
+            }
+            // Something must be waited for.
+            None => {}
+        }
+    }
+    write(conversation, partition, id, vec![(key, one)])
 }
 
 fn write(

@@ -125,6 +125,8 @@ pub enum Message {
         partition: u8,
         /// Checkpointed log.
         log: u64,
+        /// Memory for recent versions.
+        overlay: u64,
         /// Cache of settled keys.
         cache: u64,
     },

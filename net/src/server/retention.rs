@@ -1,6 +1,6 @@
 //! Sharing out the node's budgets: once a second core 0 asks everybody how much they wrote and looked up lately, and gives
-//! each partition a share by that, of the kept log (D14) and of the cache. Every partition keeps a floor, so that a quiet
-//! one is not emptied by a busy one.
+//! each partition a share by that, of the kept log (D14), of the memory for recent versions and of the cache. Every
+//! partition keeps a floor, so that a quiet one is not emptied by a busy one.
 
 use super::core::ServerCore;
 use super::handoff::Message;
@@ -55,10 +55,12 @@ pub async fn share_out(server: Weak<ServerCore>) {
         }
         let of_node = |share: u64| share * u64::from(server.settings.partitions);
         let log = shares(of_node(server.settings.engine.wal_retention_bytes), &written.smoothed);
+        let overlay = shares(of_node(server.settings.engine.overlay_budget), &written.smoothed);
         let cache = shares(of_node(server.settings.engine.cache_bytes), &looked_up.smoothed);
-        for ((partition, log), cache) in log.into_iter().zip(cache.into_values()) {
+        for (partition, log) in log {
             let home = placement::home_of(partition, server.core.mesh.cores());
-            server.post(home, Message::Share { partition, log, cache });
+            let (overlay, cache) = (overlay[&partition], cache.get(&partition).copied().unwrap_or_default());
+            server.post(home, Message::Share { partition, log, overlay, cache });
         }
     }
 }
