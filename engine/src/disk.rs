@@ -77,7 +77,8 @@ pub trait Disk: 'static {
     async fn list(&self) -> Result<Vec<(String, u64)>, DiskError>;
     /// Makes all creations, renames and removals so far durable.
     async fn sync_names(&self) -> Result<(), DiskError>;
-    /// One flush for several pre-written files whose writes completed (the shared flush of D4).
+    /// One flush for several files of the same [`File::shared_flush_device`] whose writes completed, be they of this
+    /// directory or of another (the shared flush of D4).
     async fn flush(&self, files: &[&Self::File]) -> Result<(), DiskError>;
 }
 
@@ -94,6 +95,9 @@ pub trait File: Clone + 'static {
     async fn write_durable(&self, buffer: AlignedBuf, offset: u64) -> Result<(), DiskError>;
     /// Makes all completed writes of this file durable.
     async fn sync_data(&self) -> Result<(), DiskError>;
+    /// The device of which one flush, of any file that answers the same, covers completed writes to this file as well: all
+    /// of its blocks are written and its own, so that a write changes nothing else. `None` if only its own flush does.
+    async fn shared_flush_device(&self) -> Result<Option<u64>, DiskError>;
     /// Makes the file at least this long, its space assured.
     async fn allocate(&self, length: u64) -> Result<(), DiskError>;
     /// Cuts the file to this length.

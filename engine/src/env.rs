@@ -6,8 +6,10 @@
 
 use crate::disk::Disk;
 use crate::index::Index;
+use crate::wal::shared_flush::SharedFlush;
 use std::convert::Infallible;
 use std::future::Future;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// How urgent a line of the log is.
@@ -41,11 +43,12 @@ pub enum Sabotage {
     RunAheadToldEarly,
     LargeValueNotFlushed,
     ReadCheckSkipped,
+    FlushJoinedLate,
 }
 
 impl Sabotage {
     /// Every planted bug.
-    pub const ALL: [Sabotage; 13] = [
+    pub const ALL: [Sabotage; 14] = [
         Sabotage::AckBeforeFlush,
         Sabotage::EnvelopeNotChained,
         Sabotage::ChecksumSkipped,
@@ -59,6 +62,7 @@ impl Sabotage {
         Sabotage::RunAheadToldEarly,
         Sabotage::LargeValueNotFlushed,
         Sabotage::ReadCheckSkipped,
+        Sabotage::FlushJoinedLate,
     ];
 }
 
@@ -74,6 +78,9 @@ pub trait Env: Clone + 'static {
     fn disk(&self) -> &Self::Disk;
     /// The partition's index.
     fn index(&self) -> &Self::Index;
+    /// Who flushes logs on this device together with those of the core's other partitions; `None` if each is flushed by
+    /// itself.
+    fn shared_flush(&self, device: u64) -> Option<Rc<SharedFlush<<Self::Disk as Disk>::File>>>;
     /// Time since an arbitrary start; never goes back.
     fn now(&self) -> Duration;
     /// Milliseconds since the Unix epoch; may jump.

@@ -282,6 +282,8 @@ impl<E: Env> Partition<E> {
             base_runs: core.stats.base_runs.get(),
             runs_merged: core.stats.runs_merged.get(),
             snapshots_given_up: core.stats.snapshots_given_up.get(),
+            shared_flushes: core.wal().shared_counts().0,
+            shared_flush_writes: core.wal().shared_counts().1,
             priors_asked: core.stats.priors_asked.get(),
             index_mended: core.stats.index_mended.get(),
             segments_purged: core.stats.segments_purged.get(),

@@ -1,13 +1,17 @@
 //! The real side of the engine's seam.
 
-use crate::disk::RealDisk;
+use crate::disk::{RealDisk, RealFile};
 use crate::index_lane::IndexLane;
 use crate::log::Log;
 use crate::node::{spawn_later, system_random};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use turnstone_engine::env::{Env, Level, Sabotage};
+use turnstone_engine::wal::shared_flush::SharedFlush;
 
 /// The exit status of a process that ended itself because its disk failed.
 pub const EXIT_DISK: i32 = 74;
@@ -19,13 +23,35 @@ pub struct RealEnv {
     index: IndexLane,
     started: Instant,
     log: Log,
+    flushes: Option<SharedFlushes>,
     sabotage: Option<Sabotage>,
 }
 
+/// A core's shared flushes, by device.
+#[derive(Clone, Default)]
+pub struct SharedFlushes(Rc<RefCell<BTreeMap<u64, Rc<SharedFlush<RealFile>>>>>);
+
+impl SharedFlushes {
+    fn on(&self, device: u64) -> Rc<SharedFlush<RealFile>> {
+        self.0.borrow_mut().entry(device).or_default().clone()
+    }
+
+    /// Flushes so far, and the log writes that they covered.
+    pub fn counts(&self) -> (u64, u64) {
+        self.0.borrow().values().map(|shared| shared.counts()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    }
+}
+
 impl RealEnv {
-    /// Puts the parts together.
-    pub fn new(disk: RealDisk, index: IndexLane, log: Log, sabotage: Option<Sabotage>) -> RealEnv {
-        RealEnv { disk, index, started: Instant::now(), log, sabotage }
+    /// Puts the parts together; without `flushes` each log is flushed by itself.
+    pub fn new(
+        disk: RealDisk,
+        index: IndexLane,
+        log: Log,
+        flushes: Option<SharedFlushes>,
+        sabotage: Option<Sabotage>,
+    ) -> RealEnv {
+        RealEnv { disk, index, started: Instant::now(), log, flushes, sabotage }
     }
 }
 
@@ -38,6 +64,9 @@ impl Env for RealEnv {
     }
     fn index(&self) -> &IndexLane {
         &self.index
+    }
+    fn shared_flush(&self, device: u64) -> Option<Rc<SharedFlush<RealFile>>> {
+        self.flushes.as_ref().map(|flushes| flushes.on(device))
     }
     fn now(&self) -> Duration {
         self.started.elapsed()

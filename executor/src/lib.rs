@@ -6,6 +6,7 @@
 
 pub mod disk;
 pub mod env;
+mod extents;
 pub mod index_lane;
 pub mod index_threads;
 pub mod log;

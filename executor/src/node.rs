@@ -1,7 +1,7 @@
 //! Starting and joining a node's cores: one pinned executor each, with its ring, its desk and its inbox.
 
 use crate::disk::RealDisk;
-use crate::env::RealEnv;
+use crate::env::{RealEnv, SharedFlushes};
 use crate::index_lane::IndexLane;
 use crate::index_threads::{IndexLanes, IndexThreads};
 use crate::log::Log;
@@ -32,6 +32,8 @@ pub struct NodeOptions {
     pub data: PathBuf,
     /// Block cache of each partition's index, bytes.
     pub index_cache_bytes: u64,
+    /// Whether the logs of a core are flushed together where the file system allows it.
+    pub shared_flush: bool,
     /// A planted bug; only tests set it.
     pub sabotage: Option<Sabotage>,
 }
@@ -92,6 +94,8 @@ pub struct Core<M> {
     pub desk: Desk,
     /// The log.
     pub log: Log,
+    /// Flushes that its partitions share.
+    pub flushes: SharedFlushes,
     lanes: IndexLanes,
     options: NodeOptions,
 }
@@ -103,7 +107,8 @@ impl<M> Core<M> {
         let disk = RealDisk::open(self.ring.clone(), directory.clone()).await?;
         let cache = self.options.index_cache_bytes;
         let index = IndexLane::new(directory, cache, self.lanes.clone(), self.desk.clone());
-        Ok(RealEnv::new(disk, index, self.log.clone(), self.options.sabotage))
+        let flushes = self.options.shared_flush.then(|| self.flushes.clone());
+        Ok(RealEnv::new(disk, index, self.log.clone(), flushes, self.options.sabotage))
     }
 
     /// Whether partition `p` is this core's.
@@ -257,7 +262,17 @@ where
         probe_polling(&options.data, index).await?;
         let ring = Ring::new(bell.clone())?;
         let desk = Desk::new(bell);
-        let core = Rc::new(Core { index, mesh, inbox, ring: ring.clone(), desk: desk.clone(), log, lanes, options });
+        let core = Rc::new(Core {
+            index,
+            mesh,
+            inbox,
+            ring: ring.clone(),
+            desk: desk.clone(),
+            log,
+            flushes: SharedFlushes::default(),
+            lanes,
+            options,
+        });
         // The ring is driven from the start, since opening partitions reads through it; the handler is plugged in after.
         let switch = Rc::new(Switch { desk, handler: std::cell::OnceCell::new() });
         let driving = glommio::spawn_local({

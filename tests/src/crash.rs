@@ -6,6 +6,8 @@
 //! exactly the contents at one version; that version was prepared; and where rot was planted, it is either harmless or
 //! refused by name, never silently believed.
 
+pub mod neighbours;
+
 use crate::model::{Commit, KeyNumber, Model, key_bytes};
 use crate::sim::disk::Loss;
 use crate::sim::rng::mix;
@@ -165,6 +167,7 @@ fn env(world: &Rc<World>, disk: DiskImage, index: IndexImage, faults: bool, sabo
         disk: SimDisk::new(world.clone(), disk),
         index: SimIndex::new(world.clone(), index, faults),
         sabotage,
+        shared: None,
     }
 }
 

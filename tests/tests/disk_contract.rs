@@ -96,8 +96,13 @@ impl Handler for Nobody {
 fn the_rings_files_and_glommios_files_keep_the_contract() {
     let directory = TempDir::new("contract");
     let (done, finished) = mpsc::channel();
-    let options =
-        NodeOptions { executors: 1, data: directory.path().to_path_buf(), index_cache_bytes: 1 << 20, sabotage: None };
+    let options = NodeOptions {
+        executors: 1,
+        data: directory.path().to_path_buf(),
+        index_cache_bytes: 1 << 20,
+        shared_flush: true,
+        sabotage: None,
+    };
     let log = Log::start(Format::Text, Level::Warn).expect("the log starts");
     let node = Node::start(options, log, move |core: Rc<Core<()>>| {
         let done = done.clone();

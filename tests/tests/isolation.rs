@@ -149,6 +149,7 @@ fn in_a_world(
         disk: SimDisk::new(world.clone(), DiskImage::default()),
         index: SimIndex::new(world.clone(), IndexImage::default(), false),
         sabotage,
+        shared: None,
     };
     let end = world.run(async move {
         let partition = Partition::open(env.clone(), 1, settings).await.expect("a fresh partition opens");

@@ -152,6 +152,7 @@ pub fn start(
         executors: config.executors as usize,
         data: home.data(),
         index_cache_bytes: share(config.index_cache_size, config.number_of_partitions).max(1 << 20),
+        shared_flush: config.flush == "shared",
         sabotage,
     };
     for (name, limit) in turnstone_executor::ring::sys::raise_limits() {

@@ -9,6 +9,7 @@
 pub mod body;
 pub mod envelope;
 pub mod scan;
+pub mod shared_flush;
 
 use crate::buffer::{AlignedBuf, round_up};
 use crate::disk::{BLOCK, Disk, DiskError, DiskErrorKind, File, IoClass, OpenMode};
@@ -21,13 +22,17 @@ use crate::sync::Gate;
 use crate::types::{LogPosition, PartitionId, Version};
 use body::BODY_HEADER;
 use envelope::{Envelope, POINTER_BYTES};
+use shared_flush::SharedFlush;
 use std::cell::RefCell;
+use std::rc::Rc;
 
 type FileOf<E> = <<E as Env>::Disk as Disk>::File;
 
 struct Active<E: Env> {
     number: u32,
     file: FileOf<E>,
+    /// Who flushes it; by itself where there is nobody.
+    shared: Option<Rc<SharedFlush<FileOf<E>>>>,
     end: u32,
     capacity: u32,
 }
@@ -86,6 +91,10 @@ pub struct Wal<E: Env> {
     making: Gate,
 }
 
+async fn shared_flush<E: Env>(env: &E, file: &FileOf<E>) -> Result<Option<Rc<SharedFlush<FileOf<E>>>>, DiskError> {
+    Ok(file.shared_flush_device().await?.and_then(|device| env.shared_flush(device)))
+}
+
 /// Bytes of log that a transaction may take: as if it were a batch of its own.
 pub fn cost(operation_bytes: usize, large_values: usize) -> u64 {
     round_up(Envelope::length(0) + POINTER_BYTES * large_values + BODY_HEADER + 4 + operation_bytes) as u64
@@ -98,7 +107,8 @@ impl<E: Env> Wal<E> {
         let active = if end.segments.iter().any(|s| s.number == number) {
             let file = env.disk().open(&names::segment(number), OpenMode::Existing, IoClass::Foreground).await?;
             let capacity = file.length().await?.min(u64::from(u32::MAX)) as u32;
-            Some(Active { number, file, end: end.position.offset(), capacity })
+            let shared = shared_flush(&env, &file).await?;
+            Some(Active { number, file, shared, end: end.position.offset(), capacity })
         } else {
             None
         };
@@ -163,6 +173,13 @@ impl<E: Env> Wal<E> {
     /// The segments, oldest first, with the active one's use as of now.
     pub fn segments(&self) -> Vec<Segment> {
         self.state.borrow().segments.clone()
+    }
+
+    /// Flushes that this log shared with others of its core, and the writes that they covered.
+    pub fn shared_counts(&self) -> (u64, u64) {
+        let state = self.state.borrow();
+        let shared = state.active.as_ref().and_then(|active| active.shared.as_ref());
+        shared.map_or((0, 0), |shared| shared.counts())
     }
 
     /// Segments that wait to be used.
@@ -332,10 +349,12 @@ impl<E: Env> Wal<E> {
         spare.file.write_durable(header::encode(FileKind::Segment, self.partition, u64::from(number)), 0).await?;
         self.env.disk().rename(&spare.name, &names::segment(number)).await?;
         sync_names(&self.env).await?;
+        let shared = shared_flush(&self.env, &spare.file).await?;
         let mut state = self.state.borrow_mut();
         state.last_segment = number;
         state.segments.push(Segment { number, first_version, used: BLOCK as u32, checkpointed_ms: None });
-        state.active = Some(Active { number, file: spare.file, end: BLOCK as u32, capacity: spare.capacity });
+        let Spare { file, capacity, .. } = spare;
+        state.active = Some(Active { number, file, shared, end: BLOCK as u32, capacity });
         Ok(())
     }
 
@@ -350,7 +369,7 @@ impl<E: Env> Wal<E> {
         let mut buffer = AlignedBuf::zeroed(total);
         buffer[head..head + batch.body.len()].copy_from_slice(batch.body);
         let unchained = self.env.sabotage() == Some(Sabotage::EnvelopeNotChained);
-        let (file, position, durable, crc) = {
+        let (file, shared, position, durable, crc) = {
             let state = self.state.borrow();
             let (Some(active), Some(secret)) = (&state.active, state.secret) else {
                 unreachable!("a segment was activated above, a generation begun before the first reservation")
@@ -368,10 +387,12 @@ impl<E: Env> Wal<E> {
                 pointers: batch.pointers,
                 crc: 0,
             };
-            (active.file.clone(), position, state.durable, envelope.encode(&mut buffer))
+            (active.file.clone(), active.shared.clone(), position, state.durable, envelope.encode(&mut buffer))
         };
         if self.env.sabotage() == Some(Sabotage::AckBeforeFlush) {
             file.write_at(buffer, u64::from(position.offset())).await?;
+        } else if let Some(shared) = shared {
+            shared.write_durable(&self.env, file, buffer, u64::from(position.offset())).await?;
         } else {
             file.write_durable(buffer, u64::from(position.offset())).await?;
         }

@@ -96,3 +96,65 @@ pub fn set_affinity(cpu: usize) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// A stretch of a file that has blocks: bytes, and the flags of `linux/fiemap.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it begins in the file.
+    pub logical: u64,
+    /// How long it is.
+    pub length: u64,
+    /// What is special about it.
+    pub flags: u32,
+}
+
+/// The number of a file's file system, as in `linux/magic.h`.
+pub fn file_system(file: &File) -> io::Result<i64> {
+    // SAFETY: an all-zero structure is a valid value of this plain C type.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live structure of the right type.
+    match unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) } {
+        0 => Ok(found.f_type as i64),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether ext4 was told to write this file's data through its journal.
+pub fn is_journalled(file: &File) -> io::Result<bool> {
+    const JOURNAL_DATA: libc::c_long = 0x4000;
+    let mut flags: libc::c_long = 0;
+    // SAFETY: the pointer is to a live integer of the size that the request names.
+    match unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) } {
+        0 => Ok(flags & JOURNAL_DATA != 0),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The extents of a file, in order.
+pub fn extents(file: &File) -> io::Result<Vec<Extent>> {
+    const FIEMAP: libc::Ioctl = 0xC020_660B;
+    const HEAD: usize = 4;
+    const EACH: usize = 7;
+    const AT_ONCE: usize = 64;
+    const LAST: u32 = 1;
+    let mut extents: Vec<Extent> = Vec::new();
+    loop {
+        // `struct fiemap` and its extents, as 64-bit words: start, length, flags | mapped << 32, count | reserved << 32;
+        // each extent: logical, physical, length, two reserved, flags | reserved << 32, reserved.
+        let mut words = [0u64; HEAD + EACH * AT_ONCE];
+        words[0] = extents.last().map_or(0, |e| e.logical + e.length);
+        words[1] = u64::MAX - words[0];
+        words[3] = AT_ONCE as u64;
+        // SAFETY: the array is as long as its header says, and lives through the call.
+        if unsafe { libc::ioctl(file.as_raw_fd(), FIEMAP, words.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mapped = (words[2] >> 32) as usize;
+        for extent in words[HEAD..].chunks_exact(EACH).take(mapped) {
+            extents.push(Extent { logical: extent[0], length: extent[2], flags: extent[5] as u32 });
+        }
+        if mapped == 0 || extents.last().is_some_and(|e| e.flags & LAST != 0) {
+            return Ok(extents);
+        }
+    }
+}

@@ -113,6 +113,8 @@ pub fn partition_json(s: &Status) -> String {
         ("base_runs", s.base_runs),
         ("runs_merged", s.runs_merged),
         ("snapshots_given_up", s.snapshots_given_up),
+        ("shared_flushes", s.shared_flushes),
+        ("shared_flush_writes", s.shared_flush_writes),
         ("priors_asked", s.priors_asked),
         ("index_mended", s.index_mended),
         ("segments_purged", s.segments_purged),

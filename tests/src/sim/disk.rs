@@ -419,10 +419,10 @@ impl Disk for SimDisk {
     }
 
     async fn flush(&self, files: &[&SimFile]) -> Result<(), DiskError> {
-        let covered: Vec<(u64, Vec<u64>)> = files.iter().map(|f| (f.inode, f.completed())).collect();
+        let covered: Vec<Vec<u64>> = files.iter().map(|f| f.completed()).collect();
         self.0.world.device_time().await;
-        for (inode, serials) in covered {
-            self.make_durable(inode, &serials);
+        for (file, serials) in files.iter().zip(covered) {
+            file.disk.make_durable(file.inode, &serials);
         }
         self.step("shared flush");
         Ok(())
@@ -590,6 +590,10 @@ impl File for SimFile {
             manifest: "manifest flush",
         }));
         Ok(())
+    }
+
+    async fn shared_flush_device(&self) -> Result<Option<u64>, DiskError> {
+        Ok(Some(0))
     }
 
     async fn allocate(&self, length: u64) -> Result<(), DiskError> {

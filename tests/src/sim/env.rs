@@ -1,6 +1,6 @@
 //! The simulated side of the engine's seam.
 
-use super::disk::SimDisk;
+use super::disk::{SimDisk, SimFile};
 use super::index::SimIndex;
 use super::world::World;
 use std::convert::Infallible;
@@ -8,6 +8,7 @@ use std::future::{Future, pending};
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};
+use turnstone_engine::wal::shared_flush::SharedFlush;
 
 /// The outside world of one simulated partition.
 #[derive(Clone)]
@@ -20,6 +21,8 @@ pub struct SimEnv {
     pub index: SimIndex,
     /// The planted bug, if any.
     pub sabotage: Option<Sabotage>,
+    /// The logs of the partitions that share a core, if they share flushes.
+    pub shared: Option<Rc<SharedFlush<SimFile>>>,
 }
 
 impl Env for SimEnv {
@@ -31,6 +34,9 @@ impl Env for SimEnv {
     }
     fn index(&self) -> &SimIndex {
         &self.index
+    }
+    fn shared_flush(&self, _device: u64) -> Option<Rc<SharedFlush<SimFile>>> {
+        self.shared.clone()
     }
     fn now(&self) -> Duration {
         self.world.now()

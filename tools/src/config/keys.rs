@@ -163,8 +163,8 @@ config_keys! {
         "A connection that takes none of its replies for this long is closed.";
     shutdown_timeout: Duration = Kind::Duration(1, DAY), "30s", now, hidden,
         "How long an orderly shutdown waits for what is in flight.";
-    flush: String = Kind::Choice(&["per-file", "shared"]), "per-file", later, hidden,
-        "How the log is flushed: each file by itself, or one flush for several.";
+    flush: String = Kind::Choice(&["per-file", "shared"]), "shared", now, hidden,
+        "How the logs are flushed: one flush for those of a core where the file system allows it, or each by itself.";
     log_level: String = Kind::Choice(&["error", "warn", "info", "debug"]), "info", now, hidden,
         "The least important messages that are logged.";
     log_format: String = Kind::Choice(&["text", "json"]), "text", now, hidden,

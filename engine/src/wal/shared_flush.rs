@@ -1,0 +1,141 @@
+//! One flush for the logs of several partitions (D4).
+//!
+//! The partitions of a core commit at the same time, each into a log of its own, on the same device: a flush of the
+//! device makes all of their completed writes durable, so one is enough. Writes that wait are taken together as a
+//! *round*: all are written, and when the last is complete one flush covers them. What comes meanwhile is the next round;
+//! there is no timer. A round of one write is one request that writes and flushes.
+//!
+//! Only files whose blocks are written already may take part ([`File::shared_flush_device`]): then a write changes
+//! nothing but the blocks, and the flush need not be the file's own.
+
+use crate::buffer::AlignedBuf;
+use crate::disk::{Disk, DiskError, File};
+use crate::env::{Env, Sabotage};
+use crate::sync::all;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+/// The logs of a core's partitions on one device.
+pub struct SharedFlush<F> {
+    waiting: RefCell<Vec<Write<F>>>,
+    running: Cell<bool>,
+    flushes: Cell<u64>,
+    writes: Cell<u64>,
+}
+
+struct Write<F> {
+    file: F,
+    buffer: AlignedBuf,
+    offset: u64,
+    answer: Rc<Answer>,
+}
+
+#[derive(Default)]
+struct Answer {
+    result: RefCell<Option<Result<(), DiskError>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Answer {
+    fn give(&self, result: Result<(), DiskError>) {
+        *self.result.borrow_mut() = Some(result);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    async fn taken(&self) -> Result<(), DiskError> {
+        poll_fn(|cx| match self.result.borrow_mut().take() {
+            Some(result) => Poll::Ready(result),
+            None => {
+                *self.waker.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+impl<F> Default for SharedFlush<F> {
+    fn default() -> SharedFlush<F> {
+        SharedFlush {
+            waiting: RefCell::default(),
+            running: Cell::new(false),
+            flushes: Cell::new(0),
+            writes: Cell::new(0),
+        }
+    }
+}
+
+impl<F: File> SharedFlush<F> {
+    /// Flushes so far, and the writes that they covered.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.flushes.get(), self.writes.get())
+    }
+
+    /// Writes; durable when it returns.
+    pub async fn write_durable<E>(
+        self: &Rc<Self>,
+        env: &E,
+        file: F,
+        buffer: AlignedBuf,
+        offset: u64,
+    ) -> Result<(), DiskError>
+    where
+        E: Env,
+        E::Disk: Disk<File = F>,
+    {
+        let answer: Rc<Answer> = Rc::default();
+        self.waiting.borrow_mut().push(Write { file, buffer, offset, answer: answer.clone() });
+        if !self.running.replace(true) {
+            let (shared, env) = (self.clone(), env.clone());
+            // Not before the caller has yielded: logs that are written in the same turn are in the same round.
+            self_driven(shared, env);
+        }
+        answer.taken().await
+    }
+}
+
+fn self_driven<E: Env>(shared: Rc<SharedFlush<<E::Disk as Disk>::File>>, env: E) {
+    env.clone().spawn(async move {
+        loop {
+            let round = std::mem::take(&mut *shared.waiting.borrow_mut());
+            if round.is_empty() {
+                shared.running.set(false);
+                return;
+            }
+            shared.writes.set(shared.writes.get() + round.len() as u64);
+            shared.flushes.set(shared.flushes.get() + 1);
+            run_round(&shared, &env, round).await;
+        }
+    });
+}
+
+async fn run_round<E: Env>(
+    shared: &SharedFlush<<E::Disk as Disk>::File>,
+    env: &E,
+    mut round: Vec<Write<<E::Disk as Disk>::File>>,
+) {
+    if round.len() == 1 {
+        let Some(Write { file, buffer, offset, answer }) = round.pop() else { return };
+        return answer.give(file.write_durable(buffer, offset).await);
+    }
+    let write = |write: Write<<E::Disk as Disk>::File>| async move {
+        let result = write.file.write_at(write.buffer, write.offset).await;
+        (write.file, write.answer, result)
+    };
+    let mut written = all(round.into_iter().map(write)).await;
+    if env.sabotage() == Some(Sabotage::FlushJoinedLate) {
+        // What is written behind the beginning of a flush is not covered by it.
+        let files: Vec<_> = written.iter().map(|(file, ..)| file).collect();
+        let flushed = env.disk().flush(&files).await;
+        let late = std::mem::take(&mut *shared.waiting.borrow_mut());
+        written.extend(all(late.into_iter().map(write)).await);
+        return written.into_iter().for_each(|(_, answer, result)| answer.give(result.and(flushed.clone())));
+    }
+    let files: Vec<_> = written.iter().map(|(file, ..)| file).collect();
+    let flushed = env.disk().flush(&files).await;
+    written.into_iter().for_each(|(_, answer, result)| answer.give(result.and(flushed.clone())));
+}
