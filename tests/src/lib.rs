@@ -2,6 +2,7 @@
 //! binaries. Nothing imports this crate.
 
 pub mod crash;
+pub mod fuzz;
 pub mod history;
 pub mod model;
 pub mod real;
