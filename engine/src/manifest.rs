@@ -194,7 +194,7 @@ fn put_list<T>(items: &[T], out: &mut Vec<u8>, put: impl Fn(&T, &mut Vec<u8>)) {
 
 fn list<'a, T>(take: &mut Take<'a>, read: impl Fn(&mut Take<'a>) -> Result<T, Truncated>) -> Result<Vec<T>, Truncated> {
     let count = take.u32()?;
-    let mut items = Vec::new();
+    let mut items = Vec::with_capacity(if cfg!(feature = "planted") { count as usize } else { 0 });
     for _ in 0..count {
         items.push(read(take)?);
     }

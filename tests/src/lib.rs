@@ -1,7 +1,8 @@
-//! What shakes TurnstoneDB: a simulated world, a model to compare with, checkers of histories, and helpers to run the real
-//! binaries. Nothing imports this crate.
+//! What shakes TurnstoneDB: a simulated world, a model to compare with, checkers of histories, fuzz targets, and helpers to
+//! run the real binaries. Nothing imports this crate but the wrappers of the fuzz targets in `tests/fuzz`.
 
 pub mod crash;
+pub mod fuzz;
 pub mod history;
 pub mod model;
 pub mod real;

@@ -10,8 +10,11 @@ use std::path::{Path, PathBuf};
 
 const CRATES: [&str; 7] = ["engine", "executor", "net", "replication", "cdc", "tools", "tests"];
 
+/// The fuzz targets' wrappers: a workspace of their own, by the name that the tables below have for it.
+const FUZZ: (&str, &str) = ("fuzz", "tests/fuzz/Cargo.toml");
+
 /// Who may import whom. What is not here is forbidden.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("engine", &[]),
     ("executor", &["engine"]),
     ("replication", &["engine"]),
@@ -19,6 +22,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("cdc", &["net"]),
     ("tools", &["cdc", "net", "executor", "replication", "engine"]),
     ("tests", &["tools", "cdc", "net", "executor", "replication", "engine"]),
+    ("fuzz", &["tests"]),
 ];
 
 /// Which crates may depend on an external one.
@@ -40,6 +44,7 @@ const EXTERNALS: [(&str, &[&str]); 17] = [
     ("signal-hook", &["tools"]),
     ("serde_json", &["tools", "cdc", "tests"]),
     ("flume", &["executor", "net", "cdc"]),
+    ("libfuzzer-sys", &["fuzz"]),
 ];
 
 /// Names that may be written only below these folders.
@@ -80,9 +85,11 @@ const SAFETY_LINES: usize = 6;
 #[test]
 fn dependency_arrows() {
     let mut violations = Vec::new();
-    for name in CRATES {
-        let path = format!("{name}/Cargo.toml");
-        violations.extend(check_manifest(name, &path, &read(&root().join(&path))));
+    let crates = CRATES.map(|name| (name, format!("{name}/Cargo.toml")));
+    for (name, path) in crates.into_iter().chain([(FUZZ.0, FUZZ.1.to_string())]) {
+        let text = read(&root().join(&path));
+        violations.extend(check_manifest(name, &path, &text));
+        violations.extend(check_planted(name, &path, &text));
     }
     report(violations);
 }
@@ -147,6 +154,22 @@ fn check_manifest(name: &str, path: &str, text: &str) -> Vec<String> {
             violations.push(format!(
                 "{path}:{line}: external crate: {name} → {dependency} is forbidden, only {owners} may depend on it"
             ));
+        }
+    }
+    violations
+}
+
+/// Planted bugs are for the fuzz targets: nothing else may turn the feature on.
+fn check_planted(name: &str, path: &str, text: &str) -> Vec<String> {
+    let mut violations = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = without_comment(line).trim();
+        let is_declaration =
+            line == "planted = []" || (matches!(name, "tests" | "fuzz") && line.starts_with("planted = ["));
+        if line.contains("planted") && !is_declaration {
+            let line = number + 1;
+            violations
+                .push(format!("{path}:{line}: planted bugs: only tests/fuzz may turn them on, by its own feature"));
         }
     }
     violations
@@ -693,6 +716,8 @@ fn planted_arrows() {
         ("tools", "libc.workspace = true"),
         ("cdc", "\"rustls\" = \"1\""),
         ("engine", "serde_json = { version = \"1\", features = [\n  \"a\",\n] }"),
+        ("tests", "libfuzzer-sys = \"1\""),
+        ("fuzz", "turnstone-engine = { path = \"../../engine\" }"),
     ] {
         for section in ["dependencies", "dev-dependencies", "build-dependencies", "target.'cfg(unix)'.dependencies"] {
             assert_eq!(violations(name, &format!("[{section}]\n{dependency}\n")), 1, "{section} {name} {dependency}");
@@ -704,6 +729,18 @@ fn planted_arrows() {
     assert_eq!(violations("net", "[dependencies.other]\npackage = \"io-uring\"\n"), 1);
     assert_eq!(violations("executor", "[dependencies]\nglommio = \"1\"\nlibc = \"1\"\nturnstone-engine = \"1\"\n"), 0);
     assert_eq!(violations("tests", "[dev-dependencies]\nrustls = \"1\"\nturnstone-tools = \"1\"\n"), 0);
+}
+
+#[test]
+fn planted_features() {
+    let violations = |name: &str, text: &str| check_planted(name, "Cargo.toml", text).len();
+    assert_eq!(violations("engine", "[features]\nplanted = [] # why\n"), 0);
+    assert_eq!(violations("tests", "[features]\nplanted = [\"turnstone-engine/planted\"]\n"), 0);
+    assert_eq!(violations("net", "[features]\nplanted = [\"turnstone-engine/planted\"]\n"), 1);
+    for text in ["default = [\"planted\"]", "turnstone-net = { path = \"../net\", features = [\"planted\"] }"] {
+        assert_eq!(violations("tools", text), 1);
+        assert_eq!(violations("fuzz", text), 1);
+    }
 }
 
 #[test]

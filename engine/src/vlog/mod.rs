@@ -219,13 +219,17 @@ impl<E: Env> ValueLog<E> {
     pub async fn read(&self, key: &[u8], pointer: ValuePointer) -> Result<Value, Error> {
         let file = self.reader(pointer.file).await?;
         let length = record::length(key.len(), pointer.length as usize);
-        let bytes = file.read_at(pointer.offset, length).await?;
         let check = self.env.sabotage() != Some(Sabotage::ChecksumSkipped);
         let corrupt = |what: &str| Error::Corrupt {
             file: names::values(pointer.file),
             offset: pointer.offset,
             what: what.to_string(),
         };
+        // What is longer than a group is worth the question, before memory is made for it.
+        if length > GROUP && pointer.offset.saturating_add(length as u64) > file.length().await? {
+            return Err(corrupt("a value is longer than its file"));
+        }
+        let bytes = file.read_at(pointer.offset, length).await?;
         let value = record::decode(&bytes, key, check).map_err(corrupt)?;
         if check && (value.len() != pointer.length as usize || crate::codec::crc(&[value]) != pointer.checksum) {
             return Err(corrupt("a value is not the one that the log vouches for"));

@@ -181,6 +181,9 @@ pub fn decode(bytes: &[u8], check: bool) -> Result<Body, BodyError> {
         return Err(BodyError::Damaged("a batch starts at version 0"));
     }
     let count = take.u32()?;
+    if first_version.checked_add(u64::from(count)).is_none() {
+        return Err(BodyError::Damaged("a batch has more versions than there are"));
+    }
     let mut transactions = Vec::new();
     for _ in 0..count {
         let mut operations = Vec::new();
@@ -206,7 +209,8 @@ fn operation(take: &mut Take<'_>) -> Result<Operation, BodyError> {
         }
         KIND_SET_LARGE => Operation::SetLarge(key, take.u32()?, take.u32()?),
         KIND_DELETE => Operation::Delete(key),
-        KIND_FLUSH => Operation::Flush,
+        KIND_FLUSH if key.is_empty() => Operation::Flush,
+        KIND_FLUSH => return Err(BodyError::Damaged("a flush names a key")),
         _ => return Err(BodyError::Damaged("an operation of unknown kind")),
     })
 }
@@ -244,6 +248,18 @@ mod tests {
         assert_eq!(body.transactions, transactions);
         assert_eq!((body.first_version, body.last_version(), body.epoch.id), (41, 43, 9));
         assert_eq!(body.commit_ms, 1_000);
+    }
+
+    #[test]
+    fn what_was_never_written_is_damage() {
+        let (_, good) = sample();
+        let last = good.len() - 3;
+        assert_eq!(good[last], KIND_FLUSH);
+        let with_key = [&good[..last], &[KIND_FLUSH, 1, 0, b'k']].concat();
+        assert_eq!(decode(&with_key, false), Err(BodyError::Damaged("a flush names a key")));
+        let mut late = good.clone();
+        late[24..32].fill(0xff);
+        assert_eq!(decode(&late, false), Err(BodyError::Damaged("a batch has more versions than there are")));
     }
 
     #[test]

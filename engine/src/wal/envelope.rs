@@ -114,7 +114,7 @@ impl Envelope {
         let quorum_durable = LogPosition(take.u64().ok()?);
         let (chain, body_crc) = (take.u32().ok()?, take.u32().ok()?);
         let count = take.u32().ok()? as usize;
-        if length != bytes.len() || Envelope::length(count) != length {
+        if length != bytes.len() || (Envelope::length(count) != length && !cfg!(feature = "planted")) {
             return None;
         }
         let mut pointers = Vec::with_capacity(count);
