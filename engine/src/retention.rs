@@ -8,6 +8,7 @@
 use crate::disk::BLOCK;
 use crate::env::{Env, Level};
 use crate::error::Error;
+use crate::index::Index;
 use crate::manifest::{Hold, Manifest, Segment};
 use crate::partition::{Core, Partition};
 use crate::stats::{Status, add};
@@ -282,6 +283,7 @@ impl<E: Env> Partition<E> {
             base_runs: core.stats.base_runs.get(),
             runs_merged: core.stats.runs_merged.get(),
             snapshots_given_up: core.stats.snapshots_given_up.get(),
+            compactions: core.env.index().compactions(),
             shared_flushes: core.wal().shared_counts().0,
             shared_flush_writes: core.wal().shared_counts().1,
             priors_asked: core.stats.priors_asked.get(),

@@ -81,6 +81,8 @@ pub struct Status {
     pub snapshots_given_up: u64,
     /// Keys that a checkpoint asked the index for.
     pub priors_asked: u64,
+    /// Compactions of the index since it was opened.
+    pub compactions: u64,
     /// Flushes that the logs of this partition's core shared.
     pub shared_flushes: u64,
     /// The log writes that those covered.

@@ -113,6 +113,10 @@ impl Index for IndexLane {
         self.0.desk.ask(&self.0.lanes.bulk, move || index.scan(after.as_deref(), limit)).await
     }
 
+    fn compactions(&self) -> u64 {
+        self.0.open.borrow().as_ref().map_or(0, |index| index.compactions())
+    }
+
     async fn ingest_begin(&self, mark: Mark) -> Result<(), IndexError> {
         let index = self.current()?;
         let (pieces, incoming) = flume::bounded(CHUNKS);

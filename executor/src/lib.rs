@@ -11,7 +11,7 @@ pub mod index_lane;
 pub mod index_threads;
 pub mod log;
 pub mod node;
-mod pace;
+pub mod pace;
 pub mod placement;
 pub mod remote;
 #[allow(unsafe_code, reason = "the kernel's interface; every use carries its proof")]

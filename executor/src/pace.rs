@@ -12,6 +12,7 @@
 //! instructions wide. [`heartbeat`] bounds what is left: parking arms the next application timer, so a core that was put
 //! to sleep wrongly wakes at the next beat.
 
+use crate::ring::sys::thread_time;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
@@ -24,13 +25,45 @@ const AT_ONCE: Duration = Duration::from_micros(2);
 /// The longest that a core may sleep with something to do.
 const BEAT: Duration = Duration::from_millis(50);
 
+/// A stretch longer than this keeps others waiting.
+const LONG: Duration = Duration::from_millis(5);
+
 thread_local! {
     /// When this core's reactor was passed last.
     static PASSED: Cell<Instant> = Cell::new(Instant::now());
+    /// Processor time of this core's thread when a task gave way last.
+    static GAVE_WAY: Cell<Duration> = Cell::new(Duration::ZERO);
+    static STRETCHES: Cell<Stretches> = Cell::default();
+}
+
+/// How long tasks of this core went on without giving way: their own processor time, not what the machine took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stretches {
+    /// The longest.
+    pub longest: Duration,
+    /// How many took longer than 5 ms.
+    pub long: u64,
+}
+
+/// The stretches of this core since its start.
+pub fn stretches() -> Stretches {
+    STRETCHES.get()
+}
+
+/// A stretch ends here.
+pub(crate) fn end_stretch() {
+    let now = thread_time();
+    let length = now.saturating_sub(GAVE_WAY.replace(now));
+    let seen = STRETCHES.get();
+    if length > seen.longest || length > LONG {
+        let long = seen.long + u64::from(length > LONG);
+        STRETCHES.set(Stretches { longest: seen.longest.max(length), long });
+    }
 }
 
 /// Lets the other tasks of this core run, and the reactor if it has waited long enough.
 pub async fn give_way() {
+    end_stretch();
     if PASSED.get().elapsed() < PASS {
         return futures_lite::future::yield_now().await;
     }
@@ -54,6 +87,20 @@ pub async fn heartbeat() {
 mod tests {
     use super::*;
     use std::rc::Rc;
+
+    #[test]
+    fn a_stretch_is_measured_in_the_threads_own_time() {
+        end_stretch();
+        let before = stretches();
+        std::thread::sleep(Duration::from_millis(30));
+        end_stretch();
+        assert_eq!(stretches().long, before.long, "sleep is no stretch");
+        let started = thread_time();
+        while thread_time() - started < Duration::from_millis(6) {}
+        end_stretch();
+        assert_eq!(stretches().long, before.long + 1);
+        assert!(stretches().longest >= Duration::from_millis(6));
+    }
 
     #[test]
     fn a_busy_task_that_gives_way_does_not_keep_the_reactor_from_timers() {

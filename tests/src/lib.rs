@@ -4,6 +4,7 @@
 pub mod crash;
 pub mod fuzz;
 pub mod history;
+pub mod instructions;
 pub mod model;
 pub mod real;
 pub mod side_by_side;

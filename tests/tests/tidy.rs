@@ -26,7 +26,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
 ];
 
 /// Which crates may depend on an external one.
-const EXTERNALS: [(&str, &[&str]); 17] = [
+const EXTERNALS: [(&str, &[&str]); 19] = [
     ("glommio", &["executor"]),
     ("io-uring", &["executor"]),
     ("futures-lite", &["executor"]),
@@ -40,6 +40,7 @@ const EXTERNALS: [(&str, &[&str]); 17] = [
     ("clap", &["tools"]),
     ("rustyline", &["tools"]),
     ("hdrhistogram", &["tools"]),
+    ("mimalloc", &["tools"]),
     ("mio", &["tools"]),
     ("signal-hook", &["tools"]),
     ("serde_json", &["tools", "cdc", "tests"]),

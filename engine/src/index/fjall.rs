@@ -145,6 +145,11 @@ impl FjallIndex {
         self.healthy()
     }
 
+    /// Compactions finished since the opening: a counter, it takes no lock.
+    pub fn compactions(&self) -> u64 {
+        self.database.compactions_completed() as u64
+    }
+
     /// Whether its workers still work: a dead one poisons the database, and ingestion would not notice.
     pub fn healthy(&self) -> Result<(), IndexError> {
         self.database.persist(PersistMode::Buffer).map_err(failed("health"))

@@ -32,6 +32,8 @@ pub trait Index: 'static {
     async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Found>, IndexError>;
     /// Keys behind `after` (or from the first), in order, at most `limit`, with what they hold.
     async fn scan(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<(Vec<u8>, Version, Settled)>, IndexError>;
+    /// Compactions finished since the opening.
+    fn compactions(&self) -> u64;
     /// Begins an ingestion that ends at `mark`.
     async fn ingest_begin(&self, mark: Mark) -> Result<(), IndexError>;
     /// Adds entries (encoded as a run's chunk) to it.

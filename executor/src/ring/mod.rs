@@ -569,7 +569,9 @@ impl Ring {
                 pace::give_way().await;
                 continue;
             }
+            pace::end_stretch();
             self.sleep(&mut sleeper).await?;
+            pace::end_stretch();
         }
     }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Wakes a core that sleeps; any thread may signal it.
 #[derive(Clone, Debug)]
@@ -79,6 +80,14 @@ pub fn raise_limits() -> Vec<(&'static str, u64)> {
 pub fn be_nice() {
     // SAFETY: no pointers; on Linux this changes the calling thread only.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+}
+
+/// Processor time of the calling thread.
+pub fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live structure of the right type; the clock exists on every Linux, so it cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Keeps the calling thread on one CPU.

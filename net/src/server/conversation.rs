@@ -8,6 +8,7 @@ use super::handoff::Parked;
 use super::input::Input;
 use crate::session::Session;
 use std::collections::VecDeque;
+use turnstone_engine::env::Env;
 use turnstone_engine::types::Version;
 use turnstone_engine::{Partition, RunAhead, Transaction};
 use turnstone_executor::RealEnv;
@@ -28,7 +29,7 @@ struct Waiting {
 }
 
 /// One conversation on the core of its partition.
-pub struct Conversation {
+pub struct Conversation<E: Env = RealEnv> {
     /// Who speaks.
     pub session: Session,
     /// Received and not parsed.
@@ -38,7 +39,7 @@ pub struct Conversation {
     /// Replies that may leave.
     pub out: Vec<u8>,
     /// The selected partition, where it is open.
-    pub partition: Option<Partition<RealEnv>>,
+    pub partition: Option<Partition<E>>,
     /// The open transaction of a user partition.
     pub transaction: Option<Transaction>,
     /// What this session has prepared itself.
@@ -61,9 +62,9 @@ pub struct Conversation {
     waiting_bytes: usize,
 }
 
-impl Conversation {
+impl<E: Env> Conversation<E> {
     /// Takes up a conversation; the partition is attached by the caller.
-    pub fn new(parked: Parked) -> Conversation {
+    pub fn new(parked: Parked) -> Conversation<E> {
         Conversation {
             session: parked.session,
             input: parked.input.into(),

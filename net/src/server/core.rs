@@ -530,7 +530,7 @@ impl ServerCore {
         }
     }
 
-    fn unblock(&self, key: Key, finish: execute::Finish) {
+    fn unblock(&self, key: Key, finish: execute::Finish<RealEnv>) {
         if let Some(conversation) = self.conversations.borrow_mut().get_mut(&key) {
             conversation.blocked = false;
             finish(conversation);
@@ -543,7 +543,7 @@ impl ServerCore {
         let this = self.this();
         self.core.spawn(async move {
             let view = this.node_view().await;
-            let finish: execute::Finish =
+            let finish: execute::Finish<RealEnv> =
                 Box::new(move |conversation| execute::answer_node(conversation, question, &view));
             this.unblock(key, finish);
         });

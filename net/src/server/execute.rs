@@ -9,22 +9,22 @@ use super::system;
 use crate::wire::{Dialect, ErrorCode, Position, Request, reply};
 use std::future::Future;
 use std::pin::Pin;
+use turnstone_engine::env::Env;
 use turnstone_engine::types::{Value, Version};
 use turnstone_engine::{Error, Lookup, Partition, Progress, RunAhead, Transaction, Write};
-use turnstone_executor::RealEnv;
 
 /// Values that one reply carries together at most, bytes: a short request must not make a long answer in memory.
 const REPLY_MAX: usize = 64 << 20;
 
 /// Applied to a conversation when its request is done.
-pub type Finish = Box<dyn FnOnce(&mut Conversation)>;
+pub type Finish<E> = Box<dyn FnOnce(&mut Conversation<E>)>;
 
 /// How a request went.
-pub enum Outcome {
+pub enum Outcome<E: Env> {
     /// It is answered.
     Done,
     /// It waits for something.
-    Later(Pin<Box<dyn Future<Output = Finish>>>),
+    Later(Pin<Box<dyn Future<Output = Finish<E>>>>),
     /// The conversation must go to this partition's core.
     Select(u8),
     /// It asks about the node.
@@ -50,7 +50,7 @@ pub enum NodeQuestion {
 }
 
 /// Answers an engine error.
-pub fn refuse(conversation: &mut Conversation, id: u32, error: &Error) {
+pub fn refuse<E: Env>(conversation: &mut Conversation<E>, id: u32, error: &Error) {
     if let Error::Conflict { newest, .. } = error {
         // The error tells of that version, which may be pending: it waits, and the next snapshot includes it.
         conversation.ahead.prepared(*newest);
@@ -59,17 +59,17 @@ pub fn refuse(conversation: &mut Conversation, id: u32, error: &Error) {
     conversation.reply(|out| reply::encode_error(dialect, id, code_of(error), &error.to_string(), out));
 }
 
-fn refuse_with(conversation: &mut Conversation, id: u32, code: ErrorCode, text: &str) {
+fn refuse_with<E: Env>(conversation: &mut Conversation<E>, id: u32, code: ErrorCode, text: &str) {
     let dialect = conversation.session.dialect;
     conversation.reply(|out| reply::encode_error(dialect, id, code, text, out));
 }
 
-fn ok(conversation: &mut Conversation, id: u32, parts: &[&[u8]]) {
+fn ok<E: Env>(conversation: &mut Conversation<E>, id: u32, parts: &[&[u8]]) {
     let dialect = conversation.session.dialect;
     conversation.reply(|out| reply::encode_ok(dialect, id, parts, out));
 }
 
-fn value(conversation: &mut Conversation, id: u32, found: Option<&[u8]>) {
+fn value<E: Env>(conversation: &mut Conversation<E>, id: u32, found: Option<&[u8]>) {
     let dialect = conversation.session.dialect;
     conversation.reply(|out| match found {
         Some(bytes) => reply::encode_ok(dialect, id, &[bytes], out),
@@ -78,13 +78,13 @@ fn value(conversation: &mut Conversation, id: u32, found: Option<&[u8]>) {
 }
 
 /// The wire's form of a version's identity.
-pub fn position(partition: &Partition<RealEnv>, version: Version) -> Position {
+pub fn position<E: Env>(partition: &Partition<E>, version: Version) -> Position {
     let at = partition.position(version);
     Position { partition: at.partition, epoch: at.epoch.number, epoch_id: at.epoch.id, version }
 }
 
 /// Runs a request that the session let through.
-pub fn execute(conversation: &mut Conversation, id: u32, request: Request<'_>) -> Outcome {
+pub fn execute<E: Env>(conversation: &mut Conversation<E>, id: u32, request: Request<'_>) -> Outcome<E> {
     match request {
         Request::Ping => ok(conversation, id, &[b"PONG"]),
         Request::Select { name } => match crate::wire::partition_from_decimal(name) {
@@ -105,7 +105,7 @@ pub fn execute(conversation: &mut Conversation, id: u32, request: Request<'_>) -
     Outcome::Done
 }
 
-fn of_node(conversation: &mut Conversation, id: u32, request: Request<'_>) -> Outcome {
+fn of_node<E: Env>(conversation: &mut Conversation<E>, id: u32, request: Request<'_>) -> Outcome<E> {
     match request {
         Request::Begin => {
             conversation.session.in_transaction = true;
@@ -132,7 +132,7 @@ fn of_node(conversation: &mut Conversation, id: u32, request: Request<'_>) -> Ou
     Outcome::Done
 }
 
-fn replica_of(conversation: &mut Conversation, id: u32, address: &[u8]) {
+fn replica_of<E: Env>(conversation: &mut Conversation<E>, id: u32, address: &[u8]) {
     if address.is_empty() {
         // It follows nobody, so there is nothing to stop.
         ok(conversation, id, &[]);
@@ -141,12 +141,12 @@ fn replica_of(conversation: &mut Conversation, id: u32, address: &[u8]) {
     }
 }
 
-fn of_partition(
-    conversation: &mut Conversation,
-    partition: &Partition<RealEnv>,
+fn of_partition<E: Env>(
+    conversation: &mut Conversation<E>,
+    partition: &Partition<E>,
     id: u32,
     request: Request<'_>,
-) -> Outcome {
+) -> Outcome<E> {
     match request {
         Request::Get { key } => return get(conversation, partition, id, key),
         Request::MGet(keys) => return get_many(conversation, partition, id, &keys),
@@ -196,7 +196,7 @@ fn of_partition(
 }
 
 /// Commands that take their time.
-fn administer(partition: &Partition<RealEnv>, id: u32, request: Request<'_>) -> Outcome {
+fn administer<E: Env>(partition: &Partition<E>, id: u32, request: Request<'_>) -> Outcome<E> {
     enum Command {
         Checkpoint,
         Flush,
@@ -230,7 +230,7 @@ fn administer(partition: &Partition<RealEnv>, id: u32, request: Request<'_>) -> 
             Command::ReadLog(version, limit) => partition.read_log(version, limit).await.map(|p| system::log_text(&p)),
             Command::Unknown => Err(Error::Diverged("this command is not in this version".to_string())),
         };
-        let finish: Finish = Box::new(move |conversation| match answer {
+        let finish: Finish<E> = Box::new(move |conversation| match answer {
             Ok(body) => ok(conversation, id, &[&body]),
             Err(error) => refuse(conversation, id, &error),
         });
@@ -239,8 +239,8 @@ fn administer(partition: &Partition<RealEnv>, id: u32, request: Request<'_>) -> 
 }
 
 /// A hold at a position of this history, or from now on.
-async fn hold(
-    partition: &Partition<RealEnv>,
+async fn hold<E: Env>(
+    partition: &Partition<E>,
     name: &str,
     epoch: u64,
     version: Version,
@@ -256,14 +256,14 @@ async fn hold(
 }
 
 /// Looks a key up: within the open transaction, or as of now.
-fn look(conversation: &mut Conversation, partition: &Partition<RealEnv>, key: &[u8]) -> Result<Lookup<RealEnv>, Error> {
+fn look<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, key: &[u8]) -> Result<Lookup<E>, Error> {
     match &mut conversation.transaction {
         Some(transaction) => partition.get(transaction, key),
         None => Ok(partition.get_at(conversation.ahead.snapshot(partition), key)),
     }
 }
 
-fn get(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32, key: &[u8]) -> Outcome {
+fn get<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, id: u32, key: &[u8]) -> Outcome<E> {
     match look(conversation, partition, key) {
         Ok(Lookup::Found(found)) => value(conversation, id, Some(&found)),
         Ok(Lookup::Absent) => value(conversation, id, None),
@@ -276,7 +276,7 @@ fn get(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32,
                     }
                     (answer, _) => answer,
                 };
-                let finish: Finish = Box::new(move |conversation| match answer {
+                let finish: Finish<E> = Box::new(move |conversation| match answer {
                     Ok(found) => value(conversation, id, found.as_deref()),
                     Err(error) => refuse(conversation, id, &error),
                 });
@@ -288,7 +288,12 @@ fn get(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32,
     Outcome::Done
 }
 
-fn get_many(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32, keys: &[&[u8]]) -> Outcome {
+fn get_many<E: Env>(
+    conversation: &mut Conversation<E>,
+    partition: &Partition<E>,
+    id: u32,
+    keys: &[&[u8]],
+) -> Outcome<E> {
     let mut found = Vec::with_capacity(keys.len());
     for key in keys {
         match look(conversation, partition, key) {
@@ -305,7 +310,7 @@ fn get_many(conversation: &mut Conversation, partition: &Partition<RealEnv>, id:
             (Err(Error::SnapshotTooOld), Some(again)) => again.read().await,
             (answer, _) => answer,
         };
-        let finish: Finish = Box::new(move |conversation| match answer {
+        let finish: Finish<E> = Box::new(move |conversation| match answer {
             Ok(values) => {
                 let dialect = conversation.session.dialect;
                 conversation.reply(|out| reply::encode_mget(dialect, id, &values, out));
@@ -317,19 +322,19 @@ fn get_many(conversation: &mut Conversation, partition: &Partition<RealEnv>, id:
 }
 
 /// A read outside any transaction: it has no snapshot to be true to, so one that was given up is replaced by a new one.
-struct Alone {
-    partition: Partition<RealEnv>,
+struct Alone<E: Env> {
+    partition: Partition<E>,
     ahead: RunAhead,
     keys: Vec<Vec<u8>>,
 }
 
-fn alone(conversation: &Conversation, partition: &Partition<RealEnv>, keys: &[&[u8]]) -> Option<Alone> {
+fn alone<E: Env>(conversation: &Conversation<E>, partition: &Partition<E>, keys: &[&[u8]]) -> Option<Alone<E>> {
     let keys = || keys.iter().map(|key| key.to_vec()).collect();
     let outside = conversation.transaction.is_none();
     outside.then(|| Alone { partition: partition.clone(), ahead: conversation.ahead, keys: keys() })
 }
 
-impl Alone {
+impl<E: Env> Alone<E> {
     async fn read(self) -> Result<Vec<Option<Value>>, Error> {
         const TRIES: u32 = 5;
         for _ in 0..TRIES {
@@ -344,7 +349,7 @@ impl Alone {
     }
 }
 
-async fn fetch_all(lookups: Vec<Lookup<RealEnv>>) -> Result<Vec<Option<Value>>, Error> {
+async fn fetch_all<E: Env>(lookups: Vec<Lookup<E>>) -> Result<Vec<Option<Value>>, Error> {
     let mut values = Vec::with_capacity(lookups.len());
     let mut bytes = 0;
     for lookup in lookups {
@@ -363,19 +368,19 @@ async fn fetch_all(lookups: Vec<Lookup<RealEnv>>) -> Result<Vec<Option<Value>>, 
 }
 
 /// A transaction of one request: it takes its snapshot at its own prepare.
-fn autocommit(partition: &Partition<RealEnv>, ahead: RunAhead) -> Transaction {
+fn autocommit<E: Env>(partition: &Partition<E>, ahead: RunAhead) -> Transaction {
     let mut transaction = partition.begin(ahead.snapshot(partition));
     transaction.late = true;
     transaction
 }
 
-fn write_one(
-    conversation: &mut Conversation,
-    partition: &Partition<RealEnv>,
+fn write_one<E: Env>(
+    conversation: &mut Conversation<E>,
+    partition: &Partition<E>,
     id: u32,
     key: &[u8],
     one: Write,
-) -> Outcome {
+) -> Outcome<E> {
     if conversation.transaction.is_none() {
         match partition.write_alone(key, &one) {
             Some(Ok(version)) => {
@@ -393,12 +398,12 @@ fn write_one(
     write(conversation, partition, id, vec![(key, one)])
 }
 
-fn write(
-    conversation: &mut Conversation,
-    partition: &Partition<RealEnv>,
+fn write<E: Env>(
+    conversation: &mut Conversation<E>,
+    partition: &Partition<E>,
     id: u32,
     writes: Vec<(&[u8], Write)>,
-) -> Outcome {
+) -> Outcome<E> {
     let alone = conversation.transaction.is_none();
     let mut transaction = conversation.transaction.take().unwrap_or_else(|| autocommit(partition, conversation.ahead));
     // All or nothing: a later pair may break a limit that the earlier ones do not.
@@ -423,7 +428,12 @@ fn write(
     Outcome::Done
 }
 
-fn delete_many(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32, keys: &[&[u8]]) -> Outcome {
+fn delete_many<E: Env>(
+    conversation: &mut Conversation<E>,
+    partition: &Partition<E>,
+    id: u32,
+    keys: &[&[u8]],
+) -> Outcome<E> {
     let alone = conversation.transaction.is_none();
     let mut transaction = conversation.transaction.take().unwrap_or_else(|| autocommit(partition, conversation.ahead));
     let mut lookups = Vec::with_capacity(keys.len());
@@ -468,7 +478,7 @@ fn delete_many(conversation: &mut Conversation, partition: &Partition<RealEnv>, 
                 (Err(error), Some(transaction))
             }
         };
-        let finish: Finish = Box::new(move |conversation| {
+        let finish: Finish<E> = Box::new(move |conversation| {
             let dialect = conversation.session.dialect;
             conversation.transaction = transaction;
             match outcome {
@@ -486,12 +496,12 @@ fn delete_many(conversation: &mut Conversation, partition: &Partition<RealEnv>, 
     }))
 }
 
-fn submit(
-    conversation: &mut Conversation,
-    partition: &Partition<RealEnv>,
+fn submit<E: Env>(
+    conversation: &mut Conversation<E>,
+    partition: &Partition<E>,
     id: u32,
     transaction: Transaction,
-) -> Outcome {
+) -> Outcome<E> {
     let ticket = partition.submit(transaction);
     match ticket.progress() {
         Progress::Prepared(version) => committed(conversation, partition, id, version),
@@ -500,7 +510,7 @@ fn submit(
             let partition = partition.clone();
             return Outcome::Later(Box::pin(async move {
                 let answer = ticket.prepared().await;
-                let finish: Finish = Box::new(move |conversation| match answer {
+                let finish: Finish<E> = Box::new(move |conversation| match answer {
                     Ok(version) => committed(conversation, &partition, id, version),
                     Err(error) => refuse(conversation, id, &error),
                 });
@@ -511,14 +521,14 @@ fn submit(
     Outcome::Done
 }
 
-fn committed(conversation: &mut Conversation, partition: &Partition<RealEnv>, id: u32, version: Version) {
+fn committed<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, id: u32, version: Version) {
     conversation.ahead.prepared(version);
     let (dialect, at) = (conversation.session.dialect, position(partition, version));
     conversation.reply(|out| reply::encode_committed(dialect, id, at, out));
 }
 
 /// The answer to a question about the node.
-pub fn answer_node(conversation: &mut Conversation, question: NodeQuestion, node: &system::NodeView) {
+pub fn answer_node<E: Env>(conversation: &mut Conversation<E>, question: NodeQuestion, node: &system::NodeView) {
     let dialect: Dialect = conversation.session.dialect;
     match question {
         NodeQuestion::Stat { id } => ok(conversation, id, &[node.json().as_bytes()]),

@@ -1,13 +1,13 @@
 //! The server: cores with their partitions and connections, from settings to shutdown.
 
 mod connection;
-mod conversation;
+pub mod conversation;
 mod core;
 mod errors;
-mod execute;
+pub mod execute;
 mod forward;
-mod handoff;
-mod input;
+pub mod handoff;
+pub mod input;
 mod node_view;
 mod retention;
 mod settings;

@@ -5,6 +5,7 @@
 use crate::wire::Position;
 use turnstone_engine::stats::Status;
 use turnstone_engine::tail::LogPage;
+use turnstone_executor::pace;
 
 /// Partition 0 has no commits; what it answers to one.
 pub const POSITION: Position = Position { partition: 0, epoch: 0, epoch_id: 0, version: 0 };
@@ -65,7 +66,7 @@ impl NodeView {
     }
 }
 
-/// A partition's figures as a JSON object.
+/// A partition's figures as a JSON object; called on its core.
 pub fn partition_json(s: &Status) -> String {
     let holds: Vec<String> = s
         .holds
@@ -85,6 +86,7 @@ pub fn partition_json(s: &Status) -> String {
         e = s.epoch,
         v = s.version
     );
+    let stretches = pace::stretches();
     let figures = [
         ("version", s.version),
         ("open_snapshots", s.open_snapshots),
@@ -113,6 +115,9 @@ pub fn partition_json(s: &Status) -> String {
         ("base_runs", s.base_runs),
         ("runs_merged", s.runs_merged),
         ("snapshots_given_up", s.snapshots_given_up),
+        ("compactions", s.compactions),
+        ("core_longest_stretch_us", stretches.longest.as_micros() as u64),
+        ("core_long_stretches", stretches.long),
         ("shared_flushes", s.shared_flushes),
         ("shared_flush_writes", s.shared_flush_writes),
         ("priors_asked", s.priors_asked),

@@ -15,6 +15,7 @@ use std::time::Duration;
 use turnstone_engine::buffer::{AlignedBuf, ReadBuf};
 use turnstone_engine::disk::{Disk, DiskError, DiskErrorKind, File, IoClass, OpenMode};
 use turnstone_engine::env::{Env, Level};
+use turnstone_engine::wal::shared_flush::SharedFlush;
 
 /// What a read may ask for beyond the end of its file: readers that go through a file in order take windows.
 const BEYOND: u64 = 4 << 20;
@@ -106,6 +107,10 @@ impl File for MemoryFile {
         Ok(())
     }
 
+    async fn shared_flush_device(&self) -> Result<Option<u64>, DiskError> {
+        Ok(None)
+    }
+
     async fn allocate(&self, length: u64) -> Result<(), DiskError> {
         let mut bytes = self.0.borrow_mut();
         let length = bytes.len().max(length as usize);
@@ -144,6 +149,9 @@ impl Env for MemoryEnv {
     }
     fn index(&self) -> &SimIndex {
         &self.index
+    }
+    fn shared_flush(&self, _device: u64) -> Option<Rc<SharedFlush<MemoryFile>>> {
+        None
     }
     fn now(&self) -> Duration {
         Duration::ZERO

@@ -208,6 +208,10 @@ impl Index for SimIndex {
             .collect())
     }
 
+    fn compactions(&self) -> u64 {
+        0
+    }
+
     async fn ingest_begin(&self, mark: Mark) -> Result<(), IndexError> {
         let number = self.number()?;
         let keys = self.0.image.borrow().directories.get(&number).map(|d| d.keys.clone()).unwrap_or_default();
