@@ -109,6 +109,8 @@ fn self_driven<E: Env>(shared: Rc<SharedFlush<<E::Disk as Disk>::File>>, env: E)
             shared.writes.set(shared.writes.get() + round.len() as u64);
             shared.flushes.set(shared.flushes.get() + 1);
             run_round(&shared, &env, round).await;
+            // The logs that were just answered have more by now, and take part in the next round.
+            env.give_way().await;
         }
     });
 }

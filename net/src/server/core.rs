@@ -31,6 +31,8 @@ use turnstone_executor::{Core, Ended, Handler, RealEnv, SocketId, placement};
 pub(super) const WIRE_MAX: usize = 1 << 20;
 /// Frames of one conversation per turn.
 const FRAMES_PER_TURN: usize = 256;
+/// How long conversations are run in a turn.
+const TURN_TIME: Duration = Duration::from_micros(500);
 /// How often deadlines are looked at.
 const SWEEP: Duration = Duration::from_millis(100);
 
@@ -54,6 +56,8 @@ pub struct ServerCore {
     sockets: RefCell<BTreeMap<SocketId, u64>>,
     pub(super) conversations: RefCell<BTreeMap<Key, Conversation>>,
     marked: RefCell<BTreeSet<Key>>,
+    /// The conversation that the last turn had no time for.
+    resume_at: Cell<Option<Key>>,
     /// Conversations with replies that wait for a partition's versions.
     waiting: RefCell<BTreeMap<u8, BTreeSet<Key>>>,
     outbox: RefCell<VecDeque<(usize, Message)>>,
@@ -88,6 +92,7 @@ impl ServerCore {
             sockets: RefCell::default(),
             conversations: RefCell::default(),
             marked: RefCell::default(),
+            resume_at: Cell::default(),
             waiting: RefCell::default(),
             outbox: RefCell::default(),
             silent: RefCell::default(),
@@ -442,6 +447,21 @@ impl ServerCore {
     }
 
     // ---- conversations ----
+
+    /// Runs the marked conversations for as long as a turn may take; the others come first in the next one.
+    fn advance_marked(&self) {
+        let mut then = std::mem::take(&mut *self.marked.borrow_mut());
+        let mut first = self.resume_at.take().map_or_else(BTreeSet::new, |key| then.split_off(&key));
+        let started = Instant::now();
+        while let Some(key) = first.pop_first().or_else(|| then.pop_first()) {
+            self.advance(key);
+            if started.elapsed() > TURN_TIME {
+                self.resume_at.set(first.first().or(then.first()).copied());
+                self.marked.borrow_mut().extend(first.into_iter().chain(then));
+                return;
+            }
+        }
+    }
 
     /// Runs the frames that a conversation has, up to a turn's share.
     fn advance(&self, key: Key) {
@@ -879,10 +899,7 @@ impl Handler for ServerCore {
         while let Ok(message) = self.core.inbox.try_recv() {
             self.take(message);
         }
-        let marked = std::mem::take(&mut *self.marked.borrow_mut());
-        for key in marked {
-            self.advance(key);
-        }
+        self.advance_marked();
         let mut full = Vec::new();
         while let Some((core, message)) = self.outbox.borrow_mut().pop_front() {
             // Order matters per core: behind a full inbox everything for that core waits.
