@@ -388,6 +388,12 @@ impl Ring {
         self.0.sockets.borrow_mut().remove(id.0).map(|s| s.fd)
     }
 
+    /// Who is at the other end.
+    pub fn peer(&self, id: SocketId) -> Option<std::net::SocketAddr> {
+        let copy = self.0.sockets.borrow_mut().get_mut(id.0)?.fd.try_clone().ok()?;
+        std::net::TcpStream::from(copy).peer_addr().ok()
+    }
+
     /// How many sockets there are.
     pub fn sockets(&self) -> usize {
         self.0.sockets.borrow().len()

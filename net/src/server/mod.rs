@@ -3,12 +3,14 @@
 mod connection;
 mod conversation;
 mod core;
+mod door;
 mod errors;
 mod execute;
 mod forward;
 mod handoff;
 mod input;
 mod node_view;
+mod refusals;
 mod retention;
 mod settings;
 mod shared;
