@@ -1,6 +1,7 @@
 //! What shakes TurnstoneDB: a simulated world, a model to compare with, checkers of histories, and helpers to run the real
 //! binaries. Nothing imports this crate.
 
+pub mod attack;
 pub mod crash;
 pub mod history;
 pub mod model;
