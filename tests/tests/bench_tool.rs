@@ -84,7 +84,11 @@ fn prefix_batch_and_partitions_are_where_they_were_asked_for() {
     assert_eq!(figure(&client.stat().expect("it serves"), "commits"), 40, "ten operations to a transaction");
     client.select(1).expect("it serves");
     assert_eq!(figure(&client.stat().expect("it serves"), "commits"), 0);
-    check(&phases(&home, &["-addr", &to, "-c", "4", "-n", "40", "-ratio", "0", "-partition", "5-8"])[0], 40, &["write_us"]);
+    check(
+        &phases(&home, &["-addr", &to, "-c", "4", "-n", "40", "-ratio", "0", "-partition", "5-8"])[0],
+        40,
+        &["write_us"],
+    );
     for partition in 5..=8 {
         client.select(partition).expect("it serves");
         assert_eq!(figure(&client.stat().expect("it serves"), "commits"), 10, "partition {partition}");
@@ -121,7 +125,7 @@ fn what_cannot_run_says_why() {
     let cases: [(&[&str], i32, &str); 9] = [
         (&["-addr", &nobody, "-n", "1"], 1, "nothing listens on"),
         (&["-addr", "localhost:port", "-n", "1"], 1, "port"),
-        (&["-addr", &to, "-c", "8", "-n", "8"], 1, "closed"),
+        (&["-addr", &to, "-c", "8", "-n", "8"], 1, "BUSY"),
         (&["-addr", &to, "-c", "1", "-n", "1", "--home", &elsewhere], 2, "--home"),
         (&["-addr", &to, "-ratio", "1.5"], 2, "1.5"),
         (&["-addr", &to, "-c", "0"], 2, "0 is not in"),

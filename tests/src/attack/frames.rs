@@ -13,8 +13,8 @@ use turnstone_tools::bench::workload::Numbers;
 
 /// Under this key the campaign keeps a value of [`BIG_BYTES`] in partition 1.
 pub const BIG_KEY: &[u8] = b"big";
-/// Larger than what sockets buffer, together with a few copies.
-pub const BIG_BYTES: usize = 4 << 20;
+/// So many of them as a client asks for here are more than sockets buffer.
+pub const BIG_BYTES: usize = 256 << 10;
 
 const TWO: Dialect = Dialect::Turnstone2;
 
@@ -234,7 +234,7 @@ fn drip(ground: &Ground, length: u32) -> How {
 fn never_reads(ground: &Ground, _: &mut Numbers) -> How {
     with(ground, &ground.client, |link| {
         let mut asked = link.ask(&Request::Select { name: b"1" }, 1);
-        for id in 2..10 {
+        for id in 2..98 {
             asked = asked.and_then(|()| link.ask(&Request::Get { key: BIG_KEY }, id));
         }
         if let Err(how) = asked {
