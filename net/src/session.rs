@@ -52,6 +52,11 @@ impl Session {
         Session { dialect, role, selected: 0, in_transaction: false, partitions, max_request, skip: 0 }
     }
 
+    /// Whether the rest of a frame that is too long is being skipped.
+    pub fn is_skipping(&self) -> bool {
+        self.skip > 0
+    }
+
     /// Looks at the front of `input`; answers how many bytes are done with, and what to do.
     pub fn next<'a>(&mut self, input: &'a [u8]) -> (usize, Step<'a>) {
         if self.skip > 0 {

@@ -1,6 +1,7 @@
 //! What shakes TurnstoneDB: a simulated world, a model to compare with, checkers of histories, fuzz targets, and helpers to
 //! run the real binaries. Nothing imports this crate but the wrappers of the fuzz targets in `tests/fuzz`.
 
+pub mod attack;
 pub mod crash;
 pub mod fuzz;
 pub mod history;

@@ -141,6 +141,7 @@ pub fn start(
         max_conns: config.max_conns as usize,
         max_handshakes: config.max_handshakes as usize,
         handshake_timeout: config.handshake_timeout,
+        request_timeout: config.request_timeout,
         idle_timeout: config.idle_timeout,
         write_timeout: config.write_timeout,
         max_request_size: config.max_request_size as u32,

@@ -31,6 +31,8 @@ const BUFFERS: usize = 256;
 const BUFFER_BYTES: usize = 17 << 10;
 /// A send is handed to the kernel in pieces of this many bytes, so that progress can be seen.
 const SEND_PIECE: usize = 256 << 10;
+/// How long a core sleeps that has no descriptor to be woken by.
+const WITHOUT_BELL: std::time::Duration = std::time::Duration::from_millis(1);
 /// A turn ends after this many completions, or this time.
 const TURN_COMPLETIONS: usize = 256;
 const TURN_TIME: Duration = Duration::from_micros(200);
@@ -298,11 +300,13 @@ impl Ring {
         if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
     }
 
-    /// Starts accepting; the listener stays with the caller.
+    /// Starts accepting, one connection a turn; the listener stays with the caller. A multishot accept would take all that
+    /// wait at once, and with them every descriptor, before anybody could say no.
     pub fn accept(&self, listener: i32) {
         let id = self.0.operations.borrow_mut().insert(Operation::Accept);
         self.0.accepting.set(Some((id, listener)));
-        let entry = opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_CLOEXEC).build();
+        let nobody = (std::ptr::null_mut(), std::ptr::null_mut());
+        let entry = opcode::Accept::new(types::Fd(listener), nobody.0, nobody.1).flags(libc::SOCK_CLOEXEC).build();
         self.push(entry.user_data(id));
     }
 
@@ -392,6 +396,12 @@ impl Ring {
         self.0.sockets.borrow_mut().remove(id.0).map(|s| s.fd)
     }
 
+    /// Who is at the other end.
+    pub fn peer(&self, id: SocketId) -> Option<std::net::SocketAddr> {
+        let copy = self.0.sockets.borrow_mut().get_mut(id.0)?.fd.try_clone().ok()?;
+        std::net::TcpStream::from(copy).peer_addr().ok()
+    }
+
     /// How many sockets there are.
     pub fn sockets(&self) -> usize {
         self.0.sockets.borrow().len()
@@ -475,7 +485,7 @@ impl Ring {
                     if let Some((_, listener)) = self.0.accepting.get().filter(|(accepting, _)| *accepting == id) {
                         self.0.accepting.set(None);
                         if result >= 0 {
-                            // The kernel ended it for a reason of its own.
+                            // The next one.
                             self.accept(listener);
                         }
                     }
@@ -586,7 +596,13 @@ impl Ring {
     /// Sleeps in glommio until the bell rings or somebody pokes.
     async fn sleep(&self, sleeper: &mut Option<Pin<Box<dyn Future<Output = ()>>>>) -> io::Result<()> {
         if sleeper.is_none() {
-            *sleeper = Some(Box::pin(until_readable(self.0.bell.duplicate()?)));
+            let Ok(bell) = self.0.bell.duplicate() else {
+                // Descriptors are short. A core must not end for that: it looks again in a moment.
+                glommio::timer::sleep(WITHOUT_BELL).await;
+                pace::passed();
+                return Ok(());
+            };
+            *sleeper = Some(Box::pin(until_readable(bell)));
         }
         let rung = poll_fn(|cx| {
             if self.0.poked.get() {

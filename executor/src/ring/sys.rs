@@ -53,6 +53,13 @@ pub fn set_no_delay(fd: i32) {
     unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, (&raw const one).cast(), length) };
 }
 
+/// Lets this many connections wait to be accepted, as far as the system's own limit goes: with the 128 of std a burst
+/// overflows, and who overflowed waits seconds for the next try of its system.
+pub fn listen_for(fd: i32, waiting: i32) {
+    // SAFETY: no pointers; on a socket that listens already this changes the length of its queue only.
+    unsafe { libc::listen(fd, waiting) };
+}
+
 /// Ends both directions of a socket, so that a receive in flight ends, too.
 pub fn shut_down(fd: i32) {
     // SAFETY: no pointers; a descriptor that is no socket is an error that changes nothing.
@@ -74,6 +81,16 @@ pub fn raise_limits() -> Vec<(&'static str, u64)> {
         reached.push((name, limit.rlim_max));
     }
     reached
+}
+
+/// How many descriptors this process may have.
+pub fn descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live structure of the right type.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } {
+        0 => limit.rlim_cur,
+        _ => u64::MAX,
+    }
 }
 
 /// Lets everybody else go first: for threads that nobody waits for.

@@ -1,5 +1,6 @@
 //! One connection's transport: its socket and TLS state, driven by hand, bytes in and bytes out.
 
+use super::refusals::Refusal;
 use crate::session::Session;
 use crate::tls::{Role, role_of};
 use crate::wire::Dialect;
@@ -62,6 +63,10 @@ pub struct Connection {
     pub leaving: Option<Leaving>,
     /// Bytes that came while it was leaving.
     pub extra: Vec<u8>,
+    /// Bytes of its handshake that wait for their turn.
+    pub unheard: Vec<u8>,
+    /// A ClientHello that waits for its answer.
+    pub accepted: Option<Box<Accepted>>,
     /// Encrypted bytes to send.
     pub wire: Vec<u8>,
     /// A send is in flight.
@@ -86,6 +91,30 @@ pub struct Connection {
     pub counted: bool,
 }
 
+/// What is wrong with what a peer sent.
+pub struct Fault {
+    /// Its kind.
+    pub kind: Refusal,
+    /// What it is.
+    pub text: String,
+}
+
+impl Fault {
+    /// Sorts an error of TLS.
+    fn of(error: &rustls::Error) -> Fault {
+        use rustls::Error::{InvalidCertificate, NoCertificatesPresented};
+        let kind = match error {
+            InvalidCertificate(_) | NoCertificatesPresented => Refusal::Certificate,
+            _ => Refusal::Handshake,
+        };
+        Fault { kind, text: error.to_string() }
+    }
+
+    fn bytes(error: impl std::fmt::Display) -> Fault {
+        Fault { kind: Refusal::Handshake, text: error.to_string() }
+    }
+}
+
 /// What a finished handshake tells.
 pub struct Introduction {
     /// The dialect that was agreed on.
@@ -103,6 +132,8 @@ impl Connection {
             place: Place::Nowhere,
             leaving: None,
             extra: Vec::new(),
+            unheard: Vec::new(),
+            accepted: None,
             wire: Vec::new(),
             sending: false,
             ending: false,
@@ -117,23 +148,28 @@ impl Connection {
         }
     }
 
+    /// Whether it is in its handshake.
+    pub fn is_greeting(&self) -> bool {
+        matches!(self.stage, Stage::Hello(_) | Stage::Handshake(_))
+    }
+
     /// Whether the handshake is over.
     pub fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open(_))
     }
 
     /// Feeds bytes to the ClientHello; answers the hello when it is whole, and how many bytes are left over.
-    pub fn hear_hello(&mut self, bytes: &mut &[u8]) -> Result<Option<Accepted>, String> {
+    pub fn hear_hello(&mut self, bytes: &mut &[u8]) -> Result<Option<Accepted>, Fault> {
         let Stage::Hello(acceptor) = &mut self.stage else { return Ok(None) };
         while !bytes.is_empty() {
-            acceptor.read_tls(bytes).map_err(|e| e.to_string())?;
+            acceptor.read_tls(bytes).map_err(Fault::bytes)?;
             match acceptor.accept() {
                 Ok(Some(accepted)) => return Ok(Some(accepted)),
                 Ok(None) => {}
                 Err((error, mut alert)) => {
                     // The alert tells the peer; that it may not be delivered changes nothing.
                     let _ = alert.write_all(&mut self.wire);
-                    return Err(error.to_string());
+                    return Err(Fault::of(&error));
                 }
             }
         }
@@ -141,7 +177,7 @@ impl Connection {
     }
 
     /// Goes on from the ClientHello.
-    pub fn greet(&mut self, accepted: Accepted, config: Arc<ServerConfig>) -> Result<(), String> {
+    pub fn greet(&mut self, accepted: Accepted, config: Arc<ServerConfig>) -> Result<(), Fault> {
         match accepted.into_connection(config) {
             Ok(mut tls) => {
                 tls.set_buffer_limit(None);
@@ -150,31 +186,31 @@ impl Connection {
             }
             Err((error, mut alert)) => {
                 let _ = alert.write_all(&mut self.wire);
-                Err(error.to_string())
+                Err(Fault::of(&error))
             }
         }
     }
 
     /// Decrypts bytes into `plain`; an error ends the connection.
-    pub fn hear(&mut self, mut bytes: &[u8], plain: &mut Vec<u8>) -> Result<(), String> {
+    pub fn hear(&mut self, mut bytes: &[u8], plain: &mut Vec<u8>) -> Result<(), Fault> {
         let (Stage::Handshake(tls) | Stage::Open(tls)) = &mut self.stage else { return Ok(()) };
         loop {
             let before = bytes.len();
             if !bytes.is_empty() {
-                tls.read_tls(&mut bytes).map_err(|e| e.to_string())?;
+                tls.read_tls(&mut bytes).map_err(Fault::bytes)?;
             }
             let state = match tls.process_new_packets() {
                 Ok(state) => state,
                 Err(error) => {
                     self.collect();
-                    return Err(error.to_string());
+                    return Err(Fault::of(&error));
                 }
             };
             let n = state.plaintext_bytes_to_read();
             if n > 0 {
                 let at = plain.len();
                 plain.resize(at + n, 0);
-                tls.reader().read_exact(&mut plain[at..]).map_err(|e| e.to_string())?;
+                tls.reader().read_exact(&mut plain[at..]).map_err(Fault::bytes)?;
             }
             if state.peer_has_closed() {
                 // What comes behind its goodbye is not its own, and is not looked at.
@@ -185,7 +221,7 @@ impl Connection {
                 break;
             }
             if bytes.len() == before {
-                return Err("bytes that TLS does not take".to_string());
+                return Err(Fault::bytes("bytes that TLS does not take"));
             }
         }
         self.collect();

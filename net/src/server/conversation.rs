@@ -8,6 +8,7 @@ use super::handoff::Parked;
 use super::input::Input;
 use crate::session::Session;
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 use turnstone_engine::env::Env;
 use turnstone_engine::types::Version;
 use turnstone_engine::{Partition, RunAhead, Transaction};
@@ -28,6 +29,16 @@ struct Waiting {
     bytes: Vec<u8>,
 }
 
+/// A request that has begun may take a second more for each so many bytes of it that came.
+const BYTES_PER_SECOND: u64 = 64 << 10;
+
+/// A request of which a part has come.
+pub struct Partial {
+    since: Instant,
+    /// Bytes of it that were skipped: it is too long and has been refused.
+    skipped: u64,
+}
+
 /// One conversation on the core of its partition.
 pub struct Conversation<E: Env = RealEnv> {
     /// Who speaks.
@@ -36,6 +47,8 @@ pub struct Conversation<E: Env = RealEnv> {
     pub input: Input,
     /// What is left of its input is less than a whole request.
     pub hungry: bool,
+    /// What is left of its input is the beginning of a request.
+    pub partial: Option<Partial>,
     /// Replies that may leave.
     pub out: Vec<u8>,
     /// The selected partition, where it is open.
@@ -69,6 +82,7 @@ impl<E: Env> Conversation<E> {
             session: parked.session,
             input: parked.input.into(),
             hungry: false,
+            partial: None,
             out: Vec::new(),
             partition: None,
             transaction: None,
@@ -109,6 +123,25 @@ impl<E: Env> Conversation<E> {
             encode(&mut last.bytes);
             self.waiting_bytes += last.bytes.len() - before;
         }
+    }
+
+    /// Less than a whole request is left: `left` bytes, or what is skipped, of which `used` came just now.
+    pub fn wait_for_more(&mut self, used: usize, left: usize) {
+        self.hungry = true;
+        self.over |= self.last_input;
+        if left == 0 && !self.session.is_skipping() {
+            self.partial = None;
+        } else {
+            self.partial.get_or_insert_with(|| Partial { since: Instant::now(), skipped: 0 }).skipped += used as u64;
+        }
+    }
+
+    /// Whether the rest of a request is due for longer than this, and longer than its length explains.
+    pub fn is_late(&self, limit: Duration) -> bool {
+        self.partial.as_ref().filter(|_| self.hungry).is_some_and(|partial| {
+            let came = partial.skipped + self.input.len() as u64;
+            partial.since.elapsed() > limit + Duration::from_secs(came / BYTES_PER_SECOND)
+        })
     }
 
     /// Bytes of replies that wait for a version to be published.

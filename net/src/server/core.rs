@@ -12,9 +12,10 @@ use super::conversation::{Conversation, Key};
 use super::execute::{self, NodeQuestion, Outcome};
 use super::handoff::{Greeting, Message, Moving, Parked};
 use super::node_view::NodeViews;
+use super::refusals::Refusal;
 use super::shared::Shared;
-use crate::session::Step;
-use crate::wire::{Dialect, ErrorCode, hint_from_alpn, reply};
+use crate::session::{Session, Step};
+use crate::wire::{Dialect, ErrorCode, WireError, hint_from_alpn, reply};
 use rustls::ServerConfig;
 use rustls::server::Accepted;
 use std::cell::{Cell, RefCell};
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use turnstone_engine::Partition;
 use turnstone_engine::env::Level;
+use turnstone_executor::ring::sys;
 use turnstone_executor::{Core, Ended, Handler, RealEnv, SocketId, placement};
 
 /// Encrypted bytes that may wait at a socket before its conversation stops.
@@ -33,8 +35,23 @@ pub(super) const WIRE_MAX: usize = 1 << 20;
 const FRAMES_PER_TURN: usize = 256;
 /// How long conversations are run in a turn.
 const TURN_TIME: Duration = Duration::from_micros(500);
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// Descriptors that no socket takes.
+const DESCRIPTORS_LEFT: u64 = 128;
 /// How often deadlines are looked at.
 const SWEEP: Duration = Duration::from_millis(100);
+
+/// When something is ended that may take this long at most: deadlines are looked at now and then, and not all of the
+/// time may have passed on this side.
+fn in_time(limit: Duration) -> Duration {
+    limit.saturating_sub((2 * SWEEP).min(limit / 10))
+}
+
+/// Which numbers sockets may have: some are left for files, which a server that serves has to open.
+fn descriptors_for_sockets(limit: u64) -> u64 {
+    limit - (limit / 4).min(DESCRIPTORS_LEFT)
+}
 
 /// A partition of this core.
 pub enum Slot {
@@ -48,7 +65,7 @@ pub enum Slot {
 pub struct ServerCore {
     pub(super) core: Rc<Core<Message>>,
     pub(super) settings: Arc<ServerSettings>,
-    tls: RefCell<Arc<ServerConfig>>,
+    pub(super) tls: RefCell<Arc<ServerConfig>>,
     pub(super) shared: Arc<Shared>,
     listener: Option<std::net::TcpListener>,
     pub(super) partitions: RefCell<BTreeMap<u8, Slot>>,
@@ -61,10 +78,16 @@ pub struct ServerCore {
     /// Conversations with replies that wait for a partition's versions.
     waiting: RefCell<BTreeMap<u8, BTreeSet<Key>>>,
     outbox: RefCell<VecDeque<(usize, Message)>>,
-    /// Connections that have said nothing yet, oldest first; others may be among them.
-    silent: RefCell<VecDeque<u64>>,
+    /// Connections in their handshakes, oldest first; others may be among them.
+    pub(super) greeting: RefCell<VecDeque<u64>>,
+    /// Connections whose handshake has something to be done.
+    pub(super) to_greet: RefCell<VecDeque<u64>>,
+    /// A socket with this number or a higher one is not taken: files must be opened, too.
+    descriptors_max: u64,
     next_connection: Cell<u64>,
     next_core: Cell<usize>,
+    /// The core that is asked next to make room for a handshake.
+    pub(super) next_room: Cell<usize>,
     pub(super) views: NodeViews,
     stopping: Cell<Option<Instant>>,
     closing: Cell<bool>,
@@ -95,9 +118,12 @@ impl ServerCore {
             resume_at: Cell::default(),
             waiting: RefCell::default(),
             outbox: RefCell::default(),
-            silent: RefCell::default(),
+            greeting: RefCell::default(),
+            to_greet: RefCell::default(),
+            descriptors_max: descriptors_for_sockets(sys::descriptor_limit()),
             next_connection: Cell::new(1),
             next_core: Cell::new(0),
+            next_room: Cell::new(0),
             views: NodeViews::default(),
             stopping: Cell::new(None),
             closing: Cell::new(false),
@@ -117,6 +143,7 @@ impl ServerCore {
         if let Some(listener) = &self.listener
             && self.stopping.get().is_none()
         {
+            sys::listen_for(listener.as_raw_fd(), BACKLOG);
             self.core.ring.accept(listener.as_raw_fd());
         }
     }
@@ -185,7 +212,7 @@ impl ServerCore {
         self.core.ring.close(connection.socket);
         if connection.counted {
             self.shared.connection_closed();
-        } else if matches!(connection.stage, Stage::Hello(_) | Stage::Handshake(_)) {
+        } else if connection.is_greeting() {
             self.shared.handshake_over();
         }
         match connection.place {
@@ -203,45 +230,14 @@ impl ServerCore {
     }
 
     /// Ends a connection at once.
-    fn abort(&self, id: u64) {
+    pub(super) fn abort(&self, id: u64) {
         let connection = self.connections.borrow_mut().remove(&id);
         if let Some(connection) = connection {
             self.drop_connection(id, connection);
         }
     }
 
-    fn is_silent(&self, id: u64) -> bool {
-        let connections = self.connections.borrow();
-        connections.get(&id).is_some_and(|c| matches!(c.stage, Stage::Hello(_)) && c.leaving.is_none())
-    }
-
-    /// Makes room for a newcomer's handshake: who says nothing must not lock others out.
-    fn drop_oldest_silent(&self) -> bool {
-        loop {
-            let Some(id) = self.silent.borrow_mut().pop_front() else { return false };
-            if self.is_silent(id) {
-                self.shared.count_failed_handshake();
-                let text = "a connection that said nothing was closed: others want to come in (max_handshakes)";
-                self.shared.log_refusal(&self.core.log, text.to_string());
-                self.abort(id);
-                return true;
-            }
-        }
-    }
-
-    fn fail_handshake(&self, id: u64, why: &str) {
-        self.shared.count_failed_handshake();
-        self.shared.log_refusal(&self.core.log, format!("a connection was refused in its handshake: {why}"));
-        self.with(id, |connection| {
-            connection.ending = true;
-            if matches!(connection.stage, Stage::Hello(_) | Stage::Handshake(_)) {
-                self.shared.handshake_over();
-            }
-            connection.stage = Stage::Ending;
-        });
-    }
-
-    fn hear(&self, id: u64, mut bytes: &[u8]) {
+    pub(super) fn hear(&self, id: u64, mut bytes: &[u8]) {
         let hello = self.with(id, |connection| {
             connection.heard = Instant::now();
             if connection.leaving.is_some() {
@@ -252,7 +248,7 @@ impl ServerCore {
         });
         match hello {
             None => return,
-            Some(Err(why)) => return self.fail_handshake(id, &why),
+            Some(Err(fault)) => return self.fail_handshake(id, &fault),
             Some(Ok(Some(accepted))) => self.choose_core(id, accepted, bytes),
             Some(Ok(None)) => {}
         }
@@ -273,8 +269,8 @@ impl ServerCore {
         };
         if target == self.core.index {
             let greeted = self.with(id, |connection| connection.greet(accepted, self.tls.borrow().clone()));
-            if let Some(Err(why)) = greeted {
-                self.fail_handshake(id, &why);
+            if let Some(Err(fault)) = greeted {
+                self.fail_handshake(id, &fault);
             }
             return;
         }
@@ -285,7 +281,7 @@ impl ServerCore {
         self.leave_when_silent(id);
     }
 
-    fn hear_tls(&self, id: u64, bytes: &[u8]) {
+    pub(super) fn hear_tls(&self, id: u64, bytes: &[u8]) {
         let mut plain = Vec::new();
         let heard = self.with(id, |connection| {
             if connection.leaving.is_some() {
@@ -295,12 +291,17 @@ impl ServerCore {
         });
         match heard {
             None => return,
-            Some(Err(why)) => {
+            Some(Err(fault)) => {
                 let open = self.connections.borrow().get(&id).is_some_and(Connection::is_open);
                 if open {
+                    self.refuse(
+                        id,
+                        Refusal::Encrypted,
+                        &format!("was closed, not encrypted as agreed: {}", fault.text),
+                    );
                     self.with(id, |connection| connection.ending = true);
                 } else {
-                    self.fail_handshake(id, &why);
+                    self.fail_handshake(id, &fault);
                 }
                 return;
             }
@@ -309,8 +310,8 @@ impl ServerCore {
                     return;
                 }
                 if let Err(why) = &introduction.role {
-                    let text = format!("a certificate names no role, everything is denied: {why}");
-                    self.shared.log_refusal(&self.core.log, text);
+                    let what = format!("names no role, everything is denied: {why}");
+                    self.refuse(id, Refusal::Role, &what);
                 }
                 let session = session(&introduction, self.settings.partitions, self.settings.max_request_size);
                 self.start_conversation(id, Parked { session, input: Vec::new(), last_input: false });
@@ -332,7 +333,7 @@ impl ServerCore {
             return true;
         }
         let text = format!("the limit of {} connections is reached (max_conns)", self.settings.max_conns);
-        self.shared.log_refusal(&self.core.log, format!("a connection was refused: {text}"));
+        self.refuse(id, Refusal::MaxConns, &format!("was refused: {text}"));
         let text = if dialect == Dialect::V1 { "Max connections" } else { &text };
         let mut frame = Vec::new();
         reply::encode_error(dialect, 0, ErrorCode::Busy, text, &mut frame);
@@ -501,11 +502,11 @@ impl ServerCore {
             match step {
                 Step::NeedMore => {
                     at += used;
-                    conversation.hungry = true;
-                    conversation.over |= conversation.last_input;
+                    conversation.wait_for_more(used, input.len() - at);
                     break;
                 }
                 Step::Refuse { id, error } => {
+                    self.count_bad_request(key, &conversation.session, &error);
                     let dialect = conversation.session.dialect;
                     conversation.reply(|out| reply::encode_error(dialect, id, error.code, &error.text, out));
                 }
@@ -532,10 +533,22 @@ impl ServerCore {
             }
             at += used;
             frames += 1;
+            conversation.partial = None;
         }
         input.take(at);
         conversation.input = input;
         more
+    }
+
+    /// What no client of ours sends; refusals that belong to the life of a client are not counted.
+    fn count_bad_request(&self, key: Key, session: &Session, error: &WireError) {
+        use ErrorCode::{Denied, Malformed, RequestTooLarge, UnknownOpcode};
+        // Who has no role was counted as it came in.
+        if session.role.is_some() && matches!(error.code, Denied | Malformed | RequestTooLarge | UnknownOpcode) {
+            // A forwarded conversation's socket is on another core.
+            let id = if key.home == self.core.index { key.id } else { 0 };
+            self.refuse(id, Refusal::Request, &format!("asked for what was refused: {}", error.text));
+        }
     }
 
     fn select(&self, conversation: &mut Conversation, id: u32, partition: u8) {
@@ -680,11 +693,15 @@ impl ServerCore {
             Message::Greet(greeting) => {
                 let Greeting { fd, accepted, extra, since } = *greeting;
                 let id = self.add_connection(fd, since);
-                match self.with(id, |connection| connection.greet(accepted, self.tls.borrow().clone())) {
-                    Some(Ok(())) => self.hear_tls(id, &extra),
-                    Some(Err(why)) => self.fail_handshake(id, &why),
-                    None => {}
-                }
+                self.with(id, |connection| {
+                    connection.accepted = Some(Box::new(accepted));
+                    connection.unheard = extra;
+                });
+                self.begin_handshake(id);
+                self.to_greet.borrow_mut().push_back(id);
+            }
+            Message::MakeRoom => {
+                self.end_oldest_handshake();
             }
             Message::Move(moving) => {
                 let Moving { fd, tls, parked, moves, peer_done } = *moving;
@@ -732,23 +749,45 @@ impl ServerCore {
         for (id, connection) in self.connections.borrow().iter() {
             let age = |since: Instant| now.saturating_duration_since(since);
             let key = self.here(*id);
-            if matches!(connection.stage, Stage::Hello(_) | Stage::Handshake(_)) {
-                if age(connection.since) > limits.handshake_timeout {
-                    late.push((*id, "its handshake took longer than handshake_timeout"));
+            if connection.is_greeting() {
+                if age(connection.since) > in_time(limits.handshake_timeout) {
+                    let what = "was closed: its handshake took longer than handshake_timeout";
+                    late.push((*id, Refusal::HandshakeTimeout, what));
                 }
-            } else if connection.sending && age(connection.send_since) > limits.write_timeout {
-                late.push((*id, "it took no replies for write_timeout"));
+            } else if connection.sending && age(connection.send_since) > in_time(limits.write_timeout) {
+                late.push((*id, Refusal::WriteTimeout, "was closed: it took no replies for write_timeout"));
             } else if age(connection.heard) > limits.idle_timeout && !self.is_busy(connection, key) {
-                late.push((*id, "it asked nothing for idle_timeout"));
+                late.push((*id, Refusal::IdleTimeout, "was closed: it asked nothing for idle_timeout"));
             }
         }
-        for (id, why) in late {
-            self.shared.count_deadline();
-            self.shared.log_refusal(&self.core.log, format!("a connection was closed: {why}"));
+        for (id, kind, what) in late {
+            self.refuse(id, kind, what);
             self.abort(id);
         }
+        self.end_late_requests();
+        self.shared.refusals.catch_up(&self.core.log);
         if let Some(deadline) = self.stopping.get() {
             self.go_on_stopping(now, deadline);
+        }
+    }
+
+    /// Says goodbye to conversations whose request has begun and does not come to its end.
+    fn end_late_requests(&self) {
+        let limit = in_time(self.settings.request_timeout);
+        let late: Vec<Key> = {
+            let mut conversations = self.conversations.borrow_mut();
+            let late = conversations.iter_mut().filter(|(_, c)| c.is_late(limit) && !c.over);
+            late.map(|(key, c)| {
+                c.over = true;
+                *key
+            })
+            .collect()
+        };
+        for key in late {
+            let id = if key.home == self.core.index { key.id } else { 0 };
+            let what = "was closed: a request that had begun was not whole within request_timeout";
+            self.refuse(id, Refusal::RequestTimeout, what);
+            self.mark(key);
         }
     }
 
@@ -814,25 +853,22 @@ impl ServerCore {
 impl Handler for ServerCore {
     fn accepted(&self, fd: OwnedFd) {
         self.shared.count_accepted();
-        let limit = self.settings.max_handshakes;
-        let room =
-            self.shared.admit_handshake(limit) || (self.drop_oldest_silent() && self.shared.admit_handshake(limit));
-        if !room {
-            self.shared.count_failed_handshake();
-            let text = "a connection was refused: too many handshakes at once (max_handshakes)";
-            return self.shared.log_refusal(&self.core.log, text.to_string());
+        if fd.as_raw_fd() as u64 >= self.descriptors_max {
+            let text = || "a connection was refused: descriptors are short (limit of open files)".to_string();
+            return self.shared.refusals.count(&self.core.log, Refusal::Descriptors, text);
+        }
+        if !self.admit_handshake() {
+            let text = || "a connection was refused: too many handshakes at once (max_handshakes)".to_string();
+            return self.shared.refusals.count(&self.core.log, Refusal::MaxHandshakes, text);
         }
         let id = self.add_connection(fd, Instant::now());
-        let mut silent = self.silent.borrow_mut();
-        while silent.front().is_some_and(|id| !self.is_silent(*id)) {
-            silent.pop_front();
-        }
-        silent.push_back(id);
+        self.begin_handshake(id);
     }
 
     fn accept_failed(&self, errno: i32) {
         let error = std::io::Error::from_raw_os_error(errno);
-        self.shared.log_refusal(&self.core.log, format!("a connection could not be accepted: {error}"));
+        let text = || format!("a connection could not be accepted: {error}");
+        self.shared.refusals.count(&self.core.log, Refusal::Descriptors, text);
         let this = self.this();
         // Descriptors may be short: not again at once.
         self.core.spawn(async move {
@@ -843,13 +879,17 @@ impl Handler for ServerCore {
 
     fn received(&self, socket: SocketId, bytes: &[u8]) {
         let id = self.sockets.borrow().get(&socket).copied();
-        if let Some(id) = id {
+        if let Some(id) = id
+            && !self.put_off(id, bytes)
+        {
             self.hear(id, bytes);
         }
     }
 
     fn receive_ended(&self, socket: SocketId, why: Ended) {
         let Some(id) = self.sockets.borrow().get(&socket).copied() else { return };
+        // What came before the end counts.
+        self.greet(id);
         let leaving = self.connections.borrow().get(&id).is_some_and(|c| c.leaving.is_some());
         match why {
             // Bytes behind which the peer closed may not be decrypted yet: the core that it goes to will see.
@@ -858,7 +898,12 @@ impl Handler for ServerCore {
             // It said goodbye before, and its requests are being answered.
             Ended::Closed if self.connections.borrow().get(&id).is_some_and(|c| c.peer_done) => {}
             // A peer that is gone needs no answers; what it committed goes on.
-            Ended::Closed | Ended::Failed(_) => self.abort(id),
+            Ended::Closed | Ended::Failed(_) => {
+                if self.was_greeting(id) {
+                    self.refuse(id, Refusal::WentAway, "went away in its handshake");
+                }
+                self.abort(id);
+            }
         }
     }
 
@@ -900,6 +945,7 @@ impl Handler for ServerCore {
             self.take(message);
         }
         self.advance_marked();
+        self.greet_some();
         let mut full = Vec::new();
         while let Some((core, message)) = self.outbox.borrow_mut().pop_front() {
             // Order matters per core: behind a full inbox everything for that core waits.
@@ -909,7 +955,7 @@ impl Handler for ServerCore {
                 full.push((core, message));
             }
         }
-        let again = !full.is_empty() || !self.marked.borrow().is_empty();
+        let again = !full.is_empty() || !self.marked.borrow().is_empty() || !self.to_greet.borrow().is_empty();
         *self.outbox.borrow_mut() = full.into();
         again
     }

@@ -130,6 +130,8 @@ pub enum Message {
         /// Cache of settled keys.
         cache: u64,
     },
+    /// Others want to come in: end the handshake that is under way for longest.
+    MakeRoom,
     /// New connections are greeted with these certificates.
     Certificates(Arc<ServerConfig>),
     /// Finish what is in flight and end.

@@ -3,12 +3,14 @@
 mod connection;
 pub mod conversation;
 mod core;
+mod door;
 mod errors;
 pub mod execute;
 mod forward;
 pub mod handoff;
 pub mod input;
 mod node_view;
+mod refusals;
 mod retention;
 mod settings;
 mod shared;

@@ -67,7 +67,8 @@ impl ServerCore {
         })
         .await;
         partitions.sort_by_key(|(number, _)| *number);
-        let (connections, accepted, refused) = self.shared.counts();
+        let (connections, accepted) = self.shared.counts();
+        let refused = self.shared.refusals.all();
         let uptime_ms = self.shared.uptime().as_millis();
         NodeView { uptime_ms, executors: cores, connections, accepted, refused, partitions }
     }

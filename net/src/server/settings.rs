@@ -19,6 +19,8 @@ pub struct ServerSettings {
     pub max_handshakes: usize,
     /// A handshake takes at most this long.
     pub handshake_timeout: Duration,
+    /// A request that has begun comes to its end within this time, and a second more per 64 KiB of it.
+    pub request_timeout: Duration,
     /// A connection that asks nothing is closed after this long.
     pub idle_timeout: Duration,
     /// A connection that takes no replies is closed after this long.

@@ -1,7 +1,9 @@
 //! Partition 0: what the node says of itself, as keys and as JSON. It is made when it is asked for, from all cores.
 //!
-//! Keys: `version`, `uptime_ms`, `executors`, `connections`, `partitions` (a JSON list), `partition/N` (a JSON object).
+//! Keys: `version`, `uptime_ms`, `executors`, `connections`, `accepted`, `refused` (a JSON object), `refused/REASON`,
+//! `partitions` (a JSON list), `partition/N` (a JSON object).
 
+use super::refusals::Refusal;
 use crate::wire::Position;
 use turnstone_engine::stats::Status;
 use turnstone_engine::tail::LogPage;
@@ -20,8 +22,8 @@ pub struct NodeView {
     pub connections: usize,
     /// Connections accepted since the start.
     pub accepted: u64,
-    /// Connections refused or dropped: at the limit, in the handshake, for a deadline.
-    pub refused: [u64; 3],
+    /// Connections and requests refused since the start, by reason.
+    pub refused: Vec<(Refusal, u64)>,
     /// Partition and JSON, in order.
     pub partitions: Vec<(u8, String)>,
 }
@@ -29,19 +31,33 @@ pub struct NodeView {
 impl NodeView {
     /// Everything.
     pub fn json(&self) -> String {
+        use Refusal::{Certificate, Descriptors, Handshake, HandshakeTimeout, IdleTimeout, MaxConns, MaxHandshakes};
+        use Refusal::{RequestTimeout, WentAway, WriteTimeout};
         format!(
             "{{\"version\":\"{}\",\"uptime_ms\":{},\"executors\":{},\"connections\":{},\"accepted\":{},\
-             \"refused_at_max_conns\":{},\"failed_handshakes\":{},\"closed_for_deadline\":{},\"partitions\":{}}}",
+             \"refused_at_max_conns\":{},\"failed_handshakes\":{},\"closed_for_deadline\":{},\"refused\":{},\
+             \"partitions\":{}}}",
             env!("CARGO_PKG_VERSION"),
             self.uptime_ms,
             self.executors,
             self.connections,
             self.accepted,
-            self.refused[0],
-            self.refused[1],
-            self.refused[2],
+            self.count(&[MaxConns]),
+            self.count(&[Handshake, Certificate, MaxHandshakes, Descriptors, WentAway]),
+            self.count(&[HandshakeTimeout, RequestTimeout, IdleTimeout, WriteTimeout]),
+            self.refused_json(),
             self.list()
         )
+    }
+
+    /// How many were refused for one of these reasons.
+    fn count(&self, kinds: &[Refusal]) -> u64 {
+        self.refused.iter().filter(|(kind, _)| kinds.contains(kind)).map(|(_, count)| count).sum()
+    }
+
+    fn refused_json(&self) -> String {
+        let items: Vec<String> = self.refused.iter().map(|(kind, n)| format!("\"{}\":{n}", kind.name())).collect();
+        format!("{{{}}}", items.join(","))
     }
 
     fn list(&self) -> String {
@@ -56,7 +72,13 @@ impl NodeView {
             "uptime_ms" => self.uptime_ms.to_string(),
             "executors" => self.executors.to_string(),
             "connections" => self.connections.to_string(),
+            "accepted" => self.accepted.to_string(),
+            "refused" => self.refused_json(),
             "partitions" => self.list(),
+            other if other.starts_with("refused/") => {
+                let name = other.strip_prefix("refused/")?;
+                self.refused.iter().find(|(kind, _)| kind.name() == name)?.1.to_string()
+            }
             other => {
                 let number = crate::wire::partition_from_decimal(other.strip_prefix("partition/")?.as_bytes())?;
                 self.partitions.iter().find(|(p, _)| *p == number)?.1.clone()

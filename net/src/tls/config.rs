@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use super::short_chains::ShortChains;
 use crate::wire::{ALPN_TURNSTONE2, Dialect, alpn_for_hint};
 
 /// Where one side's certificate, its key and the CA certificate are.
@@ -139,7 +140,7 @@ pub fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| unusable(&files.cert, error.to_string()))?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(ShortChains(verifier)))
         .with_single_cert(material.chain, material.key)
         .map_err(|error| unusable(&files.cert, error.to_string()))?;
     config.alpn_protocols = vec![ALPN_TURNSTONE2.to_vec()];

@@ -67,6 +67,8 @@ pub enum IdentityError {
     SeveralOrganizations(usize),
     /// The organisation is a string of a kind that is not read, for example UCS-2.
     StringKind,
+    /// Its key may not be used to sign, so a handshake proves nothing that its issuer meant.
+    MayNotSign,
     /// The organisation is not `TurnstoneDB <role>` with a role that exists.
     NoRole(String),
 }
@@ -81,6 +83,9 @@ impl fmt::Display for IdentityError {
             }
             IdentityError::StringKind => {
                 write!(f, "the certificate's organisation (O) is neither a UTF-8 nor a printable string")
+            }
+            IdentityError::MayNotSign => {
+                write!(f, "the certificate's key usage lacks digitalSignature, which TLS needs")
             }
             IdentityError::NoRole(found) => write!(
                 f,
@@ -99,6 +104,11 @@ pub fn role_of(der: &[u8]) -> Result<Role, IdentityError> {
     let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
     if !rest.is_empty() {
         return Err(IdentityError::Unreadable);
+    }
+    match certificate.key_usage() {
+        Ok(Some(usage)) if !usage.value.digital_signature() => return Err(IdentityError::MayNotSign),
+        Ok(_) => {}
+        Err(_) => return Err(IdentityError::Unreadable),
     }
     let mut organizations = certificate.subject().iter_organization();
     let organization = organizations.next().ok_or(IdentityError::NoOrganization)?;
@@ -161,6 +171,21 @@ mod tests {
         ] {
             assert_eq!(role_of(&with_organization(name)), Err(IdentityError::NoRole(name.to_owned())));
         }
+    }
+
+    #[test]
+    fn a_key_that_may_not_sign_has_no_role() {
+        let of = |usages: Vec<rcgen::KeyUsagePurpose>| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::OrganizationName, "TurnstoneDB client");
+            params.key_usages = usages;
+            role_of(params.self_signed(&KeyPair::generate().unwrap()).unwrap().der())
+        };
+        use rcgen::KeyUsagePurpose::{DigitalSignature, KeyEncipherment};
+        assert_eq!(of(vec![KeyEncipherment]), Err(IdentityError::MayNotSign));
+        assert_eq!(of(vec![KeyEncipherment, DigitalSignature]), Ok(Role::Client));
+        assert_eq!(of(vec![]), Ok(Role::Client), "without the extension every use is meant");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod authority;
 pub mod config;
 pub mod identity;
+mod short_chains;
 
 pub use authority::{Authority, AuthorityError, Issued, new_key_pem};
 pub use config::{ClientOffer, TlsError, TlsFiles, client_config, server_config};

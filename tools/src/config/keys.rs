@@ -157,6 +157,8 @@ config_keys! {
         "TLS handshakes under way at a time, counted apart from max_conns.";
     handshake_timeout: Duration = Kind::Duration(1, HOUR), "5s", now, hidden,
         "How long a TLS handshake may take.";
+    request_timeout: Duration = Kind::Duration(1, HOUR), "5s", now, hidden,
+        "How long a request may take from its first byte to its last, and a second more for each 64 KiB of it.";
     idle_timeout: Duration = Kind::Duration(1, 365 * DAY), "180s", now, hidden,
         "A connection without a request for this long is closed.";
     write_timeout: Duration = Kind::Duration(1, DAY), "10s", now, hidden,
