@@ -32,7 +32,7 @@ thread_local! {
     /// When this core's reactor was passed last.
     static PASSED: Cell<Instant> = Cell::new(Instant::now());
     /// Processor time of this core's thread when a task gave way last.
-    static GAVE_WAY: Cell<Duration> = Cell::new(Duration::ZERO);
+    static GAVE_WAY: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     static STRETCHES: Cell<Stretches> = Cell::default();
 }
 

@@ -8,7 +8,7 @@ mod errors;
 pub mod execute;
 mod forward;
 pub mod handoff;
-pub mod input;
+mod input;
 mod node_view;
 mod refusals;
 mod retention;
