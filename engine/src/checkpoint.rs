@@ -277,10 +277,17 @@ impl<E: Env> Core<E> {
 
     /// What the index holds for those keys of a generation of which that is not known, in their order.
     async fn priors(self: &Rc<Self>, generation: &Rc<Generation>, order: &[Place]) -> Result<Vec<Prior>, Error> {
-        let unknown: Vec<Place> =
-            order.iter().copied().filter(|place| generation.at(*place).prior == Prior::Unknown).collect();
+        let mut unknown: Vec<Place> = Vec::new();
+        for group in order.chunks(GROUP) {
+            unknown.extend(group.iter().filter(|place| generation.at(**place).prior == Prior::Unknown));
+            self.env.give_way().await;
+        }
         if self.manifest.get().index == 0 {
             return Ok(vec![Prior::Absent; unknown.len()]);
+        }
+        if unknown.is_empty() && self.index_bad.get() {
+            // Nothing is asked, but it must be well before anything is written for it.
+            self.ask_index(async |index: &E::Index| index.get_many(Vec::new()).await).await?;
         }
         let mut priors = Vec::with_capacity(unknown.len());
         for group in unknown.chunks(GROUP) {

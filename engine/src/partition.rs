@@ -351,8 +351,9 @@ impl<E: Env> Partition<E> {
     /// This partition's share of the memory for recent versions, bytes. A quarter of it, if that is more than
     /// `checkpoint_bytes`, starts a checkpoint.
     pub fn set_overlay_bytes(&self, bytes: u64) {
-        self.0.overlay_budget.set(bytes);
-        self.0.checkpoint_bytes.set(self.0.settings.checkpoint_bytes.max(bytes / 4));
+        let floor = self.0.settings.checkpoint_bytes;
+        self.0.overlay_budget.set(bytes.max(floor.saturating_mul(4)));
+        self.0.checkpoint_bytes.set(floor.max(bytes / 4));
         self.0.housekeeping.notify();
     }
 

@@ -47,17 +47,30 @@ fn is(key: Hashed<'_>) -> impl Fn(&Slot) -> bool + '_ {
     move |slot| slot.hash == key.hash && *slot.key == *key.key
 }
 
+impl Slot {
+    fn bytes(&self) -> u64 {
+        let value_bytes = if let Known::Value(_, value) = &self.known { value.len() } else { 0 };
+        (self.key.len() + value_bytes + OVERHEAD) as u64
+    }
+}
+
 fn take(table: &mut HashTable<Slot>, key: Hashed<'_>) -> Option<Slot> {
     table.find_entry(key.hash, is(key)).ok().map(|entry| entry.remove().0)
 }
 
 impl Shard {
+    /// Takes a key out of the half that has it: there is one at most.
+    fn remove(&mut self, key: Hashed<'_>) -> Option<Slot> {
+        if let Some(slot) = take(&mut self.young, key) {
+            self.young_bytes -= slot.bytes();
+            return Some(slot);
+        }
+        take(&mut self.old, key)
+    }
+
     fn insert(&mut self, slot: Slot, half_bytes: u64) {
-        let value_bytes = if let Known::Value(_, value) = &slot.known { value.len() } else { 0 };
-        let bytes = (slot.key.len() + value_bytes + OVERHEAD) as u64;
-        let key = Hashed { key: &slot.key, hash: slot.hash };
-        take(&mut self.old, key);
-        take(&mut self.young, key);
+        let bytes = slot.bytes();
+        self.remove(Hashed { key: &slot.key, hash: slot.hash });
         if half_bytes < bytes {
             return;
         }
@@ -134,10 +147,7 @@ impl HotCache {
 
     /// Forgets a key that is being written; answers what was known of it.
     pub fn remove(&mut self, key: Hashed<'_>) -> Option<Known> {
-        let shard = &mut self.shards[shard_of(key.hash)];
-        // A key is in one half at most.
-        let slot = take(&mut shard.young, key).or_else(|| take(&mut shard.old, key));
-        slot.map(|slot| slot.known)
+        self.shards[shard_of(key.hash)].remove(key).map(|slot| slot.known)
     }
 
     /// Forgets everything.

@@ -19,6 +19,8 @@ use std::rc::Rc;
 /// Counted for each key besides its own bytes, and for each version besides its value, bytes: about what they take.
 const KEY_OVERHEAD: u64 = 160;
 const VERSION_OVERHEAD: u64 = 48;
+/// Versions that nobody sees are freed up to so many at a time.
+const UNSEEN_AT_ONCE: usize = 256;
 /// Parts of a generation.
 pub const SHARDS: usize = 64;
 
@@ -80,14 +82,16 @@ impl Slot {
         // Of the versions up to the oldest that anybody sees, only the newest is asked for.
         let below = self.older.partition_point(|(v, _)| *v <= oldest_seen);
         let unseen = if version <= oldest_seen { self.older.len() } else { below.saturating_sub(1) };
-        self.older.drain(..unseen).map(|(_, entry)| bytes_of(&entry)).sum()
+        // No more at a time than a call has time for; the next write of the key goes on.
+        self.older.drain(..unseen.min(UNSEEN_AT_ONCE)).map(|(_, entry)| bytes_of(&entry)).sum()
     }
 
     fn newest_at(&self, snapshot: Version) -> Option<&(Version, Entry)> {
         if self.newest.0 <= snapshot {
             return Some(&self.newest);
         }
-        self.older.iter().rev().find(|(version, _)| *version <= snapshot)
+        let below = self.older.partition_point(|(version, _)| *version <= snapshot);
+        self.older[..below].last()
     }
 }
 
@@ -186,16 +190,21 @@ impl Generation {
         &self.shards[place.shard as usize].slots[place.slot as usize]
     }
 
-    /// Takes up to `keys` keys out of a generation that nobody looks at any more, so that freeing it can be spread;
-    /// answers whether there are more.
-    pub fn dismantle(&mut self, keys: usize) -> bool {
-        let mut left = keys;
+    /// Takes about `versions` versions out of a generation that nobody looks at any more, so that freeing it can be
+    /// spread; answers whether there are more.
+    pub fn dismantle(&mut self, versions: usize) -> bool {
+        let mut left = versions;
         while let Some(shard) = self.shards.last_mut() {
-            let take = left.min(shard.slots.len());
-            shard.slots.truncate(shard.slots.len() - take);
-            left -= take;
-            if left == 0 {
-                return true;
+            while let Some(slot) = shard.slots.last_mut() {
+                if left == 0 {
+                    return true;
+                }
+                if slot.older.len() >= left {
+                    slot.older.truncate(slot.older.len() - left);
+                    return true;
+                }
+                left -= 1 + slot.older.len();
+                shard.slots.pop();
             }
             self.shards.pop();
         }
@@ -401,6 +410,22 @@ mod tests {
         let mut alone = Rc::try_unwrap(frozen).unwrap_or_else(|_| panic!("nobody else has it"));
         let pieces = std::iter::from_fn(|| alone.dismantle(512).then_some(())).count();
         assert_eq!((pieces, alone.len()), (5000 / 512, 0));
+    }
+
+    #[test]
+    fn a_key_with_many_versions_is_freed_piece_by_piece_as_well() {
+        let mut overlay = Overlay::default();
+        (1..=5000).for_each(|version| put(&mut overlay, "a", version, value("1"), 0));
+        assert_eq!(get(&overlay, 2500), Some((2500, value("1"))));
+        let all = overlay.bytes();
+        put(&mut overlay, "a", 5001, value("1"), 5000);
+        let freed = all + VERSION_OVERHEAD + 1 - overlay.bytes();
+        assert_eq!(freed, UNSEEN_AT_ONCE as u64 * (VERSION_OVERHEAD + 1));
+        let frozen = overlay.freeze(5001);
+        overlay.settle();
+        let mut alone = Rc::try_unwrap(frozen).unwrap_or_else(|_| panic!("nobody else has it"));
+        let pieces = std::iter::from_fn(|| alone.dismantle(512).then_some(())).count();
+        assert_eq!((pieces, alone.len()), ((5001 - UNSEEN_AT_ONCE) / 512, 0));
     }
 
     #[test]

@@ -26,6 +26,9 @@ use shared_flush::SharedFlush;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+/// A longer write, bytes, is flushed by itself: it would keep the neighbours' waiting.
+const SHARED_MAX: usize = 1 << 20;
+
 type FileOf<E> = <<E as Env>::Disk as Disk>::File;
 
 struct Active<E: Env> {
@@ -391,7 +394,7 @@ impl<E: Env> Wal<E> {
         };
         if self.env.sabotage() == Some(Sabotage::AckBeforeFlush) {
             file.write_at(buffer, u64::from(position.offset())).await?;
-        } else if let Some(shared) = shared {
+        } else if let Some(shared) = shared.filter(|_| buffer.len() <= SHARED_MAX) {
             shared.write_durable(&self.env, file, buffer, u64::from(position.offset())).await?;
         } else {
             file.write_durable(buffer, u64::from(position.offset())).await?;

@@ -488,10 +488,12 @@ impl ServerCore {
         let mut at = 0;
         let mut frames = 0;
         let mut more = false;
+        let started = Instant::now();
         conversation.hungry = false;
         while !conversation.blocked && conversation.leaving.is_none() && !conversation.over && !conversation.throttled {
             // Replies leave before more are made; those that wait come back when their version is published.
-            if frames == FRAMES_PER_TURN || conversation.out.len() > WIRE_MAX {
+            let long = frames % 16 == 15 && started.elapsed() > TURN_TIME;
+            if frames == FRAMES_PER_TURN || long || conversation.out.len() > WIRE_MAX {
                 more = true;
                 break;
             }
