@@ -59,7 +59,7 @@ fn at_the_door(bounds: &mut Bounds) {
     let ground = Ground::new(&home, &server);
     let watch = Watch { pid: server.pid() };
     let_in(&ground).expect("it serves");
-    let (resident, descriptors) = (watch.resident(), watch.descriptors());
+    let (resident, descriptors) = (watch.resident(), watch.no_files());
     for (name, bytes) in [("say nothing", Vec::new()), ("stop behind their ClientHello", hello(&ground.client))] {
         let peers = crowd(&ground, SILENT, &bytes);
         match let_in(&ground) {
@@ -78,8 +78,8 @@ fn at_the_door(bounds: &mut Bounds) {
     }
     let growth = watch.peak().saturating_sub(resident);
     bounds.hold(growth <= SILENT_GROWTH_KIB, &format!("memory grew by {growth} KiB, at most {SILENT_GROWTH_KIB}"));
-    let back = watch.descriptors_back(descriptors, REFUSED_WITHIN);
-    bounds.hold(back <= descriptors, &format!("descriptors {descriptors} before, {back} after"));
+    let back = watch.no_files_back(descriptors, REFUSED_WITHIN);
+    bounds.hold(back <= descriptors, &format!("descriptors without files {descriptors} before, {back} after"));
     let log = server.log().join("\n");
     bounds.hold(log.contains("max_handshakes") && log.contains("handshake_timeout"), "the log names both limits");
 }

@@ -26,17 +26,39 @@ impl Watch {
         self.status("VmHWM:")
     }
 
-    /// Open descriptors.
-    pub fn descriptors(self) -> u64 {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("the server runs").count() as u64
+    /// What is open, by name: `socket:[17]`, a path, `anon_inode:[eventfd]`.
+    pub fn open(self) -> Vec<String> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("the server runs").flatten();
+        // One may be closed between the two looks.
+        entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).map(|to| to.display().to_string()).collect()
     }
 
-    /// Waits until there are no more than `limit` descriptors; answers how many there are then, or at the end of the
+    /// Open descriptors.
+    pub fn descriptors(self) -> u64 {
+        self.open().len() as u64
+    }
+
+    /// Open descriptors that are no files: the data's files come and go with checkpoints, whoever is connected.
+    pub fn no_files(self) -> u64 {
+        self.open().iter().filter(|name| !name.starts_with('/')).count() as u64
+    }
+
+    /// How long the thread of it that waited longest was ready to run and did not.
+    pub fn waited(self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the server runs").flatten();
+        let waits = tasks.filter_map(|task| {
+            let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split_whitespace().nth(1)?.parse().ok()
+        });
+        Duration::from_nanos(waits.max().unwrap_or(0))
+    }
+
+    /// Waits until there are no more than `limit` descriptors that are no files; answers how many there are then, or at the end of the
     /// patience.
-    pub fn descriptors_back(self, limit: u64, patience: Duration) -> u64 {
+    pub fn no_files_back(self, limit: u64, patience: Duration) -> u64 {
         let started = Instant::now();
         loop {
-            let now = self.descriptors();
+            let now = self.no_files();
             if now <= limit || started.elapsed() > patience {
                 return now;
             }
