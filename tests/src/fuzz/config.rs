@@ -85,7 +85,8 @@ fn same_again(config: &Config) {
 
 fn short(error: &ConfigError, text: &str) {
     let error = error.to_string();
-    assert!(error.starts_with(FILE) || error.starts_with("--") || error.starts_with("TURNSTONE_"), "{error}");
+    let origins = [FILE, "--", "TURNSTONE_", "default: "];
+    assert!(origins.iter().any(|origin| error.starts_with(origin)), "{error}");
     // A character that is shown by its code takes up to ten.
     assert!(error.len() <= 500 + 10 * text.len(), "{} bytes", error.len());
 }
