@@ -248,6 +248,7 @@ impl<E: Env> Partition<E> {
         let position = core.position_of(core.published.get());
         let kept = core.kept(&manifest);
         let pinned: u64 = kept.pinned.iter().sum();
+        let (shared_flushes, shared_flush_writes) = core.wal().shared_counts();
         Status {
             partition: core.id,
             writable: manifest.writable,
@@ -284,8 +285,8 @@ impl<E: Env> Partition<E> {
             runs_merged: core.stats.runs_merged.get(),
             snapshots_given_up: core.stats.snapshots_given_up.get(),
             compactions: core.env.index().compactions(),
-            shared_flushes: core.wal().shared_counts().0,
-            shared_flush_writes: core.wal().shared_counts().1,
+            shared_flushes,
+            shared_flush_writes,
             priors_asked: core.stats.priors_asked.get(),
             index_mended: core.stats.index_mended.get(),
             segments_purged: core.stats.segments_purged.get(),

@@ -35,11 +35,6 @@ impl SharedFlushes {
     fn on(&self, device: u64) -> Rc<SharedFlush<RealFile>> {
         self.0.borrow_mut().entry(device).or_default().clone()
     }
-
-    /// Flushes so far, and the log writes that they covered.
-    pub fn counts(&self) -> (u64, u64) {
-        self.0.borrow().values().map(|shared| shared.counts()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
-    }
 }
 
 impl RealEnv {

@@ -167,6 +167,10 @@ mod tests {
     use crate::memory::overlay::Prior;
     use crate::types::Entry;
 
+    fn key(bytes: &[u8]) -> Key {
+        bytes.into()
+    }
+
     fn transaction(snapshot: Version) -> Transaction {
         Transaction::new(Snapshots::default().open(snapshot, Duration::ZERO), Duration::ZERO)
     }
@@ -180,16 +184,16 @@ mod tests {
         let mut writer = transaction(4);
         writer.write(&settings, b"a", Write::Delete).unwrap();
         assert!(matches!(
-            conflict(&overlay, &writer, writer.writes.keys(), false, None),
+            conflict(&overlay, &writer, [&key(b"a")].into_iter(), false, None),
             Some(Error::Conflict { newest: 5, snapshot: 4, .. })
         ));
         let mut reader = transaction(4);
         reader.note_read(b"a");
         reader.write(&settings, b"b", Write::Delete).unwrap();
-        assert!(conflict(&overlay, &reader, reader.writes.keys(), false, None).is_some());
+        assert!(conflict(&overlay, &reader, [&key(b"b")].into_iter(), false, None).is_some());
         let mut later = transaction(5);
         later.write(&settings, b"a", Write::Delete).unwrap();
-        assert!(conflict(&overlay, &later, later.writes.keys(), false, None).is_none());
+        assert!(conflict(&overlay, &later, [&key(b"a")].into_iter(), false, None).is_none());
     }
 
     #[test]

@@ -92,13 +92,14 @@ impl<F: File> SharedFlush<F> {
         if !self.running.replace(true) {
             let (shared, env) = (self.clone(), env.clone());
             // Not before the caller has yielded: logs that are written in the same turn are in the same round.
-            self_driven(shared, env);
+            drive(shared, env);
         }
         answer.taken().await
     }
 }
 
-fn self_driven<E: Env>(shared: Rc<SharedFlush<<E::Disk as Disk>::File>>, env: E) {
+/// Runs rounds until nothing waits.
+fn drive<E: Env>(shared: Rc<SharedFlush<<E::Disk as Disk>::File>>, env: E) {
     env.clone().spawn(async move {
         loop {
             let round = std::mem::take(&mut *shared.waiting.borrow_mut());
@@ -129,15 +130,12 @@ async fn run_round<E: Env>(
         (write.file, write.answer, result)
     };
     let mut written = all(round.into_iter().map(write)).await;
-    if env.sabotage() == Some(Sabotage::FlushJoinedLate) {
-        // What is written behind the beginning of a flush is not covered by it.
-        let files: Vec<_> = written.iter().map(|(file, ..)| file).collect();
-        let flushed = env.disk().flush(&files).await;
-        let late = std::mem::take(&mut *shared.waiting.borrow_mut());
-        written.extend(all(late.into_iter().map(write)).await);
-        return written.into_iter().for_each(|(_, answer, result)| answer.give(result.and(flushed.clone())));
-    }
     let files: Vec<_> = written.iter().map(|(file, ..)| file).collect();
     let flushed = env.disk().flush(&files).await;
+    if env.sabotage() == Some(Sabotage::FlushJoinedLate) {
+        // What is written behind the beginning of a flush is not covered by it.
+        let late = std::mem::take(&mut *shared.waiting.borrow_mut());
+        written.extend(all(late.into_iter().map(write)).await);
+    }
     written.into_iter().for_each(|(_, answer, result)| answer.give(result.and(flushed.clone())));
 }
