@@ -2,7 +2,17 @@
 //! more is allocated than asked for, and the part that starts at the right address is used.
 
 use crate::disk::BLOCK;
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut, Range};
+
+/// Buffers of up to `1 << (CLASSES - 1)` blocks are used again: most writes of a log and reads of a value are that short.
+const CLASSES: usize = 3;
+/// As many of each class wait on a thread, 2.5 MiB together.
+const SPARE_MAX: usize = 64;
+
+thread_local! {
+    static SPARE: RefCell<[Vec<Vec<u8>>; CLASSES]> = RefCell::default();
+}
 
 /// Zeroed bytes at an aligned address; the length is a multiple of [`BLOCK`].
 pub struct AlignedBuf {
@@ -15,10 +25,17 @@ impl AlignedBuf {
     /// At least `length` zero bytes, rounded up to whole blocks.
     pub fn zeroed(length: usize) -> AlignedBuf {
         let length = round_up(length);
-        let bytes = vec![0u8; length + BLOCK];
+        let class = class_of(length);
+        let spare = class.and_then(|class| SPARE.with_borrow_mut(|spare| spare[class].pop()));
+        let used = spare.is_some();
+        let bytes = spare.unwrap_or_else(|| vec![0u8; class.map_or(length, |class| BLOCK << class) + BLOCK]);
         let start = bytes.as_ptr().align_offset(BLOCK);
         assert!(start <= BLOCK, "a byte pointer can always be aligned");
-        AlignedBuf { bytes, start, length }
+        let mut buffer = AlignedBuf { bytes, start, length };
+        if used {
+            buffer.fill(0);
+        }
+        buffer
     }
 
     /// A copy of `bytes`, padded with zeros to whole blocks.
@@ -26,6 +43,26 @@ impl AlignedBuf {
         let mut buffer = AlignedBuf::zeroed(bytes.len());
         buffer[..bytes.len()].copy_from_slice(bytes);
         buffer
+    }
+}
+
+/// Which class has room for this many bytes, a multiple of [`BLOCK`].
+fn class_of(length: usize) -> Option<usize> {
+    let class = length.div_ceil(BLOCK).max(1).next_power_of_two().trailing_zeros() as usize;
+    (class < CLASSES).then_some(class)
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        let Some(class) = class_of(self.length) else { return };
+        let bytes = std::mem::take(&mut self.bytes);
+        // A thread that ends has no list any more.
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare[class].len() < SPARE_MAX {
+                spare[class].push(bytes);
+            }
+        });
     }
 }
 
@@ -74,11 +111,14 @@ mod tests {
 
     #[test]
     fn buffers_are_aligned_zeroed_and_padded() {
-        for length in [0, 1, 4095, 4096, 4097, 1 << 20] {
-            let buffer = AlignedBuf::zeroed(length);
+        let lengths = [0, 1, 4095, 4096, 4097, 16_384, 16_385, 1 << 20];
+        // Twice: the second time they are used again, after they were written to.
+        for length in lengths.into_iter().chain(lengths) {
+            let mut buffer = AlignedBuf::zeroed(length);
             assert_eq!(buffer.as_ptr() as usize % BLOCK, 0);
             assert_eq!(buffer.len(), round_up(length));
             assert!(buffer.iter().all(|b| *b == 0));
+            buffer.fill(7);
         }
         let copy = AlignedBuf::copy_of(b"abc");
         assert_eq!(&copy[..4], b"abc\0");

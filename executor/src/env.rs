@@ -3,7 +3,8 @@
 use crate::disk::{RealDisk, RealFile};
 use crate::index_lane::IndexLane;
 use crate::log::Log;
-use crate::node::{spawn_later, system_random};
+use crate::node::system_random;
+use crate::tasks::spawn_later;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;

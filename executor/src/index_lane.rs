@@ -5,6 +5,7 @@
 
 use crate::index_threads::IndexLanes;
 use crate::remote::{Desk, send};
+use crate::tasks;
 use std::cell::RefCell;
 use std::fs;
 use std::path::PathBuf;
@@ -129,7 +130,7 @@ impl Index for IndexLane {
             })
         };
         // Started at once, so that chunks find somebody who takes them.
-        let task = glommio::spawn_local(async move { desk.ask(&lane, work).await }).detach();
+        let task = tasks::spawn(async move { desk.ask(&lane, work).await }).detach();
         let answer = Box::pin(async move {
             task.await.unwrap_or_else(|| Err(IndexError("the ingestion's task is gone".to_string())))
         });

@@ -16,6 +16,7 @@ pub mod placement;
 pub mod remote;
 #[allow(unsafe_code, reason = "the kernel's interface; every use carries its proof")]
 pub mod ring;
+pub mod tasks;
 
 pub use env::RealEnv;
 pub use log::Log;

@@ -7,9 +7,10 @@ use crate::index_threads::{IndexLanes, IndexThreads};
 use crate::log::Log;
 use crate::pace;
 use crate::placement;
-use crate::remote::Desk;
+use crate::remote::{Desk, Job};
 use crate::ring::sys::Bell;
 use crate::ring::{Handler, Ring};
+use crate::tasks;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -118,23 +119,24 @@ impl<M> Core<M> {
 
     /// Starts a task on this core, not before the caller has yielded.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        spawn_later(task);
+        tasks::spawn_later(task);
+    }
+
+    /// Has `work`, which may block, done by a thread of its own.
+    pub async fn on_a_thread<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let (lane, jobs) = flume::bounded::<Job>(1);
+        std::thread::Builder::new().name(name.to_string()).spawn(move || jobs.iter().for_each(|job| job()))?;
+        Ok(self.desk.ask(&lane, work).await)
     }
 
     /// Ends after `how_long`.
     pub async fn sleep(&self, how_long: Duration) {
         glommio::timer::sleep(how_long).await;
     }
-}
-
-/// Starts a task that first runs when the caller has yielded: glommio's own `spawn_local` runs it at once, within the
-/// caller, whose state may be half-way.
-pub fn spawn_later(task: impl Future<Output = ()> + 'static) {
-    let later = async move {
-        futures_lite::future::yield_now().await;
-        task.await;
-    };
-    glommio::spawn_local(later).detach();
 }
 
 /// 64 bits from the system's generator.

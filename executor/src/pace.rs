@@ -8,6 +8,9 @@
 //! millisecond it waits on a timer that is due at once, which only glommio's reactor can fire. When all busy tasks do
 //! that, the run queue drains, the reactor looks at files, timers and blocking threads, and everybody goes on.
 //!
+//! While a core waits in its own ring, glommio's reactor waits with it; [`crate::ring`] bounds that to a millisecond and
+//! does it only when no task is in [`give_way`].
+//!
 //! A timer of the application's own that fires in that same window has the same effect, though the window is then a few
 //! instructions wide. [`heartbeat`] bounds what is left: parking arms the next application timer, so a core that was put
 //! to sleep wrongly wakes at the next beat.
@@ -27,16 +30,23 @@ const BEAT: Duration = Duration::from_millis(50);
 
 /// A stretch longer than this keeps others waiting.
 const LONG: Duration = Duration::from_millis(5);
+/// The thread's processor time is asked for at most this often: it is a system call, the time of day is none.
+const SAMPLE: Duration = Duration::from_micros(500);
 
 thread_local! {
     /// When this core's reactor was passed last.
     static PASSED: Cell<Instant> = Cell::new(Instant::now());
-    /// Processor time of this core's thread when a task gave way last.
-    static GAVE_WAY: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// When a task of this core gave way last.
+    static GAVE_WAY: Cell<Instant> = Cell::new(Instant::now());
+    /// The thread's processor time, and when it was asked for.
+    static SAMPLED: Cell<(Instant, Duration)> = Cell::new((Instant::now(), thread_time()));
+    /// Tasks within [`give_way`].
+    static WAITING: Cell<u32> = const { Cell::new(0) };
     static STRETCHES: Cell<Stretches> = Cell::default();
 }
 
-/// How long tasks of this core went on without giving way: their own processor time, not what the machine took.
+/// How long tasks of this core went on without giving way: their own processor time, not what the machine took; at most
+/// half a millisecond too much.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stretches {
     /// The longest.
@@ -52,8 +62,15 @@ pub fn stretches() -> Stretches {
 
 /// A stretch ends here.
 pub(crate) fn end_stretch() {
-    let now = thread_time();
-    let length = now.saturating_sub(GAVE_WAY.replace(now));
+    let now = Instant::now();
+    let passed = now - GAVE_WAY.replace(now);
+    let (sampled, before) = SAMPLED.get();
+    if now - sampled < SAMPLE {
+        return;
+    }
+    let own = thread_time();
+    SAMPLED.set((now, own));
+    let length = passed.min(own.saturating_sub(before));
     let seen = STRETCHES.get();
     if length > seen.longest || length > LONG {
         let long = seen.long + u64::from(length > LONG);
@@ -61,14 +78,36 @@ pub(crate) fn end_stretch() {
     }
 }
 
+/// Tasks of this core that gave way and want to go on.
+pub(crate) fn waiting() -> u32 {
+    WAITING.get()
+}
+
 /// Lets the other tasks of this core run, and the reactor if it has waited long enough.
 pub async fn give_way() {
     end_stretch();
+    let _counted = Counted::new();
     if PASSED.get().elapsed() < PASS {
         return futures_lite::future::yield_now().await;
     }
     glommio::timer::sleep(AT_ONCE).await;
     passed();
+}
+
+/// Counts a task that waits, also when it is given up in between.
+struct Counted;
+
+impl Counted {
+    fn new() -> Counted {
+        WAITING.set(WAITING.get() + 1);
+        Counted
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        WAITING.set(WAITING.get() - 1);
+    }
 }
 
 /// The caller was just woken by the reactor.

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use turnstone_net::client::{ClientError, ClientSettings, Connection};
@@ -68,10 +68,19 @@ impl Drop for TempDir {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, below those that the system gives to outgoing connections: whoever tries again and
+/// again to reach a server that is being restarted must not be given its port.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
-    listener.local_addr().expect("it is bound").port()
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 22_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(7919);
+    let candidates = (0..PORTS).map(|_| {
+        let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        (FIRST + n % PORTS) as u16
+    });
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    candidates.into_iter().find(is_free).expect("a port is free")
 }
 
 /// An initialised home.
@@ -82,8 +91,17 @@ pub struct TestHome {
 impl TestHome {
     /// Made by `turnstone --init`.
     pub fn new(label: &str) -> TestHome {
+        TestHome::init(label, &[])
+    }
+    /// Made by `turnstone --init --ca-from`: a node of the same cluster.
+    pub fn beside(other: &TestHome, label: &str) -> TestHome {
+        TestHome::init(label, &["--ca-from", &other.path().display().to_string()])
+    }
+    fn init(label: &str, flags: &[&str]) -> TestHome {
         let directory = TempDir::new(label);
-        let made = Command::new(binary("turnstone")).arg("--init").arg("--home").arg(directory.path()).output();
+        let mut command = Command::new(binary("turnstone"));
+        let command = command.env_remove("TURNSTONE_SHOW_LOG");
+        let made = command.arg("--init").arg("--home").arg(directory.path()).args(flags).output();
         let made = made.expect("turnstone runs");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         TestHome { directory }
@@ -111,7 +129,13 @@ impl TestHome {
     }
     /// The same behind other words, such as `taskset -c 0`.
     pub fn try_serve_under(&self, before: &[&str], program: PathBuf, flags: &[&str]) -> Result<TestServer, String> {
-        let port = free_port();
+        self.try_serve_on(free_port(), before, program, flags)
+    }
+    /// On a port that it had before.
+    pub fn serve_on(&self, port: u16, flags: &[&str]) -> TestServer {
+        self.try_serve_on(port, &[], binary("turnstone"), flags).expect("the server gets ready")
+    }
+    fn try_serve_on(&self, port: u16, before: &[&str], program: PathBuf, flags: &[&str]) -> Result<TestServer, String> {
         let started = Instant::now();
         let mut command = match before {
             [] => Command::new(program),
@@ -126,6 +150,8 @@ impl TestHome {
             .arg(self.path())
             .args(["--port", &format!("127.0.0.1:{port}")])
             .args(flags)
+            // It would be taken for a setting.
+            .env_remove("TURNSTONE_SHOW_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -148,7 +174,7 @@ impl TestHome {
             let left = READY.saturating_sub(started.elapsed());
             match lines.recv_timeout(left) {
                 Ok(line) => {
-                    let ready = line.contains("ready in ");
+                    let ready = line.contains(" ready in ");
                     seen.push(line);
                     if ready {
                         break;
@@ -178,7 +204,7 @@ impl TestHome {
         std::thread::park_timeout(life);
         child.kill().expect("it can be killed");
         let output = child.wait_with_output().expect("it ends");
-        !String::from_utf8_lossy(&output.stderr).contains("ready in ")
+        !String::from_utf8_lossy(&output.stderr).contains(" ready in ")
     }
     /// A connection's settings.
     pub fn client(&self, server: &TestServer, role: Role, offer: ClientOffer) -> ClientSettings {

@@ -1,12 +1,14 @@
 //! Two servers, the same load, alternating: what each operation costs.
 //!
+//! * [`alone`]: what has no counterpart: the v1 dialect, all partitions at once, readers beside writers, two executors.
 //! * [`servers`]: starting them pinned, and reading what they used.
 //! * [`yardsticks`]: what the disk and TLS alone cost, measured in the same run.
 
+mod alone;
 pub mod servers;
 pub mod yardsticks;
 
-use crate::real::{TestHome, binary, figure};
+use crate::real::{TestHome, binary};
 use serde_json::Value;
 use servers::{Peer, Redis, Usage};
 use std::process::Command;
@@ -40,7 +42,7 @@ struct Settings {
 }
 
 fn settings(words: impl Iterator<Item = String>) -> Result<Settings, String> {
-    let usage = "usage: side-by-side redis [--block 8s] [--rounds 1] [--only 'SET depth 1']";
+    let usage = "usage: side-by-side redis [--block 8s] [--rounds 1] [--only 'SET depth 1'|alone|calm|executors]";
     let mut settings = Settings { block: "8s".to_string(), rounds: 1, only: None };
     let mut words = words.peekable();
     if words.next().as_deref() != Some("redis") {
@@ -136,13 +138,16 @@ pub fn run(words: impl Iterator<Item = String>) -> Result<(), String> {
         admin.checkpoint().map_err(|e| e.to_string())?;
     }
     ours.server.stop();
-    let ours = servers::start_ours(&home, &[])?;
+    let mut ours = servers::start_ours(&home, &[])?;
     let redis = Redis::start(&home)?;
     fill(&home, &redis.peer.address, redis.peer.flags)?;
     println!(
         "two CPUs: servers on 0, generator on {CLIENT_CPU}; 128 B values, {KEYS} keys, mutual TLS 1.3 AES-128-GCM"
     );
-    println!("raw 4 KiB flush, one at a time: {}", yardsticks::flushes(home.path())?);
+    // A flush's end finds a core that sleeps sooner or later, depending on which core the disk interrupts.
+    for cpu in [0, 1] {
+        println!("raw 4 KiB flush, one at a time, on CPU {cpu}: {}", yardsticks::flushes(home.path(), cpu)?);
+    }
     println!("bare TLS echo of 200 B, one client: {}\n", yardsticks::echo(&home)?);
     println!(
         "{:<14} {:>9} {:>9} {:>6} | {:>8} {:>8} {:>6} | {:>5} {:>5} {:>6} {:>6} | {:>8} {:>8} {:>9}",
@@ -172,9 +177,20 @@ pub fn run(words: impl Iterator<Item = String>) -> Result<(), String> {
             compare(&home, &ours, &redis, workload, &settings)?;
         }
     }
-    if settings.only.is_none() {
+    drop(redis);
+    let wanted = |name: &str| settings.only.as_deref().is_none_or(|only| only == name);
+    if wanted("alone") {
         println!();
-        alone(&home, &ours, &settings)?;
+        alone::dialects_and_partitions(&home, &ours, &settings)?;
+    }
+    ours.server.stop();
+    if wanted("calm") {
+        println!();
+        alone::readers_beside_writers(&home, &settings)?;
+    }
+    if wanted("executors") {
+        println!();
+        alone::one_and_two_executors(&home, &settings)?;
     }
     Ok(())
 }
@@ -226,59 +242,10 @@ fn compare(
     Ok(())
 }
 
-struct Alone<'a> {
-    name: &'static str,
-    connections: u32,
-    depth: u32,
-    flags: &'a [&'a str],
-    partitions: &'a [u8],
-}
-
-/// What has no counterpart: the v1 dialect, and all partitions at once.
-fn alone(home: &TestHome, ours: &servers::Ours, settings: &Settings) -> Result<(), String> {
-    let all: Vec<u8> = (1..=16).collect();
-    let case = |name, connections, depth, flags, partitions| Alone { name, connections, depth, flags, partitions };
-    let cases = [
-        case("turnstone/2 SET, 64 clients, 1 partition", 64, 1, &[], &[1]),
-        case("turnstone/2 SET, 64 clients, 16 partitions", 64, 1, &["--partition", "1-16"], &all),
-        case("v1 Begin Set Commit, 50 clients, depth 1", 50, 1, &["--dialect", "v1"], &[1]),
-        case("v1 Begin Set Commit, 50 clients, depth 16", 50, 16, &["--dialect", "v1"], &[1]),
-    ];
-    println!(
-        "{:<44} {:>9} {:>8} {:>6} {:>6} {:>8} {:>10}",
-        "ours alone", "per s", "us", "srv", "client", "p50 us", "per flush"
-    );
-    for Alone { name, connections, depth, flags, partitions } in cases {
-        let workload = Workload { name: "", connections, depth, reads: false };
-        let before = ours.counts(home, partitions);
-        let b = block(home, &ours.peer, &workload, &settings.block, flags)?;
-        let (commits, batches) = ours.counts(home, partitions);
-        println!(
-            "{name:<44} {:>9.0} {:>8.2} {:>5.0}% {:>5.0}% {:>8.0} {:>10.1}",
-            b.per_second,
-            b.cpu,
-            b.server * 100.0,
-            b.client * 100.0,
-            b.p50,
-            (commits - before.0) as f64 / ((batches - before.1) as f64).max(1.0)
-        );
-    }
-    Ok(())
-}
-
-impl servers::Ours {
-    /// Transactions and flushes of logs so far, of these partitions together.
-    fn counts(&self, home: &TestHome, partitions: &[u8]) -> (u64, u64) {
-        let mut admin = home.connect(&self.server, Role::Admin, 1);
-        partitions.iter().fold((0, 0), |(commits, batches), partition| {
-            admin.select(*partition).expect("it is there");
-            let stat = admin.stat().expect("it answers");
-            // One that shares its flushes shares them with all others of its core: there is one core here.
-            let shared = figure(&stat, "shared_flushes");
-            let flushes = if shared > 0 { shared } else { batches + figure(&stat, "batches") };
-            (commits + figure(&stat, "commits"), flushes)
-        })
-    }
+/// A length of time as the generator reads it.
+fn milliseconds(text: &str) -> Result<u64, String> {
+    let (digits, scale) = text.strip_suffix("ms").map_or((text.trim_end_matches('s'), 1000), |digits| (digits, 1));
+    digits.parse().map(|n: u64| n * scale).map_err(|_| format!("{text} is no length of time: write 8s or 500ms"))
 }
 
 /// A duration as people read it.

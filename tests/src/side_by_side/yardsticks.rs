@@ -22,8 +22,17 @@ fn show(mut times: Vec<Duration>) -> String {
     format!("p50 {:.0} us, p99 {:.0} us", at(0.5), at(0.99))
 }
 
-/// Overwrites blocks of a pre-written file, each durable when the call returns.
-pub fn flushes(directory: &Path) -> Result<String, String> {
+/// Overwrites blocks of a pre-written file from one CPU, each durable when the call returns.
+pub fn flushes(directory: &Path, cpu: usize) -> Result<String, String> {
+    let directory = directory.to_path_buf();
+    let thread = std::thread::spawn(move || {
+        turnstone_executor::placement::pin_thread(cpu).map_err(|e| format!("CPU {cpu}: {e}"))?;
+        flushes_here(&directory)
+    });
+    thread.join().map_err(|_| "the flushing thread panicked")?
+}
+
+fn flushes_here(directory: &Path) -> Result<String, String> {
     let path = directory.join("yardstick");
     let failed = |e: std::io::Error| format!("{}: {e}", path.display());
     std::fs::write(&path, vec![0; BLOCK * 1024]).map_err(failed)?;
