@@ -10,11 +10,12 @@
 
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
-use crate::manifest::{EpochStart, Generation};
+use crate::manifest::{EpochStart, Generation, Role};
 use crate::memory::overlay::Prior;
 use crate::partition::{BatchEnd, Core, Partition};
 use crate::stats::add;
 use crate::sync::first_of;
+use crate::tail::Tailed;
 use crate::txn::writes::Writes;
 use crate::txn::{Transaction, Write, check_alone, conflict};
 use crate::types::{CommitPosition, Entry, Epoch, Key, LogPosition, Value, ValuePointer, Version};
@@ -33,12 +34,25 @@ const ROOM_MAX: usize = 1 << 20;
 
 /// Prepared transactions on their way into the log together.
 pub(crate) struct Batch {
-    body: Builder,
+    content: Content,
     last: Version,
     pointers: Vec<(u32, u64)>,
     cost: u64,
     /// It deletes every key.
     flushes: bool,
+}
+
+/// The body of a batch that is to be written.
+pub(crate) enum Content {
+    /// It grows until it is written.
+    Growing(Builder),
+    /// It came from the leader.
+    Whole {
+        /// The body.
+        bytes: Vec<u8>,
+        /// Version of its first transaction.
+        first_version: Version,
+    },
 }
 
 /// How far a submitted transaction is.
@@ -134,8 +148,8 @@ fn reserve_at_once<E: Env>(core: &Core<E>, cost: u64) -> bool {
 }
 
 pub(crate) fn write_alone<E: Env>(core: &Rc<Core<E>>, key: &[u8], write: &Write) -> Option<Result<Version, Error>> {
-    if core.closing.get() || !core.manifest.get().writable || core.overlay.borrow().bytes() >= core.overlay_budget.get()
-    {
+    let writable = core.manifest.get().writable();
+    if core.closing.get() || !writable || core.overlay.borrow().bytes() >= core.overlay_budget.get() {
         return None;
     }
     let entry = match write {
@@ -192,10 +206,8 @@ fn admit<E: Env>(core: &Rc<Core<E>>, transaction: &Transaction) -> Result<(), Er
     if core.closing.get() {
         return Err(Error::ShuttingDown);
     }
-    if !core.manifest.get().writable {
-        return Err(Error::NotLeader);
-    }
-    Ok(())
+    let manifest = core.manifest.get();
+    if manifest.writable() { Ok(()) } else { Err(manifest.refusal()) }
 }
 
 async fn reserve_and_prepare<E: Env>(
@@ -295,12 +307,10 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
     let sabotaged = core.env.sabotage() == Some(Sabotage::GenerationNotAdvanced);
     let secret = core
         .update_manifest(|m| {
-            let needed = m.generations.iter().rposition(|g| g.start <= oldest).unwrap_or(0);
-            m.generations.drain(..needed);
-            if !sabotaged || m.generations.is_empty() {
-                // A generation that wrote nothing is replaced.
-                m.generations.retain(|g| g.start < fresh.start);
-                m.generations.push(fresh);
+            if sabotaged && !m.generations.is_empty() {
+                forget_generations(&mut m.generations, oldest);
+            } else {
+                begin_generation(&mut m.generations, fresh, oldest);
             }
             begin_epoch(&mut m.epochs, epoch_id, first_version);
             m.generations.last().map_or(fresh.secret, |g| g.secret)
@@ -308,6 +318,19 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
         .await?;
     core.wal().begin_generation(secret);
     Ok(())
+}
+
+/// Drops the generations that no segment from `oldest` on needs.
+fn forget_generations(generations: &mut Vec<Generation>, oldest: LogPosition) {
+    let needed = generations.iter().rposition(|g| g.start <= oldest).unwrap_or(0);
+    generations.drain(..needed);
+}
+
+/// Adds a generation; one that wrote nothing is replaced.
+pub(crate) fn begin_generation(generations: &mut Vec<Generation>, fresh: Generation, oldest: LogPosition) {
+    forget_generations(generations, oldest);
+    generations.retain(|g| g.start < fresh.start);
+    generations.push(fresh);
 }
 
 /// Adds a reign; one that has no commit is superseded.
@@ -372,18 +395,38 @@ fn enqueue<E: Env>(
     add_to: impl FnOnce(&mut Builder),
 ) {
     let epoch = core.manifest.get().epoch_of(version);
-    let mut queue = core.queue.borrow_mut();
-    if !queue.back().is_some_and(|batch| batch.cost + cost <= BATCH_BYTES && batch.body.epoch() == epoch) {
-        let room = std::mem::take(&mut *core.batch_room.borrow_mut());
-        let body = Builder::new(epoch, version, room);
-        queue.push_back(Batch { body, last: version, pointers: Vec::new(), cost: 0, flushes: false });
+    {
+        let mut queue = core.queue.borrow_mut();
+        let grows = |batch: &Batch| match &batch.content {
+            Content::Growing(body) => batch.cost + cost <= BATCH_BYTES && body.epoch() == epoch,
+            Content::Whole { .. } => false,
+        };
+        if !queue.back().is_some_and(grows) {
+            let room = std::mem::take(&mut *core.batch_room.borrow_mut());
+            let content = Content::Growing(Builder::new(epoch, version, room));
+            queue.push_back(Batch { content, last: version, pointers: Vec::new(), cost: 0, flushes: false });
+        }
+        let Some(batch) = queue.back_mut() else { unreachable!("a batch was just made sure of") };
+        if let Content::Growing(body) = &mut batch.content {
+            add_to(body);
+        }
+        batch.last = version;
+        batch.pointers.extend(pointers.iter().map(|p| (p.file, p.offset)));
+        batch.cost += cost;
     }
-    let Some(batch) = queue.back_mut() else { unreachable!("a batch was just made sure of") };
-    add_to(&mut batch.body);
-    batch.last = version;
-    batch.pointers.extend(pointers.iter().map(|p| (p.file, p.offset)));
-    batch.cost += cost;
     add(&core.stats.commits, 1);
+    core.queue_changed.notify();
+}
+
+/// Adds a whole batch.
+pub(crate) fn push_batch<E: Env>(
+    core: &Core<E>,
+    content: Content,
+    last: Version,
+    pointers: Vec<(u32, u64)>,
+    cost: u64,
+) {
+    core.queue.borrow_mut().push_back(Batch { content, last, pointers, cost, flushes: false });
     core.queue_changed.notify();
 }
 
@@ -415,9 +458,12 @@ pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
 
 async fn persist<E: Env>(core: &Rc<Core<E>>) {
     let Some(batch) = core.queue.borrow_mut().pop_front() else { return };
-    let Batch { body, last, pointers, cost, flushes } = batch;
-    let first_version = body.first_version();
-    let bytes = body.finish(core.env.wall_ms());
+    let Batch { content, last, pointers, cost, flushes } = batch;
+    let (first_version, bytes) = match content {
+        Content::Growing(body) => (body.first_version(), body.finish(core.env.wall_ms())),
+        Content::Whole { bytes, first_version } => (first_version, bytes),
+    };
+    let places = if core.tail.borrow().is_wanted() { pointers.clone() } else { Vec::new() };
     let end = match core.wal().append(Append { body: &bytes, pointers, first_version, cost }).await {
         Ok(end) => end,
         Err(error) => match core.env.halt(format!("the log of partition {} failed: {error}", core.id)).await {},
@@ -425,6 +471,9 @@ async fn persist<E: Env>(core: &Rc<Core<E>>) {
     core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain: core.wal().chain() });
     add(&core.stats.batches, 1);
     add(&core.stats.log_bytes, bytes.len() as u64);
+    if core.tail.borrow().is_wanted() {
+        core.tail.borrow_mut().push(Tailed::new(first_version, last, bytes.clone(), places));
+    }
     if bytes.capacity() <= ROOM_MAX {
         core.batch_room.replace(bytes);
     }
@@ -474,7 +523,7 @@ impl<E: Env> Partition<E> {
                 let first_version = core.prepared.get() + 1;
                 core.update_manifest(|m| {
                     begin_epoch(&mut m.epochs, id, first_version);
-                    m.writable = true;
+                    m.role = Role::Leader;
                     m.epochs.last().map(|e| e.epoch)
                 })
                 .await
@@ -487,7 +536,7 @@ impl<E: Env> Partition<E> {
     /// Refuses writes from now on, until promoted; durable. What was prepared is published.
     pub async fn step_down(&self) -> Result<(), Error> {
         let core = &self.0;
-        core.update_manifest(|m| m.writable = false).await?;
+        core.update_manifest(|m| m.role = Role::SteppedDown).await?;
         core.published.reached(core.prepared.get()).await;
         core.log(Level::Info, "stepped down: writes are refused until it is promoted");
         Ok(())
@@ -497,31 +546,51 @@ impl<E: Env> Partition<E> {
     pub async fn flush_all(&self) -> Result<CommitPosition, Error> {
         let core = &self.0;
         begin_writing(core).await?;
+        if let Role::Follower(upstream) = self.role() {
+            return Err(Error::Follower { leader: upstream.address });
+        }
         if !self.writable() {
             // What is left is an empty leader.
             self.promote().await?;
         }
-        let _no_checkpoint = core.checkpoint_gate.enter().await;
-        core.paused(async || {
-            if core.closing.get() {
-                return Err(Error::ShuttingDown);
-            }
-            core.manifest.reserve().await?;
-            let cost = wal::cost(body::FLUSH_LEN, 0);
-            core.wal().reserve(cost).await?;
-            core.published.reached(core.prepared.get()).await;
-            let version = core.prepared.get() + 1;
-            core.prepared.set(version);
-            enqueue(core, version, &[], cost, Builder::add_flush);
-            if let Some(batch) = core.queue.borrow_mut().back_mut() {
-                batch.flushes = true;
-            }
-            core.published.reached(version).await;
-            core.retire_all(version).await?;
-            Ok(core.position_of(version))
-        })
-        .await
+        let check = |core: &Rc<Core<E>>| if core.closing.get() { Err(Error::ShuttingDown) } else { Ok(()) };
+        let cost = wal::cost(body::FLUSH_LEN, 0);
+        let version =
+            flush_with(core, cost, check, |core, version| enqueue(core, version, &[], cost, Builder::add_flush))
+                .await?;
+        Ok(core.position_of(version))
     }
+}
+
+/// Deletes every key by a batch of its own, which `push` adds to the queue: nothing is prepared and nothing checkpointed
+/// until it is durable and all runs are retired. Answers its version.
+pub(crate) async fn flush_with<E: Env>(
+    core: &Rc<Core<E>>,
+    cost: u64,
+    check: impl Fn(&Rc<Core<E>>) -> Result<(), Error>,
+    push: impl FnOnce(&Core<E>, Version),
+) -> Result<Version, Error> {
+    let _no_checkpoint = core.checkpoint_gate.enter().await;
+    core.paused(async || {
+        check(core)?;
+        core.manifest.reserve().await?;
+        core.wal().reserve(cost).await?;
+        core.published.reached(core.prepared.get()).await;
+        if let Err(error) = check(core) {
+            core.wal().release(cost);
+            return Err(error);
+        }
+        let version = core.prepared.get() + 1;
+        core.prepared.set(version);
+        push(core, version);
+        if let Some(batch) = core.queue.borrow_mut().back_mut() {
+            batch.flushes = true;
+        }
+        core.published.reached(version).await;
+        core.retire_all(version).await?;
+        Ok(version)
+    })
+    .await
 }
 
 impl<E: Env> Core<E> {

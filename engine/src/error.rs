@@ -53,6 +53,13 @@ pub enum Error {
     NoSpace(String),
     /// The partition does not take writes; promote it.
     NotLeader,
+    /// The partition follows another node: write there.
+    Follower {
+        /// The node, `host:port`.
+        leader: String,
+    },
+    /// What the leader sent does not continue what is here; the stream is opened again.
+    Upstream(String),
     /// The partition is closing.
     ShuttingDown,
     /// A file is damaged; restore it, or start with `truncate_corrupt_wal` where it is the log.
@@ -136,6 +143,8 @@ impl fmt::Display for Error {
             }
             Error::NoSpace(text) => write!(f, "no space left: {text}; nothing was written, free some space and retry"),
             Error::NotLeader => write!(f, "this partition takes no writes here; promote it first"),
+            Error::Follower { leader } => write!(f, "this partition follows {leader}; write there"),
+            Error::Upstream(what) => write!(f, "the leader's stream cannot be applied: {what}"),
             Error::ShuttingDown => write!(f, "the server is shutting down; retry elsewhere or later"),
             Error::Corrupt { file, offset, what } => write!(f, "{file} is damaged at offset {offset}: {what}"),
             Error::Newer { file, format, known } => write!(

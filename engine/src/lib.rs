@@ -15,6 +15,7 @@ pub mod commit;
 pub mod disk;
 pub mod env;
 pub mod error;
+pub mod follow;
 pub mod header;
 pub mod index;
 mod index_care;

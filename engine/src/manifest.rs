@@ -136,6 +136,55 @@ pub struct Hold {
     pub limit_bytes: u64,
 }
 
+/// Whose log a partition follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// The leader, `host:port`.
+    pub address: String,
+    /// The partition there.
+    pub partition: PartitionId,
+}
+
+/// What a partition is among the nodes that hold it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes.
+    #[default]
+    Leader,
+    /// It takes none until it is promoted, or follows.
+    SteppedDown,
+    /// Its log is another node's.
+    Follower(Upstream),
+}
+
+impl Role {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Role::SteppedDown => out.put_u8(0),
+            Role::Leader => out.put_u8(1),
+            Role::Follower(upstream) => {
+                out.put_u8(2);
+                out.put_u8(upstream.partition);
+                out.put_u16(upstream.address.len() as u16);
+                out.put(upstream.address.as_bytes());
+            }
+        }
+    }
+
+    fn decode(take: &mut Take<'_>) -> Result<Role, Truncated> {
+        match take.u8()? {
+            0 => Ok(Role::SteppedDown),
+            1 => Ok(Role::Leader),
+            2 => {
+                let (partition, length) = (take.u8()?, usize::from(take.u16()?));
+                let address = String::from_utf8(take.bytes(length)?.to_vec()).map_err(|_| Truncated)?;
+                Ok(Role::Follower(Upstream { address, partition }))
+            }
+            _ => Err(Truncated),
+        }
+    }
+}
+
 /// The whole of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
@@ -159,8 +208,8 @@ pub struct Manifest {
     pub holds: Vec<Hold>,
     /// The next file number (runs, value files, index directories).
     pub next_number: u32,
-    /// False after a step-down.
-    pub writable: bool,
+    /// What it is among the nodes that hold it.
+    pub role: Role,
     /// Live keys as of the mark.
     pub keys: u64,
     /// Live bytes per value file as of the mark.
@@ -180,7 +229,7 @@ impl Default for Manifest {
             segments: Vec::new(),
             holds: Vec::new(),
             next_number: 1,
-            writable: true,
+            role: Role::Leader,
             keys: 0,
             live: Vec::new(),
         }
@@ -257,7 +306,7 @@ impl Manifest {
             out.put_u64(h.limit_bytes);
         });
         out.put_u32(self.next_number);
-        out.put_u8(u8::from(self.writable));
+        self.role.encode(&mut out);
         out.put_u64(self.keys);
         put_counts(&self.live, &mut out);
         let mut whole = Vec::with_capacity(out.len() + 8);
@@ -301,7 +350,7 @@ impl Manifest {
                 Ok(Hold { name, version: t.u64()?, limit_bytes: t.u64()? })
             })?,
             next_number: take.u32()?,
-            writable: take.u8()? != 0,
+            role: Role::decode(take)?,
             keys: take.u64()?,
             live: counts(take)?,
         };
@@ -314,6 +363,19 @@ impl Manifest {
     /// The generation that a batch at `position` must belong to.
     pub fn generation_at(&self, position: LogPosition) -> Option<&Generation> {
         self.generations.iter().rev().find(|g| g.start <= position)
+    }
+
+    /// Whether it takes writes of its own.
+    pub fn writable(&self) -> bool {
+        self.role == Role::Leader
+    }
+
+    /// Why it does not.
+    pub fn refusal(&self) -> Error {
+        match &self.role {
+            Role::Follower(upstream) => Error::Follower { leader: upstream.address.clone() },
+            _ => Error::NotLeader,
+        }
     }
 
     /// The reign of a version.
@@ -500,7 +562,7 @@ mod tests {
             segments: vec![Segment { number: 1, first_version: 1, used: 8192, checkpointed_ms: Some(7) }],
             holds: vec![Hold { name: "backup".into(), version: 4, limit_bytes: 1 << 20 }],
             next_number: 5,
-            writable: false,
+            role: Role::Follower(Upstream { address: "leader:6379".to_string(), partition: 3 }),
             keys: 1,
             live: vec![(1, 100)],
         }

@@ -18,6 +18,7 @@ use crate::memory::overlay::Overlay;
 use crate::settings::Settings;
 use crate::stats::Stats;
 use crate::sync::{Gate, Notify, Watch};
+use crate::tail::Tail;
 use crate::txn::snapshots::{Snapshot, Snapshots};
 use crate::txn::{Transaction, Write};
 use crate::types::{CommitPosition, Entry, Key, LogPosition, PartitionId, Settled, Value, ValuePointer, Version};
@@ -67,6 +68,8 @@ pub(crate) struct Core<E: Env> {
     /// The last batch's bytes, to be used again.
     pub batch_room: RefCell<Vec<u8>>,
     pub queue_changed: Notify,
+    /// The newest batches, for those who follow.
+    pub tail: RefCell<Tail>,
     pub begin_gate: Gate,
     pub slow_gate: Gate,
     pub checkpoint_gate: Gate,
@@ -315,9 +318,11 @@ impl<E: Env> Partition<E> {
     /// Buffers a write.
     pub fn write(&self, transaction: &mut Transaction, key: &[u8], write: Write) -> Result<(), Error> {
         self.check(transaction)?;
-        if !self.0.manifest.get().writable {
-            return Err(Error::NotLeader);
+        let manifest = self.0.manifest.get();
+        if !manifest.writable() {
+            return Err(manifest.refusal());
         }
+        drop(manifest);
         transaction.write(&self.0.settings, key, write)
     }
 
@@ -334,7 +339,7 @@ impl<E: Env> Partition<E> {
 
     /// Whether it takes writes here.
     pub fn writable(&self) -> bool {
-        self.0.manifest.get().writable
+        self.0.manifest.get().writable()
     }
 
     /// Open snapshots, those of transactions among them.

@@ -90,6 +90,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         queue: RefCell::new(VecDeque::new()),
         batch_room: RefCell::default(),
         queue_changed: Notify::default(),
+        tail: RefCell::default(),
         begin_gate: Gate::default(),
         slow_gate: Gate::default(),
         checkpoint_gate: Gate::default(),

@@ -251,7 +251,7 @@ impl<E: Env> Partition<E> {
         let (shared_flushes, shared_flush_writes) = core.wal().shared_counts();
         Status {
             partition: core.id,
-            writable: manifest.writable,
+            role: manifest.role.clone(),
             epoch: position.epoch.number,
             epoch_id: position.epoch.id,
             version: position.version,

@@ -45,7 +45,7 @@ pub fn add(counter: &Cell<u64>, n: u64) {
 #[expect(missing_docs, reason = "the names carry their units; docs/operations.md explains each")]
 pub struct Status {
     pub partition: u8,
-    pub writable: bool,
+    pub role: crate::manifest::Role,
     pub epoch: u64,
     pub epoch_id: u64,
     pub version: u64,

@@ -1,14 +1,22 @@
 //! The log as consumers read it: whole transactions in order of their versions, only what is published.
+//!
+//! Who stays close behind is served from the newest batches in memory, which are kept while anybody wants them; who is
+//! further behind from the files, going on where it stopped.
 
 use crate::env::Env;
 use crate::error::Error;
-use crate::partition::Partition;
-use crate::types::{LogPosition, Version};
-use crate::wal::body::Body;
-use crate::wal::scan::Scanner;
+use crate::partition::{Core, Partition};
+use crate::types::{Key, LogPosition, Value, ValuePointer, Version};
+use crate::wal::body::{self, Body, Operation};
+use crate::wal::envelope::pointer;
+use crate::wal::scan::{Batch, Scanner};
+use std::collections::VecDeque;
+use std::rc::Rc;
 
 /// A page holds about this much at most, whatever was asked for, bytes.
 const PAGE_MAX: usize = 16 << 20;
+/// Newest batches in memory, bytes of their bodies.
+const TAIL_BYTES: usize = 4 << 20;
 
 /// A stretch of the log.
 pub struct LogPage {
@@ -18,56 +26,237 @@ pub struct LogPage {
     pub next: Version,
 }
 
+/// A durable batch in memory.
+pub(crate) struct Tailed {
+    first: Version,
+    last: Version,
+    bytes: Vec<u8>,
+    places: Vec<(u32, u64)>,
+}
+
+impl Tailed {
+    pub fn new(first: Version, last: Version, bytes: Vec<u8>, places: Vec<(u32, u64)>) -> Tailed {
+        Tailed { first, last, bytes, places }
+    }
+}
+
+/// The newest batches, oldest first.
+#[derive(Default)]
+pub(crate) struct Tail {
+    batches: VecDeque<Rc<Tailed>>,
+    bytes: usize,
+    readers: usize,
+}
+
+impl Tail {
+    /// Whether anybody reads it.
+    pub fn is_wanted(&self) -> bool {
+        self.readers > 0
+    }
+
+    pub fn push(&mut self, batch: Tailed) {
+        self.bytes += batch.bytes.len();
+        self.batches.push_back(Rc::new(batch));
+        while self.bytes > TAIL_BYTES && self.batches.len() > 1 {
+            let Some(oldest) = self.batches.pop_front() else { return };
+            self.bytes -= oldest.bytes.len();
+        }
+    }
+
+    /// The batches from the one with `version` on, up to `published`.
+    fn from(&self, version: Version, published: Version, limit_bytes: usize) -> Vec<Rc<Tailed>> {
+        let start = self.batches.partition_point(|batch| batch.last < version);
+        if self.batches.get(start).is_none_or(|batch| batch.first > version) {
+            return Vec::new();
+        }
+        let mut bytes = 0;
+        let mut fits = |batch: &&Rc<Tailed>| {
+            let before = bytes;
+            bytes += batch.bytes.len();
+            batch.last <= published && (before == 0 || before < limit_bytes)
+        };
+        self.batches.range(start..).take_while(|batch| fits(batch)).cloned().collect()
+    }
+}
+
+/// A batch as it goes to another node.
+pub struct Shipment {
+    /// Version of its first transaction.
+    pub first: Version,
+    /// Version of its last.
+    pub last: Version,
+    /// The body, as it is in the log.
+    pub body: Vec<u8>,
+    /// Its large values, in the order of the body: [`LogReader::value`] reads one.
+    pub values: Vec<(Key, ValuePointer)>,
+}
+
+impl Shipment {
+    fn new(first: Version, last: Version, bytes: Vec<u8>, body: Option<Body>, places: &[(u32, u64)]) -> Shipment {
+        let values = if places.is_empty() {
+            Vec::new()
+        } else {
+            let body = body.or_else(|| body::decode(&bytes, false).ok());
+            let operations = body.iter().flat_map(|body| body.transactions.iter().flatten());
+            let large = operations.filter_map(|operation| match operation {
+                Operation::SetLarge(key, length, checksum) => Some((key.clone(), *length, *checksum)),
+                _ => None,
+            });
+            large.zip(places).map(|((key, length, sum), place)| (key, pointer(*place, length, sum))).collect()
+        };
+        Shipment { first, last, body: bytes, values }
+    }
+}
+
+/// Reads published batches in order, without end.
+pub struct LogReader<E: Env> {
+    core: Rc<Core<E>>,
+    next: Version,
+    cursor: Option<Cursor>,
+}
+
+/// A place in the log's files.
+struct Cursor {
+    at: LogPosition,
+    chain: Option<u32>,
+    next: Version,
+}
+
+impl<E: Env> Drop for LogReader<E> {
+    fn drop(&mut self) {
+        let mut tail = self.core.tail.borrow_mut();
+        tail.readers -= 1;
+        if tail.readers == 0 {
+            *tail = Tail::default();
+        }
+    }
+}
+
+impl<E: Env> LogReader<E> {
+    /// Version of the next batch's first transaction, or one within it.
+    pub fn next_version(&self) -> Version {
+        self.next
+    }
+
+    /// The next batches that are published, about `limit_bytes` of them; none if there are none yet.
+    pub async fn read(&mut self, limit_bytes: usize) -> Result<Vec<Shipment>, Error> {
+        let published = self.core.published.get();
+        if self.next > published {
+            return Ok(Vec::new());
+        }
+        let recent = self.core.tail.borrow().from(self.next, published, limit_bytes);
+        if let Some(last) = recent.last() {
+            self.next = last.last + 1;
+            self.cursor = None;
+            let ship =
+                |batch: &Rc<Tailed>| Shipment::new(batch.first, batch.last, batch.bytes.clone(), None, &batch.places);
+            return Ok(recent.iter().map(ship).collect());
+        }
+        let cursor = self.cursor.take().filter(|cursor| cursor.next == self.next);
+        let (batches, cursor) = read_batches(&self.core, self.next, limit_bytes, cursor, true).await?;
+        self.next = cursor.next;
+        self.cursor = Some(cursor);
+        let ship = |batch: Batch| {
+            let (first, last) = (batch.body.first_version, batch.body.last_version());
+            Shipment::new(first, last, batch.bytes, Some(batch.body), &batch.envelope.pointers)
+        };
+        Ok(batches.into_iter().map(ship).collect())
+    }
+
+    /// Reads a large value of a shipment.
+    pub async fn value(&self, (key, place): &(Key, ValuePointer)) -> Result<Value, Error> {
+        self.core.values.read(key, *place).await
+    }
+}
+
+/// Published batches from `next` on, until their bodies pass `limit_bytes` (at least one, if there is one), and where to
+/// go on.
+async fn read_batches<E: Env>(
+    core: &Rc<Core<E>>,
+    next: Version,
+    limit_bytes: usize,
+    cursor: Option<Cursor>,
+    keep_bytes: bool,
+) -> Result<(Vec<Batch>, Cursor), Error> {
+    let partition = Partition(core.clone());
+    let published = core.published.get();
+    let segments = core.wal().segments();
+    let oldest = partition.oldest_version();
+    if next < oldest {
+        return Err(Error::Purged { wanted: next, oldest });
+    }
+    let numbers: Vec<u32> = segments.iter().map(|s| s.number).collect();
+    let manifest = core.manifest.get().clone();
+    let mut cursor = match cursor {
+        Some(cursor) => cursor,
+        None => {
+            let start = segments.iter().rev().find(|s| s.first_version <= next);
+            let at = start.map_or(core.wal().end(), |s| LogPosition::new(s.number, crate::disk::BLOCK as u32));
+            Cursor { at, chain: None, next }
+        }
+    };
+    let mut scanner = Scanner::new(&core.env, core.id, &manifest, &numbers, cursor.at, cursor.chain);
+    if keep_bytes {
+        scanner = scanner.keeping_bytes();
+    }
+    let limit_bytes = limit_bytes.min(PAGE_MAX);
+    let (mut batches, mut bytes) = (Vec::new(), 0);
+    while cursor.next <= published && (batches.is_empty() || bytes < limit_bytes) {
+        let batch = match scanner.next().await {
+            Ok(Some(batch)) => batch,
+            other => {
+                // A segment that was purged meanwhile reads as anything.
+                let oldest = partition.oldest_version();
+                if cursor.next < oldest {
+                    return Err(Error::Purged { wanted: cursor.next, oldest });
+                }
+                other?;
+                return Err(Error::Corrupt {
+                    file: crate::names::segment(scanner.position().segment()),
+                    offset: u64::from(scanner.position().offset()),
+                    what: format!("version {} cannot be read although it is published", cursor.next),
+                });
+            }
+        };
+        if !batch.body.transactions.is_empty() && batch.body.last_version() > published {
+            break;
+        }
+        (cursor.at, cursor.chain) = (scanner.position(), scanner.chain());
+        if batch.body.transactions.is_empty() || batch.body.last_version() < cursor.next {
+            continue;
+        }
+        bytes += batch.envelope.body_length as usize;
+        cursor.next = batch.body.last_version() + 1;
+        batches.push(batch);
+    }
+    Ok((batches, cursor))
+}
+
 impl<E: Env> Partition<E> {
     /// Reads published batches from `version` on, until their bodies pass `limit_bytes` (at least one, if there is one).
     pub async fn read_log(&self, version: Version, limit_bytes: usize) -> Result<LogPage, Error> {
-        let core = &self.0;
-        let published = core.published.get();
+        let published = self.0.published.get();
         if version > published + 1 {
-            return Err(Error::Diverged(format!(
-                "version {version} is not in this history, which ends at {published}"
-            )));
+            return Err(beyond(version, published));
         }
-        let segments = core.wal().segments();
-        let oldest = self.oldest_version();
+        let (batches, cursor) = read_batches(&self.0, version, limit_bytes, None, false).await?;
+        Ok(LogPage { batches: batches.into_iter().map(|batch| batch.body).collect(), next: cursor.next })
+    }
+
+    /// Reads the log from `version` on, for as long as the reader lives.
+    pub fn log_reader(&self, version: Version) -> Result<LogReader<E>, Error> {
+        let (published, oldest) = (self.0.published.get(), self.oldest_version());
+        if version > published + 1 {
+            return Err(beyond(version, published));
+        }
         if version < oldest {
             return Err(Error::Purged { wanted: version, oldest });
         }
-        let mut page = LogPage { batches: Vec::new(), next: version };
-        let Some(start) = segments.iter().rev().find(|s| s.first_version <= version) else { return Ok(page) };
-        let numbers: Vec<u32> = segments.iter().map(|s| s.number).collect();
-        let manifest = core.manifest.get().clone();
-        let from = LogPosition::new(start.number, crate::disk::BLOCK as u32);
-        let mut scanner = Scanner::new(&core.env, core.id, &manifest, &numbers, from, None);
-        let limit_bytes = limit_bytes.min(PAGE_MAX);
-        let mut bytes = 0;
-        while page.next <= published && (page.batches.is_empty() || bytes < limit_bytes) {
-            let batch = match scanner.next().await {
-                Ok(Some(batch)) => batch,
-                other => {
-                    // A segment that was purged meanwhile reads as anything.
-                    let oldest = self.oldest_version();
-                    if page.next < oldest {
-                        return Err(Error::Purged { wanted: page.next, oldest });
-                    }
-                    other?;
-                    return Err(Error::Corrupt {
-                        file: crate::names::segment(scanner.position().segment()),
-                        offset: u64::from(scanner.position().offset()),
-                        what: format!("version {} cannot be read although it is published", page.next),
-                    });
-                }
-            };
-            if batch.body.transactions.is_empty() || batch.body.last_version() < page.next {
-                continue;
-            }
-            if batch.body.last_version() > published {
-                break;
-            }
-            bytes += batch.envelope.body_length as usize;
-            page.next = batch.body.last_version() + 1;
-            page.batches.push(batch.body);
-        }
-        Ok(page)
+        self.0.tail.borrow_mut().readers += 1;
+        Ok(LogReader { core: self.0.clone(), next: version, cursor: None })
     }
+}
+
+fn beyond(version: Version, published: Version) -> Error {
+    Error::Diverged(format!("version {version} is not in this history, which ends at {published}"))
 }

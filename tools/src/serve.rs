@@ -132,6 +132,7 @@ pub fn start(
 ) -> Result<Server, String> {
     check_partitions(&home.data(), config.number_of_partitions)?;
     let settings = ServerSettings {
+        node: node_number(&home.data())?,
         listen: match listen {
             Some(address) => address,
             None => listen_address(config)?,
@@ -160,8 +161,32 @@ pub fn start(
         let shown = if limit == u64::MAX { "unlimited".to_string() } else { limit.to_string() };
         log.line(Level::Debug, &format!("limit {name}: {shown}"));
     }
+    if let Err(error) = turnstone_executor::ring::sys::forgo_huge_pages() {
+        log.line(Level::Debug, &format!("huge pages stay allowed: {error}"));
+    }
     check_kernel(&log)?;
     Server::start(settings, options, log)
+}
+
+/// The number of this node, drawn at its first start and kept beside the partitions.
+fn node_number(data: &Path) -> Result<u64, String> {
+    let path = data.join("node");
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    match std::fs::read_to_string(&path) {
+        Ok(text) => u64::from_str_radix(text.trim(), 16)
+            .map_err(|_| format!("{} does not hold 16 hexadecimal digits; restore it", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let number = turnstone_executor::node::system_random();
+            std::fs::create_dir_all(data).map_err(failed)?;
+            let draft = data.join("node.new");
+            std::fs::write(&draft, format!("{number:016x}\n")).map_err(failed)?;
+            std::fs::File::open(&draft).and_then(|file| file.sync_all()).map_err(failed)?;
+            std::fs::rename(&draft, &path).map_err(failed)?;
+            std::fs::File::open(data).and_then(|directory| directory.sync_all()).map_err(failed)?;
+            Ok(number)
+        }
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// The kernel floor is 6.1: older ones lack what the rings are built on.

@@ -29,6 +29,8 @@ pub struct Batch {
     pub envelope: Envelope,
     /// Its decoded body.
     pub body: Body,
+    /// The body's bytes, if the scanner keeps them.
+    pub bytes: Vec<u8>,
 }
 
 struct OpenSegment<E: Env> {
@@ -85,6 +87,7 @@ pub struct Scanner<'a, E: Env> {
     open: Option<OpenSegment<E>>,
     position: LogPosition,
     chain: Option<u32>,
+    keeps_bytes: bool,
 }
 
 impl<'a, E: Env> Scanner<'a, E> {
@@ -98,7 +101,13 @@ impl<'a, E: Env> Scanner<'a, E> {
         position: LogPosition,
         chain: Option<u32>,
     ) -> Scanner<'a, E> {
-        Scanner { env, partition, manifest, segments, open: None, position, chain }
+        Scanner { env, partition, manifest, segments, open: None, position, chain, keeps_bytes: false }
+    }
+
+    /// Batches come with the bytes of their bodies.
+    pub fn keeping_bytes(mut self) -> Self {
+        self.keeps_bytes = true;
+        self
     }
 
     /// Where the next batch is expected.
@@ -144,7 +153,7 @@ impl<'a, E: Env> Scanner<'a, E> {
     async fn batch_at(&mut self, position: LogPosition) -> Result<Option<Batch>, Error> {
         let Some(secret) = self.manifest.generation_at(position).map(|g| g.secret) else { return Ok(None) };
         let sabotage = self.env.sabotage();
-        let chain = self.chain;
+        let (chain, keeps_bytes) = (self.chain, self.keeps_bytes);
         let Some(segment) = self.segment(position.segment()).await? else { return Ok(None) };
         let offset = u64::from(position.offset());
         let Some(envelope) = segment.envelope(offset, secret).await? else { return Ok(None) };
@@ -162,7 +171,10 @@ impl<'a, E: Env> Scanner<'a, E> {
         }
         let end = LogPosition::new(position.segment(), (offset as usize + round_up(total)) as u32);
         match body::decode(bytes, check) {
-            Ok(body) => Ok(Some(Batch { position, end, envelope, body })),
+            Ok(body) => {
+                let bytes = if keeps_bytes { bytes.to_vec() } else { Vec::new() };
+                Ok(Some(Batch { position, end, envelope, body, bytes }))
+            }
             Err(BodyError::Damaged(_)) => Ok(None),
             Err(BodyError::Newer(format)) => {
                 Err(Error::Newer { file: names::segment(position.segment()), format, known: body::BODY_FORMAT })

@@ -3,9 +3,9 @@
 use super::refusals::Refusal;
 use crate::session::Session;
 use crate::tls::{Role, role_of};
-use crate::wire::Dialect;
+use crate::wire::{ALPN_REPLICA, Dialect};
+use rustls::ServerConfig;
 use rustls::server::{Accepted, Acceptor};
-use rustls::{ServerConfig, ServerConnection};
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,9 +16,9 @@ pub enum Stage {
     /// The ClientHello is on its way.
     Hello(Box<Acceptor>),
     /// The handshake goes on.
-    Handshake(Box<ServerConnection>),
+    Handshake(Box<rustls::Connection>),
     /// Requests and replies.
-    Open(Box<ServerConnection>),
+    Open(Box<rustls::Connection>),
     /// Only bytes that wait to be sent are left.
     Ending,
 }
@@ -89,6 +89,8 @@ pub struct Connection {
     pub moves: u32,
     /// It counts against `max_conns`.
     pub counted: bool,
+    /// This node opened it, to follow another.
+    pub outbound: bool,
 }
 
 /// What is wrong with what a peer sent.
@@ -121,6 +123,8 @@ pub struct Introduction {
     pub dialect: Dialect,
     /// What the certificate entitles to.
     pub role: Result<Role, String>,
+    /// It is for replication, whose frames are no dialect.
+    pub replica: bool,
 }
 
 impl Connection {
@@ -145,7 +149,16 @@ impl Connection {
             send_since: since,
             moves: 0,
             counted: false,
+            outbound: false,
         }
+    }
+
+    /// A connection that this node opens.
+    pub fn outbound(socket: SocketId, tls: rustls::ClientConnection, now: Instant) -> Connection {
+        let stage = Stage::Handshake(Box::new(rustls::Connection::Client(tls)));
+        let mut connection = Connection { stage, outbound: true, ..Connection::new(socket, now) };
+        connection.collect();
+        connection
     }
 
     /// Whether it is in its handshake.
@@ -181,7 +194,7 @@ impl Connection {
         match accepted.into_connection(config) {
             Ok(mut tls) => {
                 tls.set_buffer_limit(None);
-                self.stage = Stage::Handshake(Box::new(tls));
+                self.stage = Stage::Handshake(Box::new(rustls::Connection::Server(tls)));
                 Ok(())
             }
             Err((error, mut alert)) => {
@@ -239,9 +252,10 @@ impl Connection {
             None => Err("no certificate".to_string()),
         };
         let dialect = Dialect::from_alpn(tls.alpn_protocol()).unwrap_or(Dialect::V1);
+        let replica = tls.alpn_protocol() == Some(ALPN_REPLICA);
         let Stage::Handshake(tls) = std::mem::replace(&mut self.stage, Stage::Ending) else { return None };
         self.stage = Stage::Open(tls);
-        Some(Introduction { dialect, role })
+        Some(Introduction { dialect, role, replica })
     }
 
     /// Encrypts replies.

@@ -5,9 +5,12 @@
 //! this conversation until it is answered.
 
 use super::handoff::Parked;
+use super::hold::{HOLD, HOLD_MAX};
 use super::input::Input;
+use super::replica::Board;
 use crate::session::Session;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use turnstone_engine::env::Env;
 use turnstone_engine::types::Version;
@@ -71,8 +74,11 @@ pub struct Conversation<E: Env = RealEnv> {
     pub undrained: usize,
     /// Nothing comes behind what is in `input`.
     pub last_input: bool,
+    /// What its core knows of replication.
+    pub board: Rc<Board>,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    held: Option<Instant>,
 }
 
 impl<E: Env> Conversation<E> {
@@ -94,8 +100,10 @@ impl<E: Env> Conversation<E> {
             owes_taken: false,
             undrained: 0,
             last_input: parked.last_input,
+            board: Rc::default(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            held: None,
         }
     }
 
@@ -147,6 +155,19 @@ impl<E: Env> Conversation<E> {
     /// Bytes of replies that wait for a version to be published.
     pub fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
+    }
+
+    /// Whether `out` stays for now, to leave with the replies that wait behind it.
+    pub fn holds_back(&mut self) -> bool {
+        let may = !self.out.is_empty() && !self.waiting.is_empty() && self.out.len() <= HOLD_MAX;
+        self.held = if may { Some(self.held.unwrap_or_else(Instant::now)) } else { None };
+        self.held = self.held.filter(|since| since.elapsed() < HOLD);
+        self.held.is_some()
+    }
+
+    /// Since when replies have been held back.
+    pub fn held_since(&self) -> Option<Instant> {
+        self.held
     }
 
     /// Lets go of the replies that need wait no longer; answers whether some still do.

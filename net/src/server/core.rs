@@ -9,10 +9,12 @@
 use super::ServerSettings;
 use super::connection::{Connection, Leaving, Place, Stage, session};
 use super::conversation::{Conversation, Key};
+use super::deadlines::{SWEEP, keep_deadlines};
 use super::execute::{self, NodeQuestion, Outcome};
 use super::handoff::{Greeting, Message, Moving, Parked};
 use super::node_view::NodeViews;
 use super::refusals::Refusal;
+use super::replica::{Board, Link};
 use super::shared::Shared;
 use crate::session::{Session, Step};
 use crate::wire::{Dialect, ErrorCode, WireError, hint_from_alpn, reply};
@@ -25,7 +27,6 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use turnstone_engine::Partition;
-use turnstone_engine::env::Level;
 use turnstone_executor::ring::sys;
 use turnstone_executor::{Core, Ended, Handler, RealEnv, SocketId, placement};
 
@@ -39,14 +40,6 @@ const TURN_TIME: Duration = Duration::from_micros(500);
 const BACKLOG: i32 = 4096;
 /// Descriptors that no socket takes.
 const DESCRIPTORS_LEFT: u64 = 128;
-/// How often deadlines are looked at.
-const SWEEP: Duration = Duration::from_millis(100);
-
-/// When something is ended that may take this long at most: deadlines are looked at now and then, and not all of the
-/// time may have passed on this side.
-fn in_time(limit: Duration) -> Duration {
-    limit.saturating_sub((2 * SWEEP).min(limit / 10))
-}
 
 /// Which numbers sockets may have: some are left for files, which a server that serves has to open.
 fn descriptors_for_sockets(limit: u64) -> u64 {
@@ -70,13 +63,16 @@ pub struct ServerCore {
     listener: Option<std::net::TcpListener>,
     pub(super) partitions: RefCell<BTreeMap<u8, Slot>>,
     pub(super) connections: RefCell<BTreeMap<u64, Connection>>,
-    sockets: RefCell<BTreeMap<SocketId, u64>>,
+    pub(super) sockets: RefCell<BTreeMap<SocketId, u64>>,
     pub(super) conversations: RefCell<BTreeMap<Key, Conversation>>,
     marked: RefCell<BTreeSet<Key>>,
     /// The conversation that the last turn had no time for.
     resume_at: Cell<Option<Key>>,
     /// Conversations with replies that wait for a partition's versions.
     waiting: RefCell<BTreeMap<u8, BTreeSet<Key>>>,
+    /// Conversations whose replies are held back for what comes next, and whether a task looks after them.
+    pub(super) held: RefCell<Vec<Key>>,
+    pub(super) holding: Cell<bool>,
     outbox: RefCell<VecDeque<(usize, Message)>>,
     /// Connections in their handshakes, oldest first; others may be among them.
     pub(super) greeting: RefCell<VecDeque<u64>>,
@@ -84,13 +80,21 @@ pub struct ServerCore {
     pub(super) to_greet: RefCell<VecDeque<u64>>,
     /// A socket with this number or a higher one is not taken: files must be opened, too.
     descriptors_max: u64,
-    next_connection: Cell<u64>,
+    pub(super) next_connection: Cell<u64>,
     next_core: Cell<usize>,
     /// The core that is asked next to make room for a handshake.
     pub(super) next_room: Cell<usize>,
     pub(super) views: NodeViews,
-    stopping: Cell<Option<Instant>>,
-    closing: Cell<bool>,
+    /// Connections that replicate, those of this node's followers among them.
+    pub(super) links: RefCell<BTreeMap<u64, Rc<Link>>>,
+    /// What is known of this core's partitions' replication.
+    pub(super) board: Rc<Board>,
+    /// Which attempt to follow is the current one, by partition.
+    pub(super) following: RefCell<BTreeMap<u8, u64>>,
+    /// When this core began.
+    pub(super) began: Instant,
+    pub(super) stopping: Cell<Option<Instant>>,
+    pub(super) closing: Cell<bool>,
     me: Weak<ServerCore>,
 }
 
@@ -117,6 +121,8 @@ impl ServerCore {
             marked: RefCell::default(),
             resume_at: Cell::default(),
             waiting: RefCell::default(),
+            held: RefCell::default(),
+            holding: Cell::default(),
             outbox: RefCell::default(),
             greeting: RefCell::default(),
             to_greet: RefCell::default(),
@@ -125,6 +131,10 @@ impl ServerCore {
             next_core: Cell::new(0),
             next_room: Cell::new(0),
             views: NodeViews::default(),
+            links: RefCell::default(),
+            board: Rc::default(),
+            following: RefCell::default(),
+            began: Instant::now(),
             stopping: Cell::new(None),
             closing: Cell::new(false),
             me: me.clone(),
@@ -134,6 +144,7 @@ impl ServerCore {
                 server.core.spawn(follow(Rc::downgrade(&server), partition.clone()));
             }
         }
+        server.go_on_following();
         server.core.spawn(keep_deadlines(Rc::downgrade(&server)));
         server.listen();
         server
@@ -148,7 +159,7 @@ impl ServerCore {
         }
     }
 
-    fn this(&self) -> Rc<ServerCore> {
+    pub(super) fn this(&self) -> Rc<ServerCore> {
         match self.me.upgrade() {
             Some(this) => this,
             None => unreachable!("a core is called only while it lives"),
@@ -210,7 +221,12 @@ impl ServerCore {
     fn drop_connection(&self, id: u64, connection: Connection) {
         self.sockets.borrow_mut().remove(&connection.socket);
         self.core.ring.close(connection.socket);
-        if connection.counted {
+        if let Some(link) = self.links.borrow_mut().remove(&id) {
+            link.end();
+        }
+        if connection.outbound {
+            // It is this node's own, and counts nowhere.
+        } else if connection.counted {
             self.shared.connection_closed();
         } else if connection.is_greeting() {
             self.shared.handshake_over();
@@ -305,6 +321,14 @@ impl ServerCore {
                 }
                 return;
             }
+            Some(Ok(Some(introduction))) if self.links.borrow().contains_key(&id) => {
+                self.link_introduced(id, &introduction);
+            }
+            Some(Ok(Some(introduction))) if introduction.replica => {
+                if !self.admit_follower(id, &introduction) {
+                    return;
+                }
+            }
             Some(Ok(Some(introduction))) => {
                 if !self.admit(id, introduction.dialect) {
                     return;
@@ -326,7 +350,7 @@ impl ServerCore {
     }
 
     /// The limit of connections; over it the peer is told so, and the connection ends.
-    fn admit(&self, id: u64, dialect: Dialect) -> bool {
+    pub(super) fn admit(&self, id: u64, dialect: Dialect) -> bool {
         self.shared.handshake_over();
         if self.shared.admit_connection(self.settings.max_conns) {
             self.with(id, |connection| connection.counted = true);
@@ -362,6 +386,7 @@ impl ServerCore {
 
     fn attach(&self, conversation: &mut Conversation) {
         conversation.ahead = Default::default();
+        conversation.board = self.board.clone();
         conversation.partition = match self.partitions.borrow().get(&conversation.session.selected) {
             Some(Slot::Open(partition)) => Some(partition.clone()),
             _ => None,
@@ -370,7 +395,7 @@ impl ServerCore {
 
     /// Hands decrypted bytes to the conversation, wherever it is.
     fn deliver(&self, id: u64, plain: &[u8]) {
-        if plain.is_empty() {
+        if plain.is_empty() || self.hear_link(id, plain) {
             return;
         }
         let place = self.connections.borrow().get(&id).map(|c| c.place.clone());
@@ -409,7 +434,7 @@ impl ServerCore {
         self.settings.max_request_size as usize + (256 << 10)
     }
 
-    fn choke(&self, id: u64) {
+    pub(super) fn choke(&self, id: u64) {
         self.with(id, |connection| {
             if !connection.choked {
                 connection.choked = true;
@@ -531,6 +556,7 @@ impl ServerCore {
                         self.select(conversation, id, partition);
                     }
                     Outcome::Node(question) => self.ask_node(key, conversation, question),
+                    Outcome::ReplicaOf(upstream) => self.replica_of(key, conversation, id, upstream),
                 },
             }
             at += used;
@@ -565,7 +591,7 @@ impl ServerCore {
         }
     }
 
-    fn unblock(&self, key: Key, finish: execute::Finish<RealEnv>) {
+    pub(super) fn unblock(&self, key: Key, finish: execute::Finish<RealEnv>) {
         if let Some(conversation) = self.conversations.borrow_mut().get_mut(&key) {
             conversation.blocked = false;
             finish(conversation);
@@ -590,7 +616,16 @@ impl ServerCore {
             let mut conversations = self.conversations.borrow_mut();
             let Some(c) = conversations.get_mut(&key) else { return };
             let settled = c.is_settled();
-            (std::mem::take(&mut c.out), c.over && settled, c.leaving.filter(|_| settled), settled, c.input.len())
+            let held_before = c.held_since().is_some();
+            let out = if key.home == self.core.index && c.holds_back() {
+                if !held_before {
+                    self.hold(key);
+                }
+                Vec::new()
+            } else {
+                std::mem::take(&mut c.out)
+            };
+            (out, c.over && settled, c.leaving.filter(|_| settled), settled, c.input.len())
         };
         if key.home != self.core.index {
             return self.hand_over_forwarded(key, out, over, leaving.is_some());
@@ -741,115 +776,6 @@ impl ServerCore {
             Message::Shutdown => self.stop(),
         }
     }
-
-    // ---- time and end ----
-
-    fn sweep(&self) {
-        let now = Instant::now();
-        let limits = &self.settings;
-        let mut late = Vec::new();
-        for (id, connection) in self.connections.borrow().iter() {
-            let age = |since: Instant| now.saturating_duration_since(since);
-            let key = self.here(*id);
-            if connection.is_greeting() {
-                if age(connection.since) > in_time(limits.handshake_timeout) {
-                    let what = "was closed: its handshake took longer than handshake_timeout";
-                    late.push((*id, Refusal::HandshakeTimeout, what));
-                }
-            } else if connection.sending && age(connection.send_since) > in_time(limits.write_timeout) {
-                late.push((*id, Refusal::WriteTimeout, "was closed: it took no replies for write_timeout"));
-            } else if age(connection.heard) > limits.idle_timeout && !self.is_busy(connection, key) {
-                late.push((*id, Refusal::IdleTimeout, "was closed: it asked nothing for idle_timeout"));
-            }
-        }
-        for (id, kind, what) in late {
-            self.refuse(id, kind, what);
-            self.abort(id);
-        }
-        self.end_late_requests();
-        self.shared.refusals.catch_up(&self.core.log);
-        if let Some(deadline) = self.stopping.get() {
-            self.go_on_stopping(now, deadline);
-        }
-    }
-
-    /// Says goodbye to conversations whose request has begun and does not come to its end.
-    fn end_late_requests(&self) {
-        let limit = in_time(self.settings.request_timeout);
-        let late: Vec<Key> = {
-            let mut conversations = self.conversations.borrow_mut();
-            let late = conversations.iter_mut().filter(|(_, c)| c.is_late(limit) && !c.over);
-            late.map(|(key, c)| {
-                c.over = true;
-                *key
-            })
-            .collect()
-        };
-        for key in late {
-            let id = if key.home == self.core.index { key.id } else { 0 };
-            let what = "was closed: a request that had begun was not whole within request_timeout";
-            self.refuse(id, Refusal::RequestTimeout, what);
-            self.mark(key);
-        }
-    }
-
-    /// Whether a request of this connection is not answered yet.
-    fn is_busy(&self, connection: &Connection, key: Key) -> bool {
-        match &connection.place {
-            Place::There { waiting, input, .. } => *waiting || !input.is_empty(),
-            _ => self.conversations.borrow().get(&key).is_some_and(|c| !c.is_settled()),
-        }
-    }
-
-    /// Accepts and listens no more; whole requests that have arrived are run and answered.
-    fn stop(&self) {
-        if self.stopping.get().is_some() {
-            return;
-        }
-        self.stopping.set(Some(Instant::now() + self.settings.shutdown_timeout));
-        self.core.ring.stop_accepting();
-        let (open, greeting): (Vec<_>, Vec<_>) = {
-            let connections = self.connections.borrow();
-            connections.iter().map(|(id, c)| (*id, c.is_open())).partition(|(_, open)| *open)
-        };
-        greeting.into_iter().for_each(|(id, _)| self.abort(id));
-        open.into_iter().for_each(|(id, _)| self.hear_no_more(id));
-    }
-
-    pub(super) fn hear_no_more(&self, id: u64) {
-        self.with(id, |connection| {
-            connection.peer_done = true;
-            connection.choked = true;
-            self.core.ring.stop_receiving(connection.socket);
-        });
-        self.peer_finished(id);
-    }
-
-    fn go_on_stopping(&self, now: Instant, deadline: Instant) {
-        let empty = self.connections.borrow().is_empty() && self.conversations.borrow().is_empty();
-        if !(empty || now >= deadline) || self.closing.replace(true) {
-            return;
-        }
-        let ids: Vec<u64> = self.connections.borrow().keys().copied().collect();
-        ids.into_iter().for_each(|id| self.abort(id));
-        let this = self.this();
-        self.core.spawn(async move { this.close_partitions().await });
-    }
-
-    async fn close_partitions(&self) {
-        let open: Vec<Partition<RealEnv>> = {
-            let partitions = self.partitions.borrow();
-            let open = partitions.values();
-            open.filter_map(|slot| if let Slot::Open(p) = slot { Some(p.clone()) } else { None }).collect()
-        };
-        for partition in open {
-            if let Err(error) = partition.close().await {
-                let text = format!("partition {} closed without a checkpoint: {error}", partition.id());
-                self.core.log.line(Level::Warn, &text);
-            }
-        }
-        self.core.ring.stop();
-    }
 }
 
 impl Handler for ServerCore {
@@ -928,6 +854,9 @@ impl Handler for ServerCore {
             // `with` sends what came meanwhile.
             connection.wire.len()
         });
+        if let Some(link) = self.links.borrow().get(&id) {
+            link.changed.notify();
+        }
         if backlog.is_some_and(|bytes| bytes <= WIRE_MAX) {
             let key = self.here(id);
             let resumed = {
@@ -972,15 +901,5 @@ async fn follow(server: Weak<ServerCore>, partition: Partition<RealEnv>) {
         let Some(server) = server.upgrade() else { return };
         let keys = server.waiting.borrow_mut().remove(&partition.id()).unwrap_or_default();
         keys.into_iter().for_each(|key| server.mark(key));
-    }
-}
-
-async fn keep_deadlines(server: Weak<ServerCore>) {
-    loop {
-        let Some(core) = server.upgrade().map(|s| s.core.clone()) else { return };
-        core.sleep(SWEEP).await;
-        drop(core);
-        let Some(server) = server.upgrade() else { return };
-        server.sweep();
     }
 }

@@ -29,7 +29,7 @@ impl ServerCore {
         self.refuse(id, fault.kind, &format!("was refused in its handshake: {}", fault.text));
         self.with(id, |connection| {
             connection.ending = true;
-            if connection.is_greeting() {
+            if connection.is_greeting() && !connection.outbound {
                 self.shared.handshake_over();
             }
             connection.stage = Stage::Ending;

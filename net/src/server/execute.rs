@@ -6,15 +6,20 @@
 use super::conversation::Conversation;
 use super::errors::code_of;
 use super::system;
+use crate::client::Address;
 use crate::wire::{Dialect, ErrorCode, Position, Request, reply};
 use std::future::Future;
 use std::pin::Pin;
 use turnstone_engine::env::Env;
+use turnstone_engine::manifest::Upstream;
 use turnstone_engine::types::{Value, Version};
 use turnstone_engine::{Error, Lookup, Partition, Progress, RunAhead, Transaction, Write};
 
 /// Values that one reply carries together at most, bytes: a short request must not make a long answer in memory.
 const REPLY_MAX: usize = 64 << 20;
+
+/// Longest address of a leader, bytes.
+const ADDRESS_MAX: usize = 300;
 
 /// Applied to a conversation when its request is done.
 pub type Finish<E> = Box<dyn FnOnce(&mut Conversation<E>)>;
@@ -29,6 +34,8 @@ pub enum Outcome<E: Env> {
     Select(u8),
     /// It asks about the node.
     Node(NodeQuestion),
+    /// The selected partition is to follow another node's, or nobody.
+    ReplicaOf(Option<Upstream>),
 }
 
 /// A question that all cores answer together.
@@ -59,7 +66,7 @@ pub fn refuse<E: Env>(conversation: &mut Conversation<E>, id: u32, error: &Error
     conversation.reply(|out| reply::encode_error(dialect, id, code_of(error), &error.to_string(), out));
 }
 
-fn refuse_with<E: Env>(conversation: &mut Conversation<E>, id: u32, code: ErrorCode, text: &str) {
+pub(super) fn refuse_with<E: Env>(conversation: &mut Conversation<E>, id: u32, code: ErrorCode, text: &str) {
     let dialect = conversation.session.dialect;
     conversation.reply(|out| reply::encode_error(dialect, id, code, text, out));
 }
@@ -126,19 +133,34 @@ fn of_node<E: Env>(conversation: &mut Conversation<E>, id: u32, request: Request
             let keys = keys.into_iter().map(<[u8]>::to_vec).collect();
             return Outcome::Node(NodeQuestion::Get { id, keys, many: true });
         }
-        Request::ReplicaOf { address, .. } => replica_of(conversation, id, address),
+        // It follows nobody, so there is nothing to stop.
+        Request::ReplicaOf { address: [], .. } => ok(conversation, id, &[]),
         _ => refuse_with(conversation, id, ErrorCode::ReadOnly, "partition 0 is read-only; select one of the others"),
     }
     Outcome::Done
 }
 
-fn replica_of<E: Env>(conversation: &mut Conversation<E>, id: u32, address: &[u8]) {
+fn replica_of<E: Env>(conversation: &mut Conversation<E>, id: u32, address: &[u8], partition: &[u8]) -> Outcome<E> {
     if address.is_empty() {
-        // It follows nobody, so there is nothing to stop.
-        ok(conversation, id, &[]);
-    } else {
-        refuse_with(conversation, id, ErrorCode::Unsupported, "following a leader is not in this version");
+        return Outcome::ReplicaOf(None);
     }
+    let partition = crate::wire::partition_from_decimal(partition).filter(|p| *p != 0);
+    let address = std::str::from_utf8(address).ok().filter(|a| a.len() <= ADDRESS_MAX && a.parse::<Address>().is_ok());
+    match (address, partition) {
+        (Some(address), Some(partition)) => {
+            return Outcome::ReplicaOf(Some(Upstream { address: address.to_string(), partition }));
+        }
+        (None, _) => refuse_with(conversation, id, ErrorCode::Malformed, "the leader's address is not HOST:PORT"),
+        (_, None) => {
+            refuse_with(
+                conversation,
+                id,
+                ErrorCode::NoSuchPartition,
+                "the leader's partition is a number from 1 to 16",
+            );
+        }
+    }
+    Outcome::Done
 }
 
 fn of_partition<E: Env>(
@@ -178,10 +200,10 @@ fn of_partition<E: Env>(
             ok(conversation, id, &[]);
         }
         Request::Stat => {
-            let json = system::partition_json(&partition.status());
+            let json = system::partition_json(&partition.status(), &conversation.board);
             ok(conversation, id, &[json.as_bytes()]);
         }
-        Request::ReplicaOf { address, .. } => replica_of(conversation, id, address),
+        Request::ReplicaOf { address, partition } => return replica_of(conversation, id, address, partition),
         Request::Promote { min_replicas } if min_replicas > 0 => {
             refuse_with(
                 conversation,

@@ -2,8 +2,8 @@
 //! questions about the node. All of it is plain data; a lost message closes its descriptor.
 
 use crate::session::Session;
+use rustls::ServerConfig;
 use rustls::server::Accepted;
-use rustls::{ServerConfig, ServerConnection};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,7 +23,7 @@ pub struct Moving {
     /// Its socket.
     pub fd: OwnedFd,
     /// Its TLS state.
-    pub tls: ServerConnection,
+    pub tls: rustls::Connection,
     /// Its conversation.
     pub parked: Parked,
     /// How often it has moved.

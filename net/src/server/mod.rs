@@ -3,14 +3,17 @@
 mod connection;
 pub mod conversation;
 mod core;
+mod deadlines;
 mod door;
 mod errors;
 pub mod execute;
 mod forward;
 pub mod handoff;
+mod hold;
 mod input;
 mod node_view;
 mod refusals;
+pub mod replica;
 mod retention;
 mod settings;
 mod shared;
@@ -43,6 +46,22 @@ pub struct Ready {
     pub keys: u64,
 }
 
+/// Binds the listening socket. The kernel lets go of the one of a process that was killed a little after the process is
+/// gone, when it has dismantled its rings: a restart at once waits for that.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_millis(10);
+    let started = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && started.elapsed() < PATIENCE => {
+                std::thread::sleep(PAUSE);
+            }
+            bound => return bound,
+        }
+    }
+}
+
 /// A running server.
 pub struct Server {
     node: Node<Message>,
@@ -59,7 +78,7 @@ impl Server {
     /// Starts all cores; partitions are opened there. The listening socket is bound at once, served when all are open.
     pub fn start(settings: ServerSettings, options: NodeOptions, log: Log) -> Result<Server, String> {
         let config = tls::server_config(&settings.tls).map_err(|e| e.to_string())?;
-        let listener = TcpListener::bind(settings.listen).map_err(|e| {
+        let listener = bind(settings.listen).map_err(|e| {
             format!("cannot listen on {}: {e}; choose another with --port, or stop who uses it", settings.listen)
         })?;
         let address = listener.local_addr().map_err(|e| format!("the listening socket has no address: {e}"))?;

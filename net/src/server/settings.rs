@@ -7,6 +7,8 @@ use std::time::Duration;
 /// Settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
+    /// This node's own number, drawn once for its home: replication tells nodes apart by it.
+    pub node: u64,
     /// Where it listens.
     pub listen: SocketAddr,
     /// Its certificate, key and CA.

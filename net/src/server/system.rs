@@ -4,7 +4,9 @@
 //! `partitions` (a JSON list), `partition/N` (a JSON object).
 
 use super::refusals::Refusal;
+use super::replica::Board;
 use crate::wire::Position;
+use turnstone_engine::manifest::Role;
 use turnstone_engine::stats::Status;
 use turnstone_engine::tail::LogPage;
 use turnstone_executor::pace;
@@ -88,8 +90,17 @@ impl NodeView {
     }
 }
 
+/// A role as `stat` and `role` show it.
+pub fn role_name(role: &Role) -> String {
+    match role {
+        Role::Leader => "leader".to_string(),
+        Role::SteppedDown => "stepped-down".to_string(),
+        Role::Follower(upstream) => format!("follower of {}/{}", escape(&upstream.address), upstream.partition),
+    }
+}
+
 /// A partition's figures as a JSON object; called on its core.
-pub fn partition_json(s: &Status) -> String {
+pub fn partition_json(s: &Status, board: &Board) -> String {
     let holds: Vec<String> = s
         .holds
         .iter()
@@ -97,7 +108,7 @@ pub fn partition_json(s: &Status) -> String {
             format!("{{\"name\":\"{}\",\"version\":{version},\"limit_bytes\":{limit}}}", escape(name))
         })
         .collect();
-    let role = if s.writable { "leader" } else { "stepped-down" };
+    let role = role_name(&s.role);
     let mut out = format!(
         "{{\"partition\":{p},\"state\":\"open\",\"role\":\"{role}\",\"epoch\":{e},\"position\":\"{p}:{e}:{v}\",\
          \"epoch_id\":\"{:016x}\",\"keys\":{},\"keys_as_of_version\":{}",
@@ -108,6 +119,19 @@ pub fn partition_json(s: &Status) -> String {
         e = s.epoch,
         v = s.version
     );
+    if let Some(upstream) = board.upstream(s.partition) {
+        out.push_str(&format!(",\"upstream\":\"{}\"", escape(&upstream)));
+    }
+    let replicas = board.replicas(s.partition).into_iter().map(|r| {
+        let lag = s.version.saturating_sub(r.acked);
+        format!(
+            "{{\"node\":\"{:016x}\",\"peer\":\"{}\",\"durable\":{},\"lag\":{lag}}}",
+            r.node,
+            escape(&r.peer),
+            r.acked
+        )
+    });
+    out.push_str(&format!(",\"replicas\":[{}]", replicas.collect::<Vec<_>>().join(",")));
     let stretches = pace::stretches();
     let figures = [
         ("version", s.version),

@@ -30,6 +30,9 @@ pub use status::Status;
 /// The ALPN protocol that selects [`Dialect::Turnstone2`].
 pub const ALPN_TURNSTONE2: &[u8] = b"turnstone/2";
 
+/// The ALPN protocol of nodes that replicate: frames of their own (`turnstone_replication::wire`).
+pub const ALPN_REPLICA: &[u8] = b"turnstone-replica/1";
+
 /// What an ALPN entry starts with that names the partition a client is going to select. The acceptor reads it to place
 /// the connection and never negotiates it.
 pub const ALPN_HINT_PREFIX: &[u8] = b"turnstone-p";

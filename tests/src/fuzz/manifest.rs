@@ -100,7 +100,7 @@ fn sample() -> Manifest {
         segments: vec![Segment { number: 2, first_version: 30, used: 8192, checkpointed_ms: Some(5) }],
         holds: vec![Hold { name: "cdc".to_string(), version: 7, limit_bytes: 1 << 20 }],
         next_number: 7,
-        writable: true,
+        role: turnstone_engine::manifest::Role::Leader,
         keys: 9,
         live: vec![(1, 100)],
     }

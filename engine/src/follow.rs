@@ -1,0 +1,263 @@
+//! A follower's side of the log: batches come from another node as they were written there, and are appended as they are.
+//!
+//! The body is the leader's, byte for byte; the envelope, the place in the log and the places of large values are this
+//! node's own. While a partition follows nobody else prepares anything: its role refuses writes, and [`Incoming::finish`]
+//! checks after every wait that the role is still the same and that the batch continues what is here. A follower's epochs
+//! are its leader's; it begins none.
+
+use crate::commit::{Content, enter, flush_with, push_batch};
+use crate::env::Env;
+use crate::error::Error;
+use crate::manifest::{EpochStart, Generation, Role, Upstream};
+use crate::partition::{Core, Partition};
+use crate::types::{Entry, Key, LogPosition, Value, ValuePointer, Version};
+use crate::vlog::Stream;
+use crate::wal::body::{self, BODY_HEADER, Body, BodyError, Operation};
+use crate::wal::{self};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// A batch on its way in: its large values follow it.
+pub struct Incoming<E: Env> {
+    core: Rc<Core<E>>,
+    bytes: Vec<u8>,
+    body: Body,
+    wanted: VecDeque<(Key, u32, u32)>,
+    places: Vec<ValuePointer>,
+}
+
+impl<E: Env> Partition<E> {
+    /// What it is: leader, follower, or neither. Durable.
+    pub fn role(&self) -> Role {
+        self.0.manifest.get().role.clone()
+    }
+
+    /// The reigns of its history, oldest first.
+    pub fn history(&self) -> Vec<EpochStart> {
+        self.0.manifest.get().epochs.clone()
+    }
+
+    /// The newest version that was prepared: a follower's log goes on behind it.
+    pub fn prepared(&self) -> Version {
+        self.0.prepared.get()
+    }
+
+    /// Follows from now on, and refuses writes of its own; durable. What was prepared is published.
+    pub async fn follow(&self, upstream: Upstream) -> Result<(), Error> {
+        let core = &self.0;
+        core.update_manifest(|m| m.role = Role::Follower(upstream)).await?;
+        core.published.reached(core.prepared.get()).await;
+        Ok(())
+    }
+
+    /// Takes over the leader's reigns, which must contain all of this history.
+    pub async fn adopt_history(&self, epochs: Vec<EpochStart>) -> Result<(), Error> {
+        let core = &self.0;
+        let in_order = epochs
+            .windows(2)
+            .all(|w| w[0].first_version <= w[1].first_version && w[0].epoch.number < w[1].epoch.number);
+        if !in_order {
+            return Err(Error::Upstream("the leader's epochs are not in order".to_string()));
+        }
+        let last = core.prepared.get();
+        let reign = |history: &[EpochStart], version: Version| {
+            history.iter().rev().find(|e| e.first_version <= version).map(|e| e.epoch)
+        };
+        let starts = core.manifest.get().epochs.iter().chain(&epochs).map(|e| e.first_version).collect::<Vec<_>>();
+        let ours = core.manifest.get().epochs.clone();
+        // Reigns change at these versions only.
+        let differs = starts
+            .iter()
+            .filter(|v| **v <= last)
+            .chain([&last])
+            .find(|v| **v > 0 && reign(&ours, **v) != reign(&epochs, **v));
+        if let Some(version) = differs {
+            return Err(Error::Diverged(format!("version {version} belongs to another epoch at the leader")));
+        }
+        if core.manifest.get().epochs == epochs && core.wal().has_begun() {
+            return Ok(());
+        }
+        let _turn = core.begin_gate.enter().await;
+        let begun = core.wal().has_begun();
+        let fresh = Generation { secret: core.env.random(), start: core.wal().end() };
+        let oldest = core.wal().segments().first().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
+        let secret = core
+            .update_manifest(|m| {
+                m.epochs = epochs;
+                if !begun {
+                    crate::commit::begin_generation(&mut m.generations, fresh, oldest);
+                }
+                m.generations.last().map_or(fresh.secret, |g| g.secret)
+            })
+            .await?;
+        if !begun {
+            core.wal().begin_generation(secret);
+        }
+        Ok(())
+    }
+
+    /// Takes a batch of the leader's. `None` if it is here already.
+    pub fn incoming(&self, bytes: Vec<u8>) -> Result<Option<Incoming<E>>, Error> {
+        let core = &self.0;
+        let body = match body::decode(&bytes, true) {
+            Ok(body) => body,
+            Err(BodyError::Damaged(what)) => return Err(Error::Upstream(what.to_string())),
+            Err(BodyError::Newer(format)) => {
+                let text = format!("a batch has format {format}, this program reads {}", body::BODY_FORMAT);
+                return Err(Error::Upstream(text));
+            }
+        };
+        let prepared = core.prepared.get();
+        if body.transactions.is_empty() || body.last_version() <= prepared {
+            return Ok(None);
+        }
+        if body.first_version != prepared + 1 {
+            let text = format!(
+                "versions {} to {} came where {} is next",
+                body.first_version,
+                body.last_version(),
+                prepared + 1
+            );
+            return Err(Error::Upstream(text));
+        }
+        if core.manifest.get().epoch_of(body.first_version) != body.epoch {
+            let text = format!(
+                "version {} came in epoch {}, which is not the leader's",
+                body.first_version, body.epoch.number
+            );
+            return Err(Error::Upstream(text));
+        }
+        let operations = body.transactions.iter().flatten();
+        let flush = operations.clone().any(|o| *o == Operation::Flush);
+        if flush && operations.clone().count() > 1 {
+            return Err(Error::Upstream("a flush came together with other changes".to_string()));
+        }
+        for operation in operations.clone() {
+            if let Operation::Set(key, _) | Operation::SetLarge(key, ..) | Operation::Delete(key) = operation
+                && key.is_empty()
+            {
+                return Err(Error::Upstream("a change names an empty key".to_string()));
+            }
+        }
+        let large = operations.filter_map(|operation| match operation {
+            Operation::SetLarge(key, length, checksum) => Some((key.clone(), *length, *checksum)),
+            _ => None,
+        });
+        let wanted = large.collect();
+        Ok(Some(Incoming { core: core.clone(), bytes, body, wanted, places: Vec::new() }))
+    }
+}
+
+impl<E: Env> Incoming<E> {
+    /// How many large values it waits for.
+    pub fn wanted(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Writes its next large value.
+    pub async fn value(&mut self, value: Value) -> Result<(), Error> {
+        let Some((key, length, checksum)) = self.wanted.pop_front() else {
+            return Err(Error::Upstream("a value came that no batch asked for".to_string()));
+        };
+        if value.len() != length as usize || crate::codec::crc(&[&value]) != checksum {
+            return Err(Error::Upstream("a large value is not the one that its batch names".to_string()));
+        }
+        let written = self.core.values.append(&self.core.manifest, Stream::Commit, &[(key, value)]).await;
+        match written {
+            Err(Error::Disk(error)) => {
+                match self.core.env.halt(format!("a value could not be written: {error}")).await {}
+            }
+            Err(error) => Err(error),
+            Ok(places) => {
+                self.places.extend(places);
+                Ok(())
+            }
+        }
+    }
+
+    /// Hands it to the log, when all its values are here; it is durable and visible when its last version, which is the
+    /// answer, is published. A lack of space leaves nothing behind.
+    pub async fn finish(self) -> Result<Version, Error> {
+        let core = self.core.clone();
+        if !self.wanted.is_empty() {
+            return Err(Error::Upstream("a batch came without its large values".to_string()));
+        }
+        match core.values.flush(&self.places).await {
+            Err(Error::Disk(error)) => match core.env.halt(format!("a value could not be flushed: {error}")).await {},
+            other => other?,
+        }
+        wait_for_room(&core).await?;
+        let cost = wal::cost(self.bytes.len().saturating_sub(BODY_HEADER + 4), self.places.len());
+        let last = self.body.last_version();
+        if self.body.transactions.iter().flatten().any(|o| *o == Operation::Flush) {
+            let (first_version, bytes) = (self.body.first_version, self.bytes);
+            let check = |core: &Rc<Core<E>>| continues(core, first_version);
+            flush_with(&core, cost, check, |core, _| {
+                push_batch(core, Content::Whole { bytes, first_version }, last, Vec::new(), cost);
+            })
+            .await?;
+            return Ok(last);
+        }
+        core.wal().reserve(cost).await?;
+        if let Err(error) = continues(&core, self.body.first_version) {
+            core.wal().release(cost);
+            return Err(error);
+        }
+        core.prepared.set(last);
+        let places = self.places.iter().map(|p| (p.file, p.offset)).collect();
+        push_batch(
+            &core,
+            Content::Whole { bytes: self.bytes, first_version: self.body.first_version },
+            last,
+            places,
+            cost,
+        );
+        let mut places = self.places.into_iter();
+        for (version, operations) in (self.body.first_version..).zip(self.body.transactions) {
+            for operation in operations {
+                let (key, entry) = match operation {
+                    Operation::Set(key, value) => (key, Entry::Value(value)),
+                    Operation::Delete(key) => (key, Entry::Tombstone),
+                    Operation::SetLarge(key, ..) => match places.next() {
+                        Some(place) => (key, Entry::Pointer(place)),
+                        None => unreachable!("every large value was written before"),
+                    },
+                    Operation::Flush => unreachable!("a flush is alone in its batch"),
+                };
+                enter(&core, &key, version, entry);
+            }
+        }
+        Ok(last)
+    }
+}
+
+/// Whether a batch that begins with `first` may still be appended: roles change, and openings of a stream race.
+fn continues<E: Env>(core: &Rc<Core<E>>, first: Version) -> Result<(), Error> {
+    if core.closing.get() {
+        return Err(Error::ShuttingDown);
+    }
+    if !matches!(core.manifest.get().role, Role::Follower(_)) {
+        return Err(Error::Upstream("the partition follows nobody any more".to_string()));
+    }
+    if first != core.prepared.get() + 1 {
+        return Err(Error::Upstream(format!("version {first} came where {} is next", core.prepared.get() + 1)));
+    }
+    Ok(())
+}
+
+/// Waits while the memory for recent versions is full: a follower that cannot settle what it has takes no more.
+async fn wait_for_room<E: Env>(core: &Rc<Core<E>>) -> Result<(), Error> {
+    while core.overlay.borrow().bytes() >= core.overlay_budget.get() {
+        if core.closing.get() {
+            return Err(Error::ShuttingDown);
+        }
+        if let Some(error) = core.checkpoint_refused.borrow().clone() {
+            return Err(error);
+        }
+        let seen = core.checkpoints.get();
+        core.checkpoint_wanted.set(true);
+        core.housekeeping.notify();
+        core.checkpoints.reached(seen + 1).await;
+    }
+    Ok(())
+}

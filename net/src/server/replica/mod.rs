@@ -1,0 +1,185 @@
+//! Replication on a core of the server: the transports of [`turnstone_replication`]'s state machines.
+//!
+//! A partition that follows has a connection of its own to its leader, which its ClientHello's hint puts on the core of the
+//! leader's partition: no byte of a stream crosses cores on either side, and a slow partition holds up no other.
+//!
+//! * [`feed`]: the leader's side: a task per follower reads the log and sends it.
+//! * [`following`]: the follower's side: a task per partition dials, applies and confirms.
+
+mod feed;
+mod following;
+
+use super::connection::Introduction;
+use super::core::ServerCore;
+use super::refusals::Refusal;
+use crate::tls::Role;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+use turnstone_engine::sync::Notify;
+use turnstone_replication::wire::{AROUND, BadFrame, Frame};
+
+/// Plain bytes that a connection holds at most beside a frame that is not whole.
+const INPUT_MAX: usize = 4 << 20;
+/// Encrypted bytes that may wait at a follower's socket.
+const BACKLOG_MAX: usize = 4 << 20;
+/// How often a stream looks at the time.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A connection that replicates, as its task sees it.
+#[derive(Default)]
+pub struct Link {
+    input: RefCell<Vec<u8>>,
+    /// Something came, something left, it is gone, or time has passed.
+    pub changed: Notify,
+    open: Cell<bool>,
+    gone: Cell<bool>,
+    why: RefCell<Option<String>>,
+}
+
+impl Link {
+    /// The connection is gone.
+    pub fn end(&self) {
+        self.gone.set(true);
+        self.changed.notify();
+    }
+
+    /// The next whole frame that came.
+    fn next(&self) -> Result<Option<Frame>, BadFrame> {
+        let mut input = self.input.borrow_mut();
+        let Some((frame, used)) = Frame::decode(&input)? else { return Ok(None) };
+        input.drain(..used);
+        Ok(Some(frame))
+    }
+
+    fn is_full(&self) -> bool {
+        let input = self.input.borrow();
+        let Some(head) = input.get(1..5) else { return false };
+        let whole = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize + AROUND;
+        input.len() > INPUT_MAX && input.len() >= whole
+    }
+}
+
+/// A follower as `stat` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// Its node.
+    pub node: u64,
+    /// Its address.
+    pub peer: String,
+    /// What it has on its disk.
+    pub acked: u64,
+}
+
+/// What a core knows of its partitions' replication.
+#[derive(Default)]
+pub struct Board {
+    replicas: RefCell<BTreeMap<(u8, u64), Replica>>,
+    upstream: RefCell<BTreeMap<u8, String>>,
+}
+
+impl Board {
+    /// Who follows a partition now.
+    pub fn replicas(&self, partition: u8) -> Vec<Replica> {
+        let replicas = self.replicas.borrow();
+        replicas.range((partition, 0)..=(partition, u64::MAX)).map(|(_, replica)| replica.clone()).collect()
+    }
+
+    /// How a partition that follows gets on with its leader.
+    pub fn upstream(&self, partition: u8) -> Option<String> {
+        self.upstream.borrow().get(&partition).cloned()
+    }
+}
+
+impl ServerCore {
+    /// Takes bytes of a connection that replicates; answers whether it is one.
+    pub(super) fn hear_link(&self, id: u64, plain: &[u8]) -> bool {
+        let Some(link) = self.links.borrow().get(&id).cloned() else { return false };
+        link.input.borrow_mut().extend_from_slice(plain);
+        if link.is_full() {
+            self.choke(id);
+        }
+        link.changed.notify();
+        true
+    }
+
+    /// A connection that this node opened is through its handshake.
+    pub(super) fn link_introduced(&self, id: u64, introduction: &Introduction) {
+        let Some(link) = self.links.borrow().get(&id).cloned() else { return };
+        if introduction.role == Ok(Role::Server) && introduction.replica {
+            link.open.set(true);
+        } else {
+            let text = if introduction.replica { "its certificate is no server's" } else { "it does not replicate" };
+            *link.why.borrow_mut() = Some(text.to_string());
+            link.end();
+        }
+        link.changed.notify();
+    }
+
+    /// Another node comes to follow: only servers may.
+    pub(super) fn admit_follower(&self, id: u64, introduction: &Introduction) -> bool {
+        if !self.admit(id, introduction.dialect) {
+            return false;
+        }
+        if introduction.role != Ok(Role::Server) {
+            self.refuse(id, Refusal::Role, "may not replicate: its certificate is no server's");
+            self.abort(id);
+            return false;
+        }
+        let link = self.link(id);
+        self.core.spawn(feed::feed(self.this(), id, link));
+        true
+    }
+
+    fn link(&self, id: u64) -> Rc<Link> {
+        let link: Rc<Link> = Rc::default();
+        self.links.borrow_mut().insert(id, link.clone());
+        self.core.spawn(tick(Rc::downgrade(&self.this()), Rc::downgrade(&link)));
+        link
+    }
+
+    /// The next frame of a link, if one is whole; more may come then.
+    fn next_frame(&self, id: u64, link: &Link) -> Result<Option<Frame>, String> {
+        let frame = link.next().map_err(|BadFrame(what)| what.to_string())?;
+        if !link.is_full() {
+            self.unchoke(id);
+        }
+        Ok(frame)
+    }
+
+    fn say_frame(&self, id: u64, frame: &Frame) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.with(id, |connection| connection.say(&bytes));
+    }
+
+    /// Waits until not too much waits at the socket.
+    async fn wait_for_backlog(&self, id: u64, link: &Link) -> Result<(), String> {
+        loop {
+            let waiting = self.connections.borrow().get(&id).map(|c| c.wire.len());
+            match waiting {
+                None => return Err("the connection is gone".to_string()),
+                Some(bytes) if bytes <= BACKLOG_MAX => return Ok(()),
+                Some(_) => link.changed.notified().await,
+            }
+        }
+    }
+
+    /// Milliseconds and less since this node's first moment; only differences count.
+    fn uptime(&self) -> Duration {
+        Instant::now().saturating_duration_since(self.began)
+    }
+}
+
+async fn tick(server: Weak<ServerCore>, link: Weak<Link>) {
+    loop {
+        let Some(core) = server.upgrade().map(|server| server.core.clone()) else { return };
+        core.sleep(TICK).await;
+        let Some(link) = link.upgrade() else { return };
+        if link.gone.get() {
+            return;
+        }
+        link.changed.notify();
+    }
+}
