@@ -13,13 +13,20 @@ use std::task::{Context, Poll, Waker};
 #[derive(Default)]
 pub struct Watch {
     value: Cell<u64>,
-    waiting: RefCell<Vec<(u64, Waker)>>,
+    waiting: RefCell<Vec<Waiter>>,
+    next: Cell<u64>,
+}
+
+struct Waiter {
+    id: u64,
+    wanted: u64,
+    waker: Waker,
 }
 
 impl Watch {
     /// Starts at `value`.
     pub fn new(value: u64) -> Watch {
-        Watch { value: Cell::new(value), waiting: RefCell::default() }
+        Watch { value: Cell::new(value), ..Watch::default() }
     }
     /// The number now.
     pub fn get(&self) -> u64 {
@@ -30,25 +37,52 @@ impl Watch {
         assert!(value >= self.value.get(), "a watched number never falls");
         self.value.set(value);
         let mut ready = Vec::new();
-        self.waiting.borrow_mut().retain(|(wanted, waker)| {
-            let wait = *wanted > value;
+        self.waiting.borrow_mut().retain(|waiter| {
+            let wait = waiter.wanted > value;
             if !wait {
-                ready.push(waker.clone());
+                ready.push(waiter.waker.clone());
             }
             wait
         });
         ready.into_iter().for_each(Waker::wake);
     }
-    /// Ends when the number is at least `wanted`.
+    /// Ends when the number is at least `wanted`. Who gives up waiting leaves nothing behind.
     pub async fn reached(&self, wanted: u64) {
-        poll_fn(|cx| {
-            if self.value.get() >= wanted {
-                return Poll::Ready(());
-            }
-            self.waiting.borrow_mut().push((wanted, cx.waker().clone()));
-            Poll::Pending
-        })
-        .await;
+        if self.value.get() < wanted {
+            let id = self.next.get();
+            self.next.set(id + 1);
+            Reached { watch: self, id, wanted }.await;
+        }
+    }
+}
+
+struct Reached<'a> {
+    watch: &'a Watch,
+    id: u64,
+    wanted: u64,
+}
+
+impl Future for Reached<'_> {
+    type Output = ();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.watch.value.get() >= self.wanted {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.watch.waiting.borrow_mut();
+        let waker = cx.waker().clone();
+        match waiting.iter_mut().find(|waiter| waiter.id == self.id) {
+            Some(waiter) => waiter.waker = waker,
+            None => waiting.push(Waiter { id: self.id, wanted: self.wanted, waker }),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Reached<'_> {
+    fn drop(&mut self) {
+        if self.watch.value.get() < self.wanted {
+            self.watch.waiting.borrow_mut().retain(|waiter| waiter.id != self.id);
+        }
     }
 }
 
@@ -200,6 +234,17 @@ mod tests {
         watch.raise(5);
         assert!(poll_once(low).is_ready());
         assert!(poll_once(high).is_pending());
+    }
+
+    #[test]
+    fn who_gives_up_waiting_leaves_nothing_behind() {
+        let watch = Watch::new(0);
+        for _ in 0..3 {
+            let mut never = Box::pin(watch.reached(u64::MAX));
+            assert!(poll_once(never.as_mut()).is_pending() && poll_once(never.as_mut()).is_pending());
+            assert_eq!(watch.waiting.borrow().len(), 1);
+        }
+        assert!(watch.waiting.borrow().is_empty());
     }
 
     #[test]

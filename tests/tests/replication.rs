@@ -161,6 +161,12 @@ fn everything_arrives_whole_through_restarts_of_either_side() {
     }
     let stat = follower.stat().expect("stat");
     assert!(stat.contains("\"epoch\":2"), "the leader's second reign is known: {stat}");
+    drop((follower, leader));
+    // A stream holds up nobody's end, whichever side goes first.
+    for server in [&mut pair.leader, &mut pair.follower] {
+        let (status, took) = server.stop();
+        assert!(status.success() && took < Duration::from_secs(3), "{status}, {took:?}");
+    }
 }
 
 #[test]

@@ -26,10 +26,14 @@ impl ServerCore {
     }
 
     pub(super) fn fail_handshake(&self, id: u64, fault: &Fault) {
+        if let Some(link) = self.links.borrow().get(&id) {
+            // This node's own attempt: who made it tells why it failed.
+            return link.fail(&fault.text);
+        }
         self.refuse(id, fault.kind, &format!("was refused in its handshake: {}", fault.text));
         self.with(id, |connection| {
             connection.ending = true;
-            if connection.is_greeting() && !connection.outbound {
+            if connection.is_greeting() {
                 self.shared.handshake_over();
             }
             connection.stage = Stage::Ending;
@@ -134,7 +138,7 @@ impl ServerCore {
         let connections = self.connections.borrow();
         connections.get(&id).is_some_and(|c| match c.stage {
             Stage::Hello(_) => c.heard > c.since,
-            Stage::Handshake(_) => true,
+            Stage::Handshake(_) => !c.outbound,
             Stage::Open(_) | Stage::Ending => false,
         })
     }

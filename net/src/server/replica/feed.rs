@@ -9,6 +9,7 @@ use turnstone_engine::sync::first_of;
 use turnstone_engine::tail::{LogReader, Shipment};
 use turnstone_engine::{Partition, env::Level};
 use turnstone_executor::RealEnv;
+use turnstone_executor::pace::give_way;
 use turnstone_replication::leader::{Leader, View};
 use turnstone_replication::wire::{Frame, Hello, Reason};
 
@@ -128,6 +129,7 @@ impl Stream<'_> {
             }
             for shipment in shipments {
                 self.ship(shipment).await?;
+                give_way().await;
             }
         }
     }

@@ -24,8 +24,9 @@ use turnstone_engine::sync::first_of;
 use turnstone_engine::types::Version;
 use turnstone_engine::{Error, Partition};
 use turnstone_executor::RealEnv;
+use turnstone_executor::pace::give_way;
 use turnstone_replication::follower::{Follower, Step};
-use turnstone_replication::wire::Reason;
+use turnstone_replication::wire::{AROUND, PAYLOAD_MAX, Reason};
 
 /// A connection attempt takes at most this long.
 const DIAL: Duration = Duration::from_secs(3);
@@ -235,7 +236,7 @@ impl ServerCore {
         let socket = self.core.ring.adopt(fd);
         self.sockets.borrow_mut().insert(socket, id);
         self.connections.borrow_mut().insert(id, Connection::outbound(socket, tls, Instant::now()));
-        let link = self.link(id);
+        let link = self.link(id, PAYLOAD_MAX + AROUND);
         self.with(id, |_| {});
         Ok((id, link))
     }
@@ -319,7 +320,7 @@ async fn keep_following(
 
 fn is_current(server: &ServerCore, partition: &Partition<RealEnv>, upstream: &Upstream, attempt: u64) -> bool {
     let newest = server.following.borrow().get(&partition.id()).copied();
-    newest == Some(attempt) && partition.role() == Role::Follower(upstream.clone())
+    server.stopping.get().is_none() && newest == Some(attempt) && partition.role() == Role::Follower(upstream.clone())
 }
 
 /// Applies a stream until something is wrong with it, and says what.
@@ -373,6 +374,7 @@ async fn apply(
             Step::Refused(reason, text) => return Err(Trouble::Refused(reason, text)),
             Step::Adopt(epochs) => partition.adopt_history(epochs).await?,
             Step::Batch(bytes) => {
+                give_way().await;
                 if incoming.is_some() {
                     return Err(Trouble::Broken("a batch came where a large value was due".to_string()));
                 }

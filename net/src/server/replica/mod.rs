@@ -11,6 +11,7 @@ mod following;
 
 use super::connection::Introduction;
 use super::core::ServerCore;
+use super::input::Input;
 use super::refusals::Refusal;
 use crate::tls::Role;
 use std::cell::{Cell, RefCell};
@@ -24,13 +25,16 @@ use turnstone_replication::wire::{AROUND, BadFrame, Frame};
 const INPUT_MAX: usize = 4 << 20;
 /// Encrypted bytes that may wait at a follower's socket.
 const BACKLOG_MAX: usize = 4 << 20;
+/// A follower sends nothing longer than its history.
+const FROM_FOLLOWER_MAX: usize = 1 << 20;
 /// How often a stream looks at the time.
 const TICK: Duration = Duration::from_millis(100);
 
 /// A connection that replicates, as its task sees it.
-#[derive(Default)]
 pub struct Link {
-    input: RefCell<Vec<u8>>,
+    input: RefCell<Input>,
+    /// Longest frame that the other side may send.
+    frame_max: usize,
     /// Something came, something left, it is gone, or time has passed.
     pub changed: Notify,
     open: Cell<bool>,
@@ -39,6 +43,23 @@ pub struct Link {
 }
 
 impl Link {
+    fn new(frame_max: usize) -> Link {
+        Link {
+            input: RefCell::default(),
+            frame_max,
+            changed: Notify::default(),
+            open: Cell::default(),
+            gone: Cell::default(),
+            why: RefCell::default(),
+        }
+    }
+
+    /// Why the connection is of no use; it ends.
+    pub fn fail(&self, why: &str) {
+        *self.why.borrow_mut() = Some(why.to_string());
+        self.end();
+    }
+
     /// The connection is gone.
     pub fn end(&self) {
         self.gone.set(true);
@@ -48,16 +69,24 @@ impl Link {
     /// The next whole frame that came.
     fn next(&self) -> Result<Option<Frame>, BadFrame> {
         let mut input = self.input.borrow_mut();
-        let Some((frame, used)) = Frame::decode(&input)? else { return Ok(None) };
-        input.drain(..used);
+        if Link::whole(&input).is_some_and(|whole| whole > self.frame_max) {
+            return Err(BadFrame("a frame is longer than this side may send"));
+        }
+        let Some((frame, used)) = Frame::decode(input.rest())? else { return Ok(None) };
+        input.take(used);
         Ok(Some(frame))
     }
 
+    /// How long the first frame is.
+    fn whole(input: &Input) -> Option<usize> {
+        let head = input.rest().get(1..5)?;
+        Some(u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize + AROUND)
+    }
+
+    /// Whether there is more than needs to be there: who is choked has a whole frame to work on.
     fn is_full(&self) -> bool {
         let input = self.input.borrow();
-        let Some(head) = input.get(1..5) else { return false };
-        let whole = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize + AROUND;
-        input.len() > INPUT_MAX && input.len() >= whole
+        input.len() > INPUT_MAX && Link::whole(&input).is_some_and(|whole| input.len() >= whole)
     }
 }
 
@@ -96,7 +125,7 @@ impl ServerCore {
     /// Takes bytes of a connection that replicates; answers whether it is one.
     pub(super) fn hear_link(&self, id: u64, plain: &[u8]) -> bool {
         let Some(link) = self.links.borrow().get(&id).cloned() else { return false };
-        link.input.borrow_mut().extend_from_slice(plain);
+        link.input.borrow_mut().extend(plain);
         if link.is_full() {
             self.choke(id);
         }
@@ -110,9 +139,7 @@ impl ServerCore {
         if introduction.role == Ok(Role::Server) && introduction.replica {
             link.open.set(true);
         } else {
-            let text = if introduction.replica { "its certificate is no server's" } else { "it does not replicate" };
-            *link.why.borrow_mut() = Some(text.to_string());
-            link.end();
+            link.fail(if introduction.replica { "its certificate is no server's" } else { "it does not replicate" });
         }
         link.changed.notify();
     }
@@ -127,13 +154,13 @@ impl ServerCore {
             self.abort(id);
             return false;
         }
-        let link = self.link(id);
+        let link = self.link(id, FROM_FOLLOWER_MAX);
         self.core.spawn(feed::feed(self.this(), id, link));
         true
     }
 
-    fn link(&self, id: u64) -> Rc<Link> {
-        let link: Rc<Link> = Rc::default();
+    fn link(&self, id: u64, frame_max: usize) -> Rc<Link> {
+        let link = Rc::new(Link::new(frame_max));
         self.links.borrow_mut().insert(id, link.clone());
         self.core.spawn(tick(Rc::downgrade(&self.this()), Rc::downgrade(&link)));
         link
