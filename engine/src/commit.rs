@@ -463,7 +463,9 @@ async fn persist<E: Env>(core: &Rc<Core<E>>) {
         Content::Growing(body) => (body.first_version(), body.finish(core.env.wall_ms())),
         Content::Whole { bytes, first_version } => (first_version, bytes),
     };
-    let places = if core.tail.borrow().is_wanted() { pointers.clone() } else { Vec::new() };
+    // Asked once: who comes during the append must not get a batch without its places.
+    let tailed = core.tail.borrow().is_wanted();
+    let places = if tailed { pointers.clone() } else { Vec::new() };
     let end = match core.wal().append(Append { body: &bytes, pointers, first_version, cost }).await {
         Ok(end) => end,
         Err(error) => match core.env.halt(format!("the log of partition {} failed: {error}", core.id)).await {},
@@ -471,7 +473,7 @@ async fn persist<E: Env>(core: &Rc<Core<E>>) {
     core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain: core.wal().chain() });
     add(&core.stats.batches, 1);
     add(&core.stats.log_bytes, bytes.len() as u64);
-    if core.tail.borrow().is_wanted() {
+    if tailed && core.tail.borrow().is_wanted() {
         core.tail.borrow_mut().push(Tailed::new(first_version, last, bytes.clone(), places));
     }
     if bytes.capacity() <= ROOM_MAX {
@@ -545,15 +547,23 @@ impl<E: Env> Partition<E> {
     /// Deletes every key: a log record that retires all runs. Open transactions end with a typed error.
     pub async fn flush_all(&self) -> Result<CommitPosition, Error> {
         let core = &self.0;
-        begin_writing(core).await?;
         if let Role::Follower(upstream) = self.role() {
             return Err(Error::Follower { leader: upstream.address });
         }
+        begin_writing(core).await?;
         if !self.writable() {
             // What is left is an empty leader.
             self.promote().await?;
         }
-        let check = |core: &Rc<Core<E>>| if core.closing.get() { Err(Error::ShuttingDown) } else { Ok(()) };
+        let check = |core: &Rc<Core<E>>| {
+            let manifest = core.manifest.get();
+            match (core.closing.get(), manifest.writable()) {
+                (true, _) => Err(Error::ShuttingDown),
+                // The role may have changed since it was looked at above.
+                (false, false) => Err(manifest.refusal()),
+                (false, true) => Ok(()),
+            }
+        };
         let cost = wal::cost(body::FLUSH_LEN, 0);
         let version =
             flush_with(core, cost, check, |core, version| enqueue(core, version, &[], cost, Builder::add_flush))

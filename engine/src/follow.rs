@@ -10,7 +10,7 @@ use crate::env::Env;
 use crate::error::Error;
 use crate::manifest::{EpochStart, Generation, Role, Upstream};
 use crate::partition::{Core, Partition};
-use crate::types::{Entry, Key, LogPosition, Value, ValuePointer, Version};
+use crate::types::{Entry, Epoch, Key, LogPosition, Value, ValuePointer, Version};
 use crate::vlog::Stream;
 use crate::wal::body::{self, BODY_HEADER, Body, BodyError, Operation};
 use crate::wal::{self};
@@ -20,6 +20,7 @@ use std::rc::Rc;
 /// A batch on its way in: its large values follow it.
 pub struct Incoming<E: Env> {
     core: Rc<Core<E>>,
+    upstream: Upstream,
     bytes: Vec<u8>,
     body: Body,
     wanted: VecDeque<(Key, u32, u32)>,
@@ -50,9 +51,14 @@ impl<E: Env> Partition<E> {
         Ok(())
     }
 
-    /// Takes over the leader's reigns, which must contain all of this history.
-    pub async fn adopt_history(&self, epochs: Vec<EpochStart>) -> Result<(), Error> {
+    /// Takes over the reigns of the leader that is followed, which must contain all of this history.
+    pub async fn adopt_history(&self, upstream: &Upstream, epochs: Vec<EpochStart>) -> Result<(), Error> {
         let core = &self.0;
+        // Nothing is appended and no role changes meanwhile.
+        let _alone = core.slow_gate.enter().await;
+        if core.manifest.get().role != Role::Follower(upstream.clone()) {
+            return Err(Error::Upstream("the partition follows this leader no more".to_string()));
+        }
         let in_order = epochs
             .windows(2)
             .all(|w| w[0].first_version <= w[1].first_version && w[0].epoch.number < w[1].epoch.number);
@@ -97,7 +103,7 @@ impl<E: Env> Partition<E> {
     }
 
     /// Takes a batch of the leader's. `None` if it is here already.
-    pub fn incoming(&self, bytes: Vec<u8>) -> Result<Option<Incoming<E>>, Error> {
+    pub fn incoming(&self, upstream: &Upstream, bytes: Vec<u8>) -> Result<Option<Incoming<E>>, Error> {
         let core = &self.0;
         let body = match body::decode(&bytes, true) {
             Ok(body) => body,
@@ -129,6 +135,9 @@ impl<E: Env> Partition<E> {
         }
         let operations = body.transactions.iter().flatten();
         let flush = operations.clone().any(|o| *o == Operation::Flush);
+        if body.transactions.iter().any(Vec::is_empty) {
+            return Err(Error::Upstream("a transaction changes nothing".to_string()));
+        }
         if flush && operations.clone().count() > 1 {
             return Err(Error::Upstream("a flush came together with other changes".to_string()));
         }
@@ -144,7 +153,8 @@ impl<E: Env> Partition<E> {
             _ => None,
         });
         let wanted = large.collect();
-        Ok(Some(Incoming { core: core.clone(), bytes, body, wanted, places: Vec::new() }))
+        let (core, upstream) = (core.clone(), upstream.clone());
+        Ok(Some(Incoming { core, upstream, bytes, body, wanted, places: Vec::new() }))
     }
 }
 
@@ -190,16 +200,18 @@ impl<E: Env> Incoming<E> {
         let cost = wal::cost(self.bytes.len().saturating_sub(BODY_HEADER + 4), self.places.len());
         let last = self.body.last_version();
         if self.body.transactions.iter().flatten().any(|o| *o == Operation::Flush) {
-            let (first_version, bytes) = (self.body.first_version, self.bytes);
-            let check = |core: &Rc<Core<E>>| continues(core, first_version);
+            let (first_version, epoch, bytes) = (self.body.first_version, self.body.epoch, self.bytes);
+            let check = |core: &Rc<Core<E>>| continues(core, &self.upstream, first_version, epoch);
             flush_with(&core, cost, check, |core, _| {
                 push_batch(core, Content::Whole { bytes, first_version }, last, Vec::new(), cost);
             })
             .await?;
             return Ok(last);
         }
+        // No promotion and no new history comes in between: what it begins, begins behind this batch.
+        let _alone = core.slow_gate.enter().await;
         core.wal().reserve(cost).await?;
-        if let Err(error) = continues(&core, self.body.first_version) {
+        if let Err(error) = continues(&core, &self.upstream, self.body.first_version, self.body.epoch) {
             core.wal().release(cost);
             return Err(error);
         }
@@ -231,16 +243,20 @@ impl<E: Env> Incoming<E> {
     }
 }
 
-/// Whether a batch that begins with `first` may still be appended: roles change, and openings of a stream race.
-fn continues<E: Env>(core: &Rc<Core<E>>, first: Version) -> Result<(), Error> {
+/// Whether a batch of `upstream` may still be appended: roles change, and a stream that was replaced may not know yet.
+fn continues<E: Env>(core: &Rc<Core<E>>, upstream: &Upstream, first: Version, epoch: Epoch) -> Result<(), Error> {
     if core.closing.get() {
         return Err(Error::ShuttingDown);
     }
-    if !matches!(core.manifest.get().role, Role::Follower(_)) {
-        return Err(Error::Upstream("the partition follows nobody any more".to_string()));
+    let manifest = core.manifest.get();
+    if manifest.role != Role::Follower(upstream.clone()) {
+        return Err(Error::Upstream("the partition follows this leader no more".to_string()));
     }
     if first != core.prepared.get() + 1 {
         return Err(Error::Upstream(format!("version {first} came where {} is next", core.prepared.get() + 1)));
+    }
+    if manifest.epoch_of(first) != epoch {
+        return Err(Error::Upstream(format!("version {first} came in an epoch that it is not in any more")));
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! One partition that follows: what it says, and what it makes of what its leader says.
 
+use crate::SILENCE;
 use crate::leader::Violation;
 use crate::wire::{Frame, Hello, PROTOCOL, Reason};
-use crate::{BEAT, SILENCE};
 use std::time::Duration;
 use turnstone_engine::manifest::EpochStart;
 use turnstone_engine::types::Version;
@@ -29,7 +29,6 @@ pub struct Follower {
     acked: Version,
     leader_published: Version,
     heard: Duration,
-    said: Duration,
 }
 
 impl Follower {
@@ -41,7 +40,7 @@ impl Follower {
         (last, epochs): (Version, Vec<EpochStart>),
         now: Duration,
     ) -> (Follower, Frame) {
-        let follower = Follower { accepted: false, acked: last, leader_published: 0, heard: now, said: now };
+        let follower = Follower { accepted: false, acked: 0, leader_published: 0, heard: now };
         (follower, Frame::Hello(Hello { version: PROTOCOL, node, own, partition, last, epochs }))
     }
 
@@ -66,29 +65,19 @@ impl Follower {
         }
     }
 
-    /// Whether the stream is open.
-    pub fn is_accepted(&self) -> bool {
-        self.accepted
-    }
-
     /// Everything up to `version` is on this node's disk: tell the leader, if it does not know.
-    pub fn durable(&mut self, version: Version, now: Duration) -> Option<Frame> {
+    pub fn durable(&mut self, version: Version) -> Option<Frame> {
         self.leader_published = self.leader_published.max(version);
         if version <= self.acked {
             return None;
         }
         self.acked = version;
-        self.said = now;
         Some(Frame::Ack(version))
     }
 
-    /// A beat, if nothing was said for a while.
-    pub fn beat(&mut self, published: Version, now: Duration) -> Option<Frame> {
-        if !self.accepted || now.saturating_sub(self.said) < BEAT {
-            return None;
-        }
-        self.said = now;
-        Some(Frame::Beat(published))
+    /// Bytes of the leader came, a whole frame or not: a large transaction takes its time.
+    pub fn hears(&mut self, now: Duration) {
+        self.heard = now;
     }
 
     /// Whether the leader is taken for gone.
@@ -119,11 +108,12 @@ mod tests {
         assert!(follower.take(accept, NOW).is_err(), "once");
         assert_eq!(follower.take(Frame::Batch(vec![1]), NOW), Ok(Step::Batch(vec![1])));
         assert_eq!(follower.lag(9), 11);
-        assert_eq!(follower.durable(9, NOW), Some(Frame::Ack(9)));
-        assert_eq!(follower.durable(9, NOW), None);
+        assert_eq!(follower.durable(9), Some(Frame::Ack(9)));
+        assert_eq!(follower.durable(9), None);
         assert_eq!(follower.take(Frame::Beat(30), NOW), Ok(Step::Nothing));
         assert_eq!(follower.lag(9), 21);
-        assert_eq!(follower.beat(9, NOW + BEAT), Some(Frame::Beat(9)));
-        assert!(follower.is_gone(NOW + SILENCE * 2));
+        follower.hears(NOW + SILENCE);
+        assert!(!follower.is_gone(NOW + SILENCE * 2));
+        assert!(follower.is_gone(NOW + SILENCE * 3));
     }
 }

@@ -74,7 +74,8 @@ impl Leader {
             node: hello.node,
             epochs: view.epochs.to_vec(),
             sent: hello.last,
-            acked: hello.last,
+            // What it has may not be on its disk yet.
+            acked: 0,
             heard: now,
             said: now,
         };
@@ -101,6 +102,11 @@ impl Leader {
         assert!(last > self.sent, "batches are sent in order, each once");
         self.sent = last;
         self.said = now;
+    }
+
+    /// Bytes of the follower came, a whole frame or not.
+    pub fn hears(&mut self, now: Duration) {
+        self.heard = now;
     }
 
     /// The follower said something.

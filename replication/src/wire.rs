@@ -23,7 +23,7 @@ use turnstone_engine::types::{Epoch, Version};
 /// The newest version of this protocol that this program speaks.
 pub const PROTOCOL: u16 = 1;
 /// The longest payload: a transaction of the largest size allowed, and what surrounds it.
-pub const PAYLOAD_MAX: usize = 256 << 20;
+pub const PAYLOAD_MAX: usize = (1 << 30) + (64 << 20);
 /// Bytes around a payload.
 pub const AROUND: usize = 1 + 4 + 4;
 /// Reigns that a history may have: those without a commit are dropped, and a node that restarts a million times is not one.
@@ -127,7 +127,11 @@ fn epochs(take: &mut Take<'_>) -> Result<Vec<EpochStart>, BadFrame> {
     let mut epochs = Vec::new();
     for _ in 0..count {
         let epoch = Epoch { number: take.u64()?, id: take.u64()? };
-        epochs.push(EpochStart { epoch, first_version: take.u64()? });
+        let first_version = take.u64()?;
+        if first_version == 0 {
+            return Err(BadFrame("an epoch begins at version 0"));
+        }
+        epochs.push(EpochStart { epoch, first_version });
     }
     Ok(epochs)
 }

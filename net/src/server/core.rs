@@ -91,6 +91,8 @@ pub struct ServerCore {
     pub(super) board: Rc<Board>,
     /// Which attempt to follow is the current one, by partition.
     pub(super) following: RefCell<BTreeMap<u8, u64>>,
+    /// How many orders to follow, or not to, there were, by partition.
+    pub(super) orders: RefCell<BTreeMap<u8, u64>>,
     /// When this core began.
     pub(super) began: Instant,
     pub(super) stopping: Cell<Option<Instant>>,
@@ -134,6 +136,7 @@ impl ServerCore {
             links: RefCell::default(),
             board: Rc::default(),
             following: RefCell::default(),
+            orders: RefCell::default(),
             began: Instant::now(),
             stopping: Cell::new(None),
             closing: Cell::new(false),

@@ -32,6 +32,8 @@ impl ServerCore {
                     let what = "was closed: its handshake took longer than handshake_timeout";
                     late.push((*id, Refusal::HandshakeTimeout, what));
                 }
+            } else if self.links.borrow().contains_key(id) {
+                // Streams have deadlines of their own: a follower may be slow, if only it lives.
             } else if connection.sending && age(connection.send_since) > in_time(limits.write_timeout) {
                 late.push((*id, Refusal::WriteTimeout, "was closed: it took no replies for write_timeout"));
             } else if age(connection.heard) > limits.idle_timeout && !self.is_busy(connection, key) {
@@ -39,7 +41,9 @@ impl ServerCore {
             }
         }
         for (id, kind, what) in late {
-            self.refuse(id, kind, what);
+            if !self.links.borrow().contains_key(&id) {
+                self.refuse(id, kind, what);
+            }
             self.abort(id);
         }
         self.end_late_requests();

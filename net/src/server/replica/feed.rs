@@ -103,14 +103,7 @@ impl Stream<'_> {
             if self.link.gone.get() {
                 return Ok(());
             }
-            self.hear()?;
-            if self.leader.is_gone(self.server.uptime()) {
-                return Err("the follower is silent".to_string());
-            }
-            if self.partition.role() == Role::SteppedDown {
-                return Err("the partition stepped down".to_string());
-            }
-            self.server.wait_for_backlog(self.id, self.link).await?;
+            self.room().await?;
             let shipments = match self.reader.read(READ).await {
                 Ok(shipments) => shipments,
                 Err(error @ Error::Purged { .. }) => {
@@ -138,19 +131,39 @@ impl Stream<'_> {
         if let Some(epochs) = self.leader.before_batch(&self.partition.history()) {
             self.server.say_frame(self.id, &epochs);
         }
-        self.server.wait_for_backlog(self.id, self.link).await?;
+        self.room().await?;
         self.server.say_frame(self.id, &Frame::Batch(shipment.body));
         for value in &shipment.values {
             let value = self.reader.value(value).await.map_err(|e| e.to_string())?;
-            self.server.wait_for_backlog(self.id, self.link).await?;
+            self.room().await?;
             self.server.say_frame(self.id, &Frame::Value(value.to_vec()));
-            self.hear()?;
         }
         self.leader.sent(shipment.last, self.server.uptime());
         Ok(())
     }
 
+    /// Waits until not too much waits at the socket, and hears what comes meanwhile.
+    async fn room(&mut self) -> Result<(), String> {
+        loop {
+            self.hear()?;
+            if self.leader.is_gone(self.server.uptime()) {
+                return Err("the follower is silent".to_string());
+            }
+            if self.partition.role() == Role::SteppedDown {
+                return Err("the partition stepped down".to_string());
+            }
+            match self.server.has_backlog(self.id) {
+                None => return Err("the connection is gone".to_string()),
+                Some(false) => return Ok(()),
+                Some(true) => self.link.changed.notified().await,
+            }
+        }
+    }
+
     fn hear(&mut self) -> Result<(), String> {
+        if self.link.heard.replace(false) {
+            self.leader.hears(self.server.uptime());
+        }
         while let Some(frame) = self.server.next_frame(self.id, self.link)? {
             self.leader.take(&frame, self.server.uptime()).map_err(|violation| violation.0)?;
         }

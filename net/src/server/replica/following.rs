@@ -14,7 +14,7 @@ use crate::wire::{ErrorCode, reply};
 use rustls::pki_types::ServerName;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use turnstone_engine::env::Level;
@@ -25,8 +25,9 @@ use turnstone_engine::types::Version;
 use turnstone_engine::{Error, Partition};
 use turnstone_executor::RealEnv;
 use turnstone_executor::pace::give_way;
+use turnstone_replication::BEAT;
 use turnstone_replication::follower::{Follower, Step};
-use turnstone_replication::wire::{AROUND, PAYLOAD_MAX, Reason};
+use turnstone_replication::wire::{AROUND, Frame, PAYLOAD_MAX, Reason};
 
 /// A connection attempt takes at most this long.
 const DIAL: Duration = Duration::from_secs(3);
@@ -126,6 +127,7 @@ impl ServerCore {
     }
 
     async fn stop_following(&self, partition: &Partition<RealEnv>) -> Result<(), Trouble> {
+        self.next_order(partition.id());
         if matches!(partition.role(), Role::Follower(_)) {
             partition.step_down().await?;
             self.next_attempt(partition.id());
@@ -138,20 +140,43 @@ impl ServerCore {
         partition: Partition<RealEnv>,
         upstream: Upstream,
     ) -> Result<(), Trouble> {
-        let stream = self.open_stream(&partition, &upstream).await?;
+        let order = self.next_order(partition.id());
+        let before = (partition.role(), partition.history());
+        let mut stream = self.open_stream(&partition, &upstream).await?;
+        // That took its time: another order, a promotion or a step-down since then stands.
+        let newest = self.orders.borrow().get(&partition.id()).copied();
+        if newest != Some(order) || before != (partition.role(), partition.history()) {
+            self.abort(stream.id);
+            return Err(Trouble::Broken("the partition's role was changed meanwhile; ask again".to_string()));
+        }
         if let Err(error) = partition.follow(upstream.clone()).await {
             self.abort(stream.id);
             return Err(error.into());
         }
-        // Something may have been committed here since the hello: the stream is opened again then.
-        let stream = if stream.last == partition.prepared() {
-            Some(stream)
-        } else {
+        if stream.last != partition.prepared() {
+            // Something was committed here since the hello.
             self.abort(stream.id);
-            None
-        };
-        self.core.spawn(keep_following(self.clone(), partition, upstream, stream));
+            stream = match self.open_stream(&partition, &upstream).await {
+                Ok(stream) => stream,
+                Err(trouble) => {
+                    match before.0 {
+                        Role::Leader => partition.promote().await?,
+                        _ => partition.step_down().await?,
+                    }
+                    return Err(trouble);
+                }
+            };
+        }
+        self.core.spawn(keep_following(self.clone(), partition, upstream, Some(stream)));
         Ok(())
+    }
+
+    /// Numbers the orders of who follows whom.
+    fn next_order(&self, partition: u8) -> u64 {
+        let mut orders = self.orders.borrow_mut();
+        let order = orders.entry(partition).or_default();
+        *order += 1;
+        *order
     }
 
     fn next_attempt(&self, partition: u8) -> u64 {
@@ -230,6 +255,9 @@ impl ServerCore {
         });
         let dialed = dialed.await.map_err(|e| Trouble::Broken(format!("no thread to dial from: {e}")))?;
         let (fd, mut tls) = dialed.map_err(Trouble::Broken)?;
+        if self.stopping.get().is_some() {
+            return Err(Trouble::Over);
+        }
         tls.set_buffer_limit(None);
         let id = self.next_connection.get();
         self.next_connection.set(id + 1);
@@ -282,6 +310,9 @@ async fn keep_following(
     loop {
         let Some(server) = weak.upgrade() else { return };
         if !is_current(&server, &partition, &upstream, attempt) {
+            if let Some(stream) = opened {
+                server.abort(stream.id);
+            }
             return;
         }
         let stream = match opened.take() {
@@ -290,19 +321,26 @@ async fn keep_following(
         };
         let trouble = match stream {
             Ok(stream) => {
-                told = None;
-                pause = PAUSE;
-                let id = stream.id;
+                let (id, began) = (stream.id, Instant::now());
                 let at = format!("partition {own} follows {}/{}", upstream.address, upstream.partition);
                 server.core.log.line(Level::Info, &format!("{at} from version {} on", partition.prepared() + 1));
                 let current = || is_current(&server, &partition, &upstream, attempt);
-                let trouble = run(&server, &partition, stream, &current).await;
+                let first = partition.prepared();
+                let trouble = run(&server, &partition, &upstream, stream, &current).await;
                 server.abort(id);
+                if partition.prepared() > first || began.elapsed() > PAUSE_MAX {
+                    // It was of use.
+                    told = None;
+                    pause = PAUSE;
+                }
                 trouble
             }
             Err(trouble) => trouble,
         };
         if trouble == Trouble::Over || !is_current(&server, &partition, &upstream, attempt) {
+            if server.following.borrow().get(&own) == Some(&attempt) {
+                server.board.upstream.borrow_mut().remove(&own);
+            }
             return;
         }
         let text = trouble.text();
@@ -327,10 +365,11 @@ fn is_current(server: &ServerCore, partition: &Partition<RealEnv>, upstream: &Up
 async fn run(
     server: &ServerCore,
     partition: &Partition<RealEnv>,
+    upstream: &Upstream,
     mut stream: Stream,
     is_current: &impl Fn() -> bool,
 ) -> Trouble {
-    match apply(server, partition, &mut stream, is_current).await {
+    match apply(server, partition, upstream, &mut stream, is_current).await {
         Ok(()) => Trouble::Over,
         Err(trouble) => trouble,
     }
@@ -339,25 +378,32 @@ async fn run(
 async fn apply(
     server: &ServerCore,
     partition: &Partition<RealEnv>,
+    upstream: &Upstream,
     stream: &mut Stream,
     is_current: &impl Fn() -> bool,
 ) -> Result<(), Trouble> {
-    partition.adopt_history(std::mem::take(&mut stream.epochs)).await?;
+    partition.adopt_history(upstream, std::mem::take(&mut stream.epochs)).await?;
     let (id, link) = (stream.id, stream.link.clone());
+    // By itself: an append may wait for a checkpoint, and the leader must not take this node for gone.
+    server.core.spawn(beat(Rc::downgrade(&server.this()), id, Rc::downgrade(&link), partition.clone()));
     let follower = &mut stream.follower;
     let mut incoming: Option<Incoming<RealEnv>> = None;
     let mut skipped = false;
     loop {
         let now = server.uptime();
         let published = partition.published();
-        let say = [follower.durable(published, now), follower.beat(published, now)];
-        say.iter().flatten().for_each(|frame| server.say_frame(id, frame));
+        if !is_current() {
+            return Ok(());
+        }
+        if link.heard.replace(false) {
+            follower.hears(now);
+        }
+        if let Some(ack) = follower.durable(published) {
+            server.say_frame(id, &ack);
+        }
         let lag = follower.lag(published);
         server.board.upstream.borrow_mut().insert(partition.id(), format!("streaming, {lag} behind"));
         let Some(frame) = server.next_frame(id, &link).map_err(Trouble::Broken)? else {
-            if !is_current() {
-                return Ok(());
-            }
             if link.gone.get() {
                 return Err(Trouble::Broken("the connection to the leader is gone".to_string()));
             }
@@ -372,13 +418,13 @@ async fn apply(
         match follower.take(frame, now).map_err(|violation| Trouble::Broken(violation.0))? {
             Step::Nothing => {}
             Step::Refused(reason, text) => return Err(Trouble::Refused(reason, text)),
-            Step::Adopt(epochs) => partition.adopt_history(epochs).await?,
+            Step::Adopt(epochs) => partition.adopt_history(upstream, epochs).await?,
             Step::Batch(bytes) => {
                 give_way().await;
                 if incoming.is_some() {
                     return Err(Trouble::Broken("a batch came where a large value was due".to_string()));
                 }
-                let batch = partition.incoming(bytes)?;
+                let batch = partition.incoming(upstream, bytes)?;
                 skipped = batch.is_none();
                 match batch {
                     Some(batch) if batch.wanted() == 0 => {
@@ -400,5 +446,19 @@ async fn apply(
                 None => return Err(Trouble::Broken("a large value came that no batch asked for".to_string())),
             },
         }
+    }
+}
+
+/// Tells the leader that this node lives, as long as the stream does.
+async fn beat(server: Weak<ServerCore>, id: u64, link: Weak<Link>, partition: Partition<RealEnv>) {
+    loop {
+        let Some(core) = server.upgrade().map(|server| server.core.clone()) else { return };
+        core.sleep(BEAT).await;
+        drop(core);
+        let (Some(server), Some(link)) = (server.upgrade(), link.upgrade()) else { return };
+        if link.gone.get() {
+            return;
+        }
+        server.say_frame(id, &Frame::Beat(partition.published()));
     }
 }

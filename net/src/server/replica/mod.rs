@@ -37,6 +37,8 @@ pub struct Link {
     frame_max: usize,
     /// Something came, something left, it is gone, or time has passed.
     pub changed: Notify,
+    /// Bytes came since it was last asked.
+    heard: Cell<bool>,
     open: Cell<bool>,
     gone: Cell<bool>,
     why: RefCell<Option<String>>,
@@ -48,6 +50,7 @@ impl Link {
             input: RefCell::default(),
             frame_max,
             changed: Notify::default(),
+            heard: Cell::default(),
             open: Cell::default(),
             gone: Cell::default(),
             why: RefCell::default(),
@@ -86,7 +89,7 @@ impl Link {
     /// Whether there is more than needs to be there: who is choked has a whole frame to work on.
     fn is_full(&self) -> bool {
         let input = self.input.borrow();
-        input.len() > INPUT_MAX && Link::whole(&input).is_some_and(|whole| input.len() >= whole)
+        input.len() > INPUT_MAX && Link::whole(&input).is_some_and(|whole| input.len() >= whole.min(self.frame_max))
     }
 }
 
@@ -125,6 +128,7 @@ impl ServerCore {
     /// Takes bytes of a connection that replicates; answers whether it is one.
     pub(super) fn hear_link(&self, id: u64, plain: &[u8]) -> bool {
         let Some(link) = self.links.borrow().get(&id).cloned() else { return false };
+        link.heard.set(true);
         link.input.borrow_mut().extend(plain);
         if link.is_full() {
             self.choke(id);
@@ -181,16 +185,9 @@ impl ServerCore {
         self.with(id, |connection| connection.say(&bytes));
     }
 
-    /// Waits until not too much waits at the socket.
-    async fn wait_for_backlog(&self, id: u64, link: &Link) -> Result<(), String> {
-        loop {
-            let waiting = self.connections.borrow().get(&id).map(|c| c.wire.len());
-            match waiting {
-                None => return Err("the connection is gone".to_string()),
-                Some(bytes) if bytes <= BACKLOG_MAX => return Ok(()),
-                Some(_) => link.changed.notified().await,
-            }
-        }
+    /// Whether too much waits at the socket; `None` if it is gone.
+    fn has_backlog(&self, id: u64) -> Option<bool> {
+        self.connections.borrow().get(&id).map(|c| c.wire.len() > BACKLOG_MAX)
     }
 
     /// Milliseconds and less since this node's first moment; only differences count.
