@@ -273,10 +273,15 @@ fn has_room<E: Env>(core: &Core<E>, transaction: &Transaction) -> bool {
 
 /// Commits wait, they are not refused, while the overlay is full and a checkpoint can still empty it.
 async fn wait_for_room<E: Env>(core: &Rc<Core<E>>, transaction: &Transaction) -> Result<(), Error> {
-    if !has_room(core, transaction) {
+    wait_until(core, || has_room(core, transaction)).await
+}
+
+/// Has checkpoints run until the overlay `has_room`.
+pub(crate) async fn wait_until<E: Env>(core: &Rc<Core<E>>, has_room: impl Fn() -> bool) -> Result<(), Error> {
+    if !has_room() {
         add(&core.stats.waits_for_overlay, 1);
     }
-    while !has_room(core, transaction) {
+    while !has_room() {
         if core.closing.get() {
             return Err(Error::ShuttingDown);
         }
@@ -474,9 +479,8 @@ async fn persist<E: Env>(core: &Rc<Core<E>>) {
     add(&core.stats.batches, 1);
     add(&core.stats.log_bytes, bytes.len() as u64);
     if tailed && core.tail.borrow().is_wanted() {
-        core.tail.borrow_mut().push(Tailed::new(first_version, last, bytes.clone(), places));
-    }
-    if bytes.capacity() <= ROOM_MAX {
+        core.tail.borrow_mut().push(Tailed::new(first_version, last, bytes, places));
+    } else if bytes.capacity() <= ROOM_MAX {
         core.batch_room.replace(bytes);
     }
     if flushes {

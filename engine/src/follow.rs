@@ -5,15 +5,15 @@
 //! checks after every wait that the role is still the same and that the batch continues what is here. A follower's epochs
 //! are its leader's; it begins none.
 
-use crate::commit::{Content, enter, flush_with, push_batch};
+use crate::commit::{Content, enter, flush_with, push_batch, wait_until};
 use crate::env::Env;
 use crate::error::Error;
-use crate::manifest::{EpochStart, Generation, Role, Upstream};
+use crate::manifest::{EpochStart, Generation, Role, Upstream, reign};
 use crate::partition::{Core, Partition};
 use crate::types::{Entry, Epoch, Key, LogPosition, Value, ValuePointer, Version};
 use crate::vlog::Stream;
+use crate::wal;
 use crate::wal::body::{self, BODY_HEADER, Body, BodyError, Operation};
-use crate::wal::{self};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -66,9 +66,6 @@ impl<E: Env> Partition<E> {
             return Err(Error::Upstream("the leader's epochs are not in order".to_string()));
         }
         let last = core.prepared.get();
-        let reign = |history: &[EpochStart], version: Version| {
-            history.iter().rev().find(|e| e.first_version <= version).map(|e| e.epoch)
-        };
         let starts = core.manifest.get().epochs.iter().chain(&epochs).map(|e| e.first_version).collect::<Vec<_>>();
         let ours = core.manifest.get().epochs.clone();
         // Reigns change at these versions only.
@@ -196,7 +193,8 @@ impl<E: Env> Incoming<E> {
             Err(Error::Disk(error)) => match core.env.halt(format!("a value could not be flushed: {error}")).await {},
             other => other?,
         }
-        wait_for_room(&core).await?;
+        // Who cannot settle what it has takes no more.
+        wait_until(&core, || core.overlay.borrow().bytes() < core.overlay_budget.get()).await?;
         let cost = wal::cost(self.bytes.len().saturating_sub(BODY_HEADER + 4), self.places.len());
         let last = self.body.last_version();
         if self.body.transactions.iter().flatten().any(|o| *o == Operation::Flush) {
@@ -257,23 +255,6 @@ fn continues<E: Env>(core: &Rc<Core<E>>, upstream: &Upstream, first: Version, ep
     }
     if manifest.epoch_of(first) != epoch {
         return Err(Error::Upstream(format!("version {first} came in an epoch that it is not in any more")));
-    }
-    Ok(())
-}
-
-/// Waits while the memory for recent versions is full: a follower that cannot settle what it has takes no more.
-async fn wait_for_room<E: Env>(core: &Rc<Core<E>>) -> Result<(), Error> {
-    while core.overlay.borrow().bytes() >= core.overlay_budget.get() {
-        if core.closing.get() {
-            return Err(Error::ShuttingDown);
-        }
-        if let Some(error) = core.checkpoint_refused.borrow().clone() {
-            return Err(error);
-        }
-        let seen = core.checkpoints.get();
-        core.checkpoint_wanted.set(true);
-        core.housekeeping.notify();
-        core.checkpoints.reached(seen + 1).await;
     }
     Ok(())
 }

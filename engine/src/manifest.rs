@@ -136,6 +136,11 @@ pub struct Hold {
     pub limit_bytes: u64,
 }
 
+/// The reign of a version in a history, which is ordered.
+pub fn reign(history: &[EpochStart], version: Version) -> Option<Epoch> {
+    history.iter().rev().find(|start| start.first_version <= version).map(|start| start.epoch)
+}
+
 /// Whose log a partition follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
@@ -380,7 +385,7 @@ impl Manifest {
 
     /// The reign of a version.
     pub fn epoch_of(&self, version: Version) -> Epoch {
-        self.epochs.iter().rev().find(|e| e.first_version <= version).map(|e| e.epoch).unwrap_or_default()
+        reign(&self.epochs, version).unwrap_or_default()
     }
 
     /// Takes a new number for a file.

@@ -181,9 +181,8 @@ async fn read_batches<E: Env>(
     let partition = Partition(core.clone());
     let published = core.published.get();
     let segments = core.wal().segments();
-    let oldest = partition.oldest_version();
-    if next < oldest {
-        return Err(Error::Purged { wanted: next, oldest });
+    if next < partition.oldest_version() {
+        return Err(purged(core, next).await);
     }
     let numbers: Vec<u32> = segments.iter().map(|s| s.number).collect();
     let manifest = core.manifest.get().clone();
@@ -206,9 +205,8 @@ async fn read_batches<E: Env>(
             Ok(Some(batch)) => batch,
             other => {
                 // A segment that was purged meanwhile reads as anything.
-                let oldest = partition.oldest_version();
-                if cursor.next < oldest {
-                    return Err(Error::Purged { wanted: cursor.next, oldest });
+                if cursor.next < partition.oldest_version() {
+                    return Err(purged(core, cursor.next).await);
                 }
                 other?;
                 return Err(Error::Corrupt {
@@ -230,6 +228,13 @@ async fn read_batches<E: Env>(
         batches.push(batch);
     }
     Ok((batches, cursor))
+}
+
+/// The log does not reach back to `wanted`: said only when a purge that is under way is recorded, or a crash could bring
+/// back what a reader was told is gone.
+async fn purged<E: Env>(core: &Rc<Core<E>>, wanted: Version) -> Error {
+    let _turn = core.purge_gate.enter().await;
+    Error::Purged { wanted, oldest: Partition(core.clone()).oldest_version() }
 }
 
 impl<E: Env> Partition<E> {

@@ -167,8 +167,13 @@ impl Stream<'_> {
         while let Some(frame) = self.server.next_frame(self.id, self.link)? {
             self.leader.take(&frame, self.server.uptime()).map_err(|violation| violation.0)?;
         }
+        let place = (self.partition.id(), self.id);
+        let mut replicas = self.server.board.replicas.borrow_mut();
+        if replicas.get(&place).is_some_and(|replica| replica.acked == self.leader.acked()) {
+            return Ok(());
+        }
         let replica = Replica { node: self.leader.node(), peer: self.peer.clone(), acked: self.leader.acked() };
-        self.server.board.replicas.borrow_mut().insert((self.partition.id(), self.id), replica);
+        replicas.insert(place, replica);
         Ok(())
     }
 }

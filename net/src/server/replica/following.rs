@@ -6,12 +6,13 @@
 use super::super::conversation::{Conversation, Key};
 use super::super::core::{ServerCore, Slot};
 use super::super::execute::{self, Finish};
-use super::Link;
+use super::{Following, Link};
 use crate::client::Address;
 use crate::server::connection::Connection;
 use crate::tls::follower_config;
 use crate::wire::{ErrorCode, reply};
 use rustls::pki_types::ServerName;
+use std::convert::Infallible;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
@@ -326,7 +327,7 @@ async fn keep_following(
                 server.core.log.line(Level::Info, &format!("{at} from version {} on", partition.prepared() + 1));
                 let current = || is_current(&server, &partition, &upstream, attempt);
                 let first = partition.prepared();
-                let trouble = run(&server, &partition, &upstream, stream, &current).await;
+                let Err(trouble) = apply(&server, &partition, &upstream, stream, &current).await;
                 server.abort(id);
                 if partition.prepared() > first || began.elapsed() > PAUSE_MAX {
                     // It was of use.
@@ -348,7 +349,7 @@ async fn keep_following(
             server.core.log.line(Level::Warn, &format!("partition {own} does not follow now: {text}"));
             told = Some(text.clone());
         }
-        server.board.upstream.borrow_mut().insert(own, format!("broken: {text}"));
+        server.board.upstream.borrow_mut().insert(own, Following::Broken(text));
         let core = server.core.clone();
         drop(server);
         core.sleep(pause).await;
@@ -362,38 +363,24 @@ fn is_current(server: &ServerCore, partition: &Partition<RealEnv>, upstream: &Up
 }
 
 /// Applies a stream until something is wrong with it, and says what.
-async fn run(
-    server: &ServerCore,
-    partition: &Partition<RealEnv>,
-    upstream: &Upstream,
-    mut stream: Stream,
-    is_current: &impl Fn() -> bool,
-) -> Trouble {
-    match apply(server, partition, upstream, &mut stream, is_current).await {
-        Ok(()) => Trouble::Over,
-        Err(trouble) => trouble,
-    }
-}
-
 async fn apply(
     server: &ServerCore,
     partition: &Partition<RealEnv>,
     upstream: &Upstream,
-    stream: &mut Stream,
+    stream: Stream,
     is_current: &impl Fn() -> bool,
-) -> Result<(), Trouble> {
-    partition.adopt_history(upstream, std::mem::take(&mut stream.epochs)).await?;
-    let (id, link) = (stream.id, stream.link.clone());
+) -> Result<Infallible, Trouble> {
+    let Stream { id, link, mut follower, epochs, .. } = stream;
+    partition.adopt_history(upstream, epochs).await?;
     // By itself: an append may wait for a checkpoint, and the leader must not take this node for gone.
     server.core.spawn(beat(Rc::downgrade(&server.this()), id, Rc::downgrade(&link), partition.clone()));
-    let follower = &mut stream.follower;
     let mut incoming: Option<Incoming<RealEnv>> = None;
     let mut skipped = false;
     loop {
         let now = server.uptime();
         let published = partition.published();
         if !is_current() {
-            return Ok(());
+            return Err(Trouble::Over);
         }
         if link.heard.replace(false) {
             follower.hears(now);
@@ -402,7 +389,7 @@ async fn apply(
             server.say_frame(id, &ack);
         }
         let lag = follower.lag(published);
-        server.board.upstream.borrow_mut().insert(partition.id(), format!("streaming, {lag} behind"));
+        server.board.upstream.borrow_mut().insert(partition.id(), Following::Streaming(lag));
         let Some(frame) = server.next_frame(id, &link).map_err(Trouble::Broken)? else {
             if link.gone.get() {
                 return Err(Trouble::Broken("the connection to the leader is gone".to_string()));

@@ -108,7 +108,15 @@ pub struct Replica {
 #[derive(Default)]
 pub struct Board {
     replicas: RefCell<BTreeMap<(u8, u64), Replica>>,
-    upstream: RefCell<BTreeMap<u8, String>>,
+    upstream: RefCell<BTreeMap<u8, Following>>,
+}
+
+/// How a partition gets on with its leader.
+enum Following {
+    /// It has a stream, and is this many versions behind.
+    Streaming(u64),
+    /// It has none, and why.
+    Broken(String),
 }
 
 impl Board {
@@ -120,7 +128,10 @@ impl Board {
 
     /// How a partition that follows gets on with its leader.
     pub fn upstream(&self, partition: u8) -> Option<String> {
-        self.upstream.borrow().get(&partition).cloned()
+        self.upstream.borrow().get(&partition).map(|following| match following {
+            Following::Streaming(lag) => format!("streaming, {lag} behind"),
+            Following::Broken(why) => format!("broken: {why}"),
+        })
     }
 }
 
