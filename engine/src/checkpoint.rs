@@ -22,6 +22,7 @@ use crate::partition::{BatchEnd, Core, Partition};
 use crate::run::{CHUNK_BYTES, RunWriter, encode_entry};
 use crate::run_merge::{Merge, tiers};
 use crate::stats::add;
+use crate::sync::first_of;
 use crate::types::{Entry, Key, Settled, Value, ValuePointer, Version};
 use crate::vlog::{Stream, record};
 use std::collections::BTreeMap;
@@ -54,7 +55,10 @@ impl<E: Env> Partition<E> {
 impl<E: Env> Core<E> {
     pub(crate) async fn checkpoint_alone(self: &Rc<Self>) -> Result<(), Error> {
         let generation = self.overlay.borrow_mut().freeze(self.prepared.get());
-        self.published.reached(generation.last).await;
+        first_of(self.published.reached(generation.last), self.abandoned.reached(1)).await;
+        if self.published.get() < generation.last {
+            return Err(Error::ShuttingDown);
+        }
         self.snapshots.oldest_reaches(generation.last).await;
         let at = self.batch_end_of(generation.last);
         let answer = self.settle(&generation, at).await;

@@ -4,13 +4,13 @@
 //!   a typed refusal. Where nothing needs to be waited for, this and the next step happen within [`submit`].
 //! - *Prepare*: the conflict check, in memory. The new versions enter the overlay as pending.
 //! - *Persist*: everything prepared becomes one batch, one append, one flush. What arrives meanwhile is the next batch.
-//! - *Publish*: the versions become visible, and whoever waits for them is woken.
+//! - *Publish*: the versions become visible, and whoever waits for them is woken (`crate::publish`).
 //!
-//! After prepare a transaction is published, or the process ends.
+//! After prepare a transaction is published, or the process ends, or the node stops to lead (`crate::reign`).
 
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
-use crate::manifest::{EpochStart, Generation, Role};
+use crate::manifest::{Generation, Role, begin_epoch};
 use crate::memory::overlay::Prior;
 use crate::partition::{BatchEnd, Core, Partition};
 use crate::stats::add;
@@ -18,7 +18,7 @@ use crate::sync::first_of;
 use crate::tail::Tailed;
 use crate::txn::writes::Writes;
 use crate::txn::{Transaction, Write, check_alone, conflict};
-use crate::types::{CommitPosition, Entry, Epoch, Key, LogPosition, Value, ValuePointer, Version};
+use crate::types::{CommitPosition, Entry, Key, LogPosition, Value, ValuePointer, Version};
 use crate::vlog::Stream;
 use crate::wal::body::{self, Builder};
 use crate::wal::{self, Append};
@@ -38,8 +38,6 @@ pub(crate) struct Batch {
     last: Version,
     pointers: Vec<(u32, u64)>,
     cost: u64,
-    /// It deletes every key.
-    flushes: bool,
 }
 
 /// The body of a batch that is to be written.
@@ -144,7 +142,7 @@ fn plan(writes: Writes, separation: usize) -> Plan {
 
 /// Whether what is prepared now finds its place in the log at once; it is reserved then.
 fn reserve_at_once<E: Env>(core: &Core<E>, cost: u64) -> bool {
-    !core.paused.get() && core.wal().has_begun() && core.wal().try_reserve(cost)
+    !core.is_paused() && core.may_write() && core.wal().has_begun() && core.wal().try_reserve(cost)
 }
 
 pub(crate) fn write_alone<E: Env>(core: &Rc<Core<E>>, key: &[u8], write: &Write) -> Option<Result<Version, Error>> {
@@ -215,12 +213,14 @@ async fn reserve_and_prepare<E: Env>(
     transaction: Transaction,
     plan: Plan,
 ) -> Result<Version, Error> {
+    core.wait_for_quorum().await?;
     begin_writing(core).await?;
     let turn = loop {
         wait_for_room(core, &transaction).await?;
+        core.wait_for_flush().await?;
         let turn = core.slow_gate.enter().await;
         // Who went before may have taken the room.
-        if has_room(core, &transaction) {
+        if has_room(core, &transaction) && core.pending_flush.get().is_none() {
             break turn;
         }
         drop(turn);
@@ -296,7 +296,8 @@ pub(crate) async fn wait_until<E: Env>(core: &Rc<Core<E>>, has_room: impl Fn() -
     Ok(())
 }
 
-/// Before the first append of an opening, its generation and epoch are recorded.
+/// Before the first append of an opening, its generation and epoch are recorded. Where followers are asked for, the epoch
+/// needs their promises: [`Partition::lead`] begins it.
 pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Error> {
     if core.wal().has_begun() {
         return Ok(());
@@ -304,6 +305,9 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
     let _turn = core.begin_gate.enter().await;
     if core.wal().has_begun() {
         return Ok(());
+    }
+    if !core.may_write() {
+        return Err(core.no_quorum());
     }
     let fresh = Generation { secret: core.env.random(), start: core.wal().end() };
     let epoch_id = core.env.random();
@@ -317,7 +321,7 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
             } else {
                 begin_generation(&mut m.generations, fresh, oldest);
             }
-            begin_epoch(&mut m.epochs, epoch_id, first_version);
+            begin_epoch(m, epoch_id, first_version);
             m.generations.last().map_or(fresh.secret, |g| g.secret)
         })
         .await?;
@@ -338,13 +342,6 @@ pub(crate) fn begin_generation(generations: &mut Vec<Generation>, fresh: Generat
     generations.push(fresh);
 }
 
-/// Adds a reign; one that has no commit is superseded.
-pub(crate) fn begin_epoch(epochs: &mut Vec<EpochStart>, id: u64, first_version: Version) {
-    let number = epochs.last().map_or(1, |e| e.epoch.number + 1);
-    epochs.retain(|e| e.first_version < first_version);
-    epochs.push(EpochStart { epoch: Epoch { number, id }, first_version });
-}
-
 fn prepare<E: Env>(
     core: &Rc<Core<E>>,
     transaction: &Transaction,
@@ -358,6 +355,11 @@ fn prepare<E: Env>(
     let clash = conflict(&core.overlay.borrow(), transaction, written, skip_reads, pending_hidden);
     if let Some(error) = clash {
         core.wal().release(plan.cost);
+        let newest = if let Error::Conflict { newest, .. } = error { newest } else { 0 };
+        if newest > core.published.get() && newest <= core.expired.get() {
+            // Nobody knows whether that version stays.
+            return Err(core.no_quorum());
+        }
         add(&core.stats.conflicts, 1);
         return Err(error);
     }
@@ -392,7 +394,7 @@ pub(crate) fn enter<E: Env>(core: &Core<E>, key: &Key, version: Version, entry: 
 }
 
 /// Adds a transaction to the batch that is written next: up to a size, and never across the beginning of an epoch.
-fn enqueue<E: Env>(
+pub(crate) fn enqueue<E: Env>(
     core: &Core<E>,
     version: Version,
     pointers: &[ValuePointer],
@@ -409,7 +411,7 @@ fn enqueue<E: Env>(
         if !queue.back().is_some_and(grows) {
             let room = std::mem::take(&mut *core.batch_room.borrow_mut());
             let content = Content::Growing(Builder::new(epoch, version, room));
-            queue.push_back(Batch { content, last: version, pointers: Vec::new(), cost: 0, flushes: false });
+            queue.push_back(Batch { content, last: version, pointers: Vec::new(), cost: 0 });
         }
         let Some(batch) = queue.back_mut() else { unreachable!("a batch was just made sure of") };
         if let Content::Growing(body) = &mut batch.content {
@@ -431,7 +433,7 @@ pub(crate) fn push_batch<E: Env>(
     pointers: Vec<(u32, u64)>,
     cost: u64,
 ) {
-    core.queue.borrow_mut().push_back(Batch { content, last, pointers, cost, flushes: false });
+    core.queue.borrow_mut().push_back(Batch { content, last, pointers, cost });
     core.queue_changed.notify();
 }
 
@@ -443,7 +445,7 @@ pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
             continue;
         }
         let vouch = core.wal().wants_voucher();
-        if core.closing.get() && core.published.get() == core.prepared.get() {
+        if core.closing.get() && core.flushed.get() == core.prepared.get() {
             if vouch {
                 append_voucher(&core).await;
             }
@@ -463,31 +465,34 @@ pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
 
 async fn persist<E: Env>(core: &Rc<Core<E>>) {
     let Some(batch) = core.queue.borrow_mut().pop_front() else { return };
-    let Batch { content, last, pointers, cost, flushes } = batch;
+    let Batch { content, last, pointers, cost } = batch;
     let (first_version, bytes) = match content {
         Content::Growing(body) => (body.first_version(), body.finish(core.env.wall_ms())),
         Content::Whole { bytes, first_version } => (first_version, bytes),
     };
-    // Asked once: who comes during the append must not get a batch without its places.
+    let published = core.published_end.get();
+    // Followers get it while this node's own disk still works: they may hold it first, but nobody is told before both do.
     let tailed = core.tail.borrow().is_wanted();
-    let places = if tailed { pointers.clone() } else { Vec::new() };
-    let end = match core.wal().append(Append { body: &bytes, pointers, first_version, cost }).await {
+    let bytes = Rc::new(bytes);
+    if tailed {
+        core.tail.borrow_mut().push(Tailed::new(first_version, last, bytes.clone(), pointers.clone()));
+    }
+    core.appending.raise(last);
+    let end = match core.wal().append(Append { body: &bytes, pointers, first_version, cost, published }).await {
         Ok(end) => end,
         Err(error) => match core.env.halt(format!("the log of partition {} failed: {error}", core.id)).await {},
     };
     core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain: core.wal().chain() });
     add(&core.stats.batches, 1);
     add(&core.stats.log_bytes, bytes.len() as u64);
-    if tailed && core.tail.borrow().is_wanted() {
-        core.tail.borrow_mut().push(Tailed::new(first_version, last, bytes, places));
-    } else if bytes.capacity() <= ROOM_MAX {
+    if let Ok(bytes) = Rc::try_unwrap(bytes)
+        && bytes.capacity() <= ROOM_MAX
+    {
         core.batch_room.replace(bytes);
     }
-    if flushes {
-        core.forget_memory();
-    }
-    assert!(last <= core.prepared.get(), "only what was prepared is published");
-    core.published.raise(last);
+    assert!(last <= core.prepared.get(), "only what was prepared is flushed");
+    core.flushed.raise(last);
+    core.publish();
     core.after_append();
 }
 
@@ -504,7 +509,8 @@ async fn append_voucher<E: Env>(core: &Rc<Core<E>>) {
     let first = core.prepared.get() + 1;
     let epoch = core.manifest.get().epoch_of(first);
     let bytes = Builder::new(epoch, first, Vec::new()).finish(core.env.wall_ms());
-    let append = Append { body: &bytes, pointers: Vec::new(), first_version: first, cost };
+    let published = core.published_end.get();
+    let append = Append { body: &bytes, pointers: Vec::new(), first_version: first, cost, published };
     // Something may be prepared while this is written; it becomes the next batch, behind this one.
     match core.wal().append(append).await {
         Ok(end) => {
@@ -518,53 +524,25 @@ async fn append_voucher<E: Env>(core: &Rc<Core<E>>) {
 }
 
 impl<E: Env> Partition<E> {
-    /// Begins a new epoch and takes writes again.
-    pub async fn promote(&self) -> Result<(), Error> {
-        let core = &self.0;
-        begin_writing(core).await?;
-        let id = core.env.random();
-        // Nothing is prepared while the epoch is recorded, or a batch could carry the old one beyond its end.
-        let epoch = core
-            .paused(async || {
-                let first_version = core.prepared.get() + 1;
-                core.update_manifest(|m| {
-                    begin_epoch(&mut m.epochs, id, first_version);
-                    m.role = Role::Leader;
-                    m.epochs.last().map(|e| e.epoch)
-                })
-                .await
-            })
-            .await?;
-        core.log(Level::Info, format_args!("leads in epoch {}", epoch.unwrap_or_default().number));
-        Ok(())
-    }
-
-    /// Refuses writes from now on, until promoted; durable. What was prepared is published.
-    pub async fn step_down(&self) -> Result<(), Error> {
-        let core = &self.0;
-        core.update_manifest(|m| m.role = Role::SteppedDown).await?;
-        core.published.reached(core.prepared.get()).await;
-        core.log(Level::Info, "stepped down: writes are refused until it is promoted");
-        Ok(())
-    }
-
     /// Deletes every key: a log record that retires all runs. Open transactions end with a typed error.
     pub async fn flush_all(&self) -> Result<CommitPosition, Error> {
         let core = &self.0;
         if let Role::Follower(upstream) = self.role() {
             return Err(Error::Follower { leader: upstream.address });
         }
-        begin_writing(core).await?;
         if !self.writable() {
             // What is left is an empty leader.
             self.promote().await?;
         }
+        core.wait_for_quorum().await?;
+        begin_writing(core).await?;
         let check = |core: &Rc<Core<E>>| {
             let manifest = core.manifest.get();
             match (core.closing.get(), manifest.writable()) {
                 (true, _) => Err(Error::ShuttingDown),
                 // The role may have changed since it was looked at above.
                 (false, false) => Err(manifest.refusal()),
+                (false, true) if !core.may_write() => Err(core.no_quorum()),
                 (false, true) => Ok(()),
             }
         };
@@ -572,36 +550,40 @@ impl<E: Env> Partition<E> {
         let version =
             flush_with(core, cost, check, |core, version| enqueue(core, version, &[], cost, Builder::add_flush))
                 .await?;
+        self.wait_outcome(version).await?;
+        core.wait_for_flush().await?;
         Ok(core.position_of(version))
     }
 }
 
-/// Deletes every key by a batch of its own, which `push` adds to the queue: nothing is prepared and nothing checkpointed
-/// until it is durable and all runs are retired. Answers its version.
+/// Deletes every key by a batch of its own, which `push` adds to the queue. It answers the version when that is prepared;
+/// nothing else is prepared and nothing checkpointed until it is published and all runs are retired.
 pub(crate) async fn flush_with<E: Env>(
     core: &Rc<Core<E>>,
     cost: u64,
     check: impl Fn(&Rc<Core<E>>) -> Result<(), Error>,
     push: impl FnOnce(&Core<E>, Version),
 ) -> Result<Version, Error> {
-    let _no_checkpoint = core.checkpoint_gate.enter().await;
+    let no_checkpoint = core.checkpoint_gate.enter().await;
+    core.wait_for_flush().await?;
     core.paused(async || {
         check(core)?;
         core.manifest.reserve().await?;
         core.wal().reserve(cost).await?;
-        core.published.reached(core.prepared.get()).await;
-        if let Err(error) = check(core) {
+        let reserved = async {
+            // Behind it nothing older is pending.
+            Partition(core.clone()).wait_outcome(core.prepared.get()).await?;
+            check(core)
+        };
+        if let Err(error) = reserved.await {
             core.wal().release(cost);
             return Err(error);
         }
         let version = core.prepared.get() + 1;
         core.prepared.set(version);
+        core.pending_flush.set(Some(version));
+        *core.flush_pass.borrow_mut() = Some(no_checkpoint);
         push(core, version);
-        if let Some(batch) = core.queue.borrow_mut().back_mut() {
-            batch.flushes = true;
-        }
-        core.published.reached(version).await;
-        core.retire_all(version).await?;
         Ok(version)
     })
     .await
@@ -609,11 +591,16 @@ pub(crate) async fn flush_with<E: Env>(
 
 impl<E: Env> Core<E> {
     /// Runs `work` while nothing is prepared: fast submissions see the flag, slow ones wait for the gate.
-    async fn paused<T>(&self, work: impl AsyncFnOnce() -> T) -> T {
+    pub(crate) async fn paused<T>(&self, work: impl AsyncFnOnce() -> T) -> T {
         let _turn = self.slow_gate.enter().await;
         self.paused.set(true);
         let answer = work().await;
         self.paused.set(false);
         answer
+    }
+
+    /// Whether nothing may be prepared now.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.get() || self.pending_flush.get().is_some()
     }
 }

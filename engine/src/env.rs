@@ -44,10 +44,46 @@ pub enum Sabotage {
     LargeValueNotFlushed,
     ReadCheckSkipped,
     FlushJoinedLate,
+    PromiseNotKept,
+    OldLeaderFollowed,
+    AckBeforeDisk,
+    OldEpochCounted,
+    OldTailCounted,
+    NewRuleAlone,
+    FenceSkipped,
+    BestLogNotFetched,
+    RestartUnconfirmed,
+    AheadIsCut,
+    EpochIdNotCompared,
+    PendingShownByFollower,
+    PendingShownAfterRestart,
+    PublishedBeforeFlush,
+    CutForgetsPromise,
+    MemberCountedTwice,
 }
 
 impl Sabotage {
-    /// Every planted bug.
+    /// Those that break what nodes promise each other.
+    pub const AMONG_NODES: [Sabotage; 16] = [
+        Sabotage::PromiseNotKept,
+        Sabotage::OldLeaderFollowed,
+        Sabotage::AckBeforeDisk,
+        Sabotage::OldEpochCounted,
+        Sabotage::OldTailCounted,
+        Sabotage::NewRuleAlone,
+        Sabotage::FenceSkipped,
+        Sabotage::BestLogNotFetched,
+        Sabotage::RestartUnconfirmed,
+        Sabotage::AheadIsCut,
+        Sabotage::EpochIdNotCompared,
+        Sabotage::PendingShownByFollower,
+        Sabotage::PendingShownAfterRestart,
+        Sabotage::PublishedBeforeFlush,
+        Sabotage::CutForgetsPromise,
+        Sabotage::MemberCountedTwice,
+    ];
+
+    /// Those that one partition shows by itself.
     pub const ALL: [Sabotage; 14] = [
         Sabotage::AckBeforeFlush,
         Sabotage::EnvelopeNotChained,

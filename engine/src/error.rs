@@ -1,7 +1,7 @@
 //! Errors, named by what the caller should do next.
 
 use crate::disk::DiskError;
-use crate::types::Version;
+use crate::types::{CommitPosition, Epoch, Version};
 use std::fmt;
 
 /// Why a call of a partition failed.
@@ -60,6 +60,23 @@ pub enum Error {
     },
     /// What the leader sent does not continue what is here; the stream is opened again.
     Upstream(String),
+    /// Too few followers are there to hold a commit; nothing was committed. Retry later.
+    NoQuorum {
+        /// How many must hold it.
+        needed: u32,
+    },
+    /// The commit is in this node's log, and too few followers confirmed it in time: whether it stays is not known yet. Ask
+    /// for its position later.
+    UnknownOutcome(CommitPosition),
+    /// Another reign was agreed to meanwhile.
+    Fenced {
+        /// The highest one that this node agreed to.
+        adopted: Epoch,
+    },
+    /// No member of that number.
+    NoSuchMember(String),
+    /// Too few members agree to a new leader.
+    TooFewAgree(String),
     /// The partition is closing.
     ShuttingDown,
     /// A file is damaged; restore it, or start with `truncate_corrupt_wal` where it is the log.
@@ -145,6 +162,17 @@ impl fmt::Display for Error {
             Error::NotLeader => write!(f, "this partition takes no writes here; promote it first"),
             Error::Follower { leader } => write!(f, "this partition follows {leader}; write there"),
             Error::Upstream(what) => write!(f, "the leader's stream cannot be applied: {what}"),
+            Error::NoQuorum { needed } => write!(
+                f,
+                "a commit must be held by {needed} followers (min_replicas), and too few are there; nothing was committed, \
+                 retry later"
+            ),
+            Error::UnknownOutcome(at) => {
+                write!(f, "too few followers confirmed {at} in time; it may still become visible: ask with `wait {at}`")
+            }
+            Error::Fenced { adopted } => {
+                write!(f, "this node has agreed to epoch {}, an older leader counts no more", adopted.number)
+            }
             Error::ShuttingDown => write!(f, "the server is shutting down; retry elsewhere or later"),
             Error::Corrupt { file, offset, what } => write!(f, "{file} is damaged at offset {offset}: {what}"),
             Error::Newer { file, format, known } => write!(
@@ -157,7 +185,9 @@ impl fmt::Display for Error {
                     "version {wanted} was purged from the log, the oldest kept is {oldest}; take a copy or start there"
                 )
             }
-            Error::Diverged(text) | Error::BadHold(text) => write!(f, "{text}"),
+            Error::Diverged(text) | Error::BadHold(text) | Error::TooFewAgree(text) | Error::NoSuchMember(text) => {
+                write!(f, "{text}")
+            }
             Error::NoSuchHold(name) => write!(f, "there is no hold named \"{name}\""),
             Error::Disk(error) => write!(f, "{error}"),
             Error::Index(text) => write!(f, "the index failed: {text}"),

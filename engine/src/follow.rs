@@ -2,18 +2,20 @@
 //!
 //! The body is the leader's, byte for byte; the envelope, the place in the log and the places of large values are this
 //! node's own. While a partition follows nobody else prepares anything: its role refuses writes, and [`Incoming::finish`]
-//! checks after every wait that the role is still the same and that the batch continues what is here. A follower's epochs
-//! are its leader's; it begins none.
+//! checks after every wait that the role and the agreed epoch are still the same and that the batch continues what is here.
+//! A follower's epochs are its leader's; it begins none. What it has appended it shows when its leader does
+//! ([`Partition::allow`]).
 
 use crate::commit::{Content, enter, flush_with, push_batch, wait_until};
 use crate::env::Env;
+use crate::env::Sabotage;
 use crate::error::Error;
-use crate::manifest::{EpochStart, Generation, Role, Upstream, reign};
+use crate::manifest::{EpochStart, Generation, MembersRecord, Role, Upstream, reign};
 use crate::partition::{Core, Partition};
-use crate::types::{Entry, Epoch, Key, LogPosition, Value, ValuePointer, Version};
+use crate::types::{Entry, Epoch, Key, LogPosition, Members, Value, ValuePointer, Version};
 use crate::vlog::Stream;
 use crate::wal;
-use crate::wal::body::{self, BODY_HEADER, Body, BodyError, Operation};
+use crate::wal::body::{self, BODY_HEADER, Body, BodyError, MEMBERS_MAX, Operation};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -21,6 +23,7 @@ use std::rc::Rc;
 pub struct Incoming<E: Env> {
     core: Rc<Core<E>>,
     upstream: Upstream,
+    adopted: Epoch,
     bytes: Vec<u8>,
     body: Body,
     wanted: VecDeque<(Key, u32, u32)>,
@@ -43,21 +46,23 @@ impl<E: Env> Partition<E> {
         self.0.prepared.get()
     }
 
-    /// Follows from now on, and refuses writes of its own; durable. What was prepared is published.
-    pub async fn follow(&self, upstream: Upstream) -> Result<(), Error> {
-        let core = &self.0;
-        core.update_manifest(|m| m.role = Role::Follower(upstream)).await?;
-        core.published.reached(core.prepared.get()).await;
-        Ok(())
-    }
-
-    /// Takes over the reigns of the leader that is followed, which must contain all of this history.
-    pub async fn adopt_history(&self, upstream: &Upstream, epochs: Vec<EpochStart>) -> Result<(), Error> {
+    /// Takes over the reigns of the leader that is followed, which must contain all of this history, and agrees to its epoch.
+    pub async fn adopt_history(
+        &self,
+        upstream: &Upstream,
+        adopted: Epoch,
+        epochs: Vec<EpochStart>,
+    ) -> Result<(), Error> {
         let core = &self.0;
         // Nothing is appended and no role changes meanwhile.
         let _alone = core.slow_gate.enter().await;
         if core.manifest.get().role != Role::Follower(upstream.clone()) {
             return Err(Error::Upstream("the partition follows this leader no more".to_string()));
+        }
+        let agreed = core.manifest.get().adopted;
+        let is_older = |ours: Epoch| adopted != ours && adopted.number <= ours.number;
+        if is_older(agreed) && core.env.sabotage() != Some(Sabotage::OldLeaderFollowed) {
+            return Err(Error::Fenced { adopted: agreed });
         }
         let in_order = epochs
             .windows(2)
@@ -77,30 +82,37 @@ impl<E: Env> Partition<E> {
         if let Some(version) = differs {
             return Err(Error::Diverged(format!("version {version} belongs to another epoch at the leader")));
         }
-        if core.manifest.get().epochs == epochs && core.wal().has_begun() {
+        if core.manifest.get().epochs == epochs && core.wal().has_begun() && agreed == adopted {
             return Ok(());
         }
         let _turn = core.begin_gate.enter().await;
         let begun = core.wal().has_begun();
         let fresh = Generation { secret: core.env.random(), start: core.wal().end() };
         let oldest = core.wal().segments().first().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
-        let secret = core
+        let sabotaged = core.env.sabotage() == Some(Sabotage::OldLeaderFollowed);
+        let recorded = core
             .update_manifest(|m| {
+                // A promise may have come first.
+                if is_older(m.adopted) && !sabotaged {
+                    return Err(Error::Fenced { adopted: m.adopted });
+                }
+                m.adopted = adopted;
                 m.epochs = epochs;
                 if !begun {
                     crate::commit::begin_generation(&mut m.generations, fresh, oldest);
                 }
-                m.generations.last().map_or(fresh.secret, |g| g.secret)
+                Ok(m.generations.last().map_or(fresh.secret, |g| g.secret))
             })
             .await?;
+        let secret = recorded?;
         if !begun {
             core.wal().begin_generation(secret);
         }
         Ok(())
     }
 
-    /// Takes a batch of the leader's. `None` if it is here already.
-    pub fn incoming(&self, upstream: &Upstream, bytes: Vec<u8>) -> Result<Option<Incoming<E>>, Error> {
+    /// Takes a batch of the leader's, which leads, or leads on, in `adopted`. `None` if it is here already.
+    pub fn incoming(&self, upstream: &Upstream, adopted: Epoch, bytes: Vec<u8>) -> Result<Option<Incoming<E>>, Error> {
         let core = &self.0;
         let body = match body::decode(&bytes, true) {
             Ok(body) => body,
@@ -135,6 +147,13 @@ impl<E: Env> Partition<E> {
         if body.transactions.iter().any(Vec::is_empty) {
             return Err(Error::Upstream("a transaction changes nothing".to_string()));
         }
+        for operation in operations.clone() {
+            if let Operation::Members(members) = operation
+                && members.nodes.len() > MEMBERS_MAX
+            {
+                return Err(Error::Upstream("a list has more members than any partition".to_string()));
+            }
+        }
         if flush && operations.clone().count() > 1 {
             return Err(Error::Upstream("a flush came together with other changes".to_string()));
         }
@@ -151,7 +170,7 @@ impl<E: Env> Partition<E> {
         });
         let wanted = large.collect();
         let (core, upstream) = (core.clone(), upstream.clone());
-        Ok(Some(Incoming { core, upstream, bytes, body, wanted, places: Vec::new() }))
+        Ok(Some(Incoming { core, upstream, adopted, bytes, body, wanted, places: Vec::new() }))
     }
 }
 
@@ -197,33 +216,49 @@ impl<E: Env> Incoming<E> {
         wait_until(&core, || core.overlay.borrow().bytes() < core.overlay_budget.get()).await?;
         let cost = wal::cost(self.bytes.len().saturating_sub(BODY_HEADER + 4), self.places.len());
         let last = self.body.last_version();
+        let (first_version, epoch) = (self.body.first_version, self.body.epoch);
+        let check = |core: &Rc<Core<E>>| continues(core, &self.upstream, self.adopted, first_version, epoch);
         if self.body.transactions.iter().flatten().any(|o| *o == Operation::Flush) {
-            let (first_version, epoch, bytes) = (self.body.first_version, self.body.epoch, self.bytes);
-            let check = |core: &Rc<Core<E>>| continues(core, &self.upstream, first_version, epoch);
+            let bytes = self.bytes;
             flush_with(&core, cost, check, |core, _| {
                 push_batch(core, Content::Whole { bytes, first_version }, last, Vec::new(), cost);
             })
             .await?;
             return Ok(last);
         }
-        // No promotion and no new history comes in between: what it begins, begins behind this batch.
-        let _alone = core.slow_gate.enter().await;
+        let lists = self.lists();
+        let only_lists = self.body.transactions.iter().flatten().all(|o| matches!(o, Operation::Members(_)));
+        let _alone = loop {
+            if !only_lists {
+                // The leader sends nothing else before it shows the flush.
+                core.wait_for_flush().await?;
+            }
+            // No promotion and no new history comes in between: what it begins, begins behind this batch.
+            let alone = core.slow_gate.enter().await;
+            if only_lists || core.pending_flush.get().is_none() {
+                break alone;
+            }
+        };
         core.wal().reserve(cost).await?;
-        if let Err(error) = continues(&core, &self.upstream, self.body.first_version, self.body.epoch) {
+        let checked = async {
+            check(&core)?;
+            if !lists.is_empty() {
+                let mut records = core.active_members();
+                records.extend(lists);
+                core.update_manifest(|m| m.members = records).await?;
+                check(&core)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = checked.await {
             core.wal().release(cost);
             return Err(error);
         }
         core.prepared.set(last);
         let places = self.places.iter().map(|p| (p.file, p.offset)).collect();
-        push_batch(
-            &core,
-            Content::Whole { bytes: self.bytes, first_version: self.body.first_version },
-            last,
-            places,
-            cost,
-        );
+        push_batch(&core, Content::Whole { bytes: self.bytes, first_version }, last, places, cost);
         let mut places = self.places.into_iter();
-        for (version, operations) in (self.body.first_version..).zip(self.body.transactions) {
+        for (version, operations) in (first_version..).zip(self.body.transactions) {
             for operation in operations {
                 let (key, entry) = match operation {
                     Operation::Set(key, value) => (key, Entry::Value(value)),
@@ -233,22 +268,44 @@ impl<E: Env> Incoming<E> {
                         None => unreachable!("every large value was written before"),
                     },
                     Operation::Flush => unreachable!("a flush is alone in its batch"),
+                    Operation::Members(_) => continue,
                 };
                 enter(&core, &key, version, entry);
             }
         }
         Ok(last)
     }
+
+    /// The lists of members in it.
+    fn lists(&self) -> Vec<MembersRecord> {
+        let list = |(version, operations): (Version, &Vec<Operation>)| {
+            let members = operations.iter().rev().find_map(|operation| match operation {
+                Operation::Members(members) => Some(members.clone()),
+                _ => None,
+            });
+            members.map(|members: Members| MembersRecord { version, members })
+        };
+        (self.body.first_version..).zip(&self.body.transactions).filter_map(list).collect()
+    }
 }
 
 /// Whether a batch of `upstream` may still be appended: roles change, and a stream that was replaced may not know yet.
-fn continues<E: Env>(core: &Rc<Core<E>>, upstream: &Upstream, first: Version, epoch: Epoch) -> Result<(), Error> {
+fn continues<E: Env>(
+    core: &Rc<Core<E>>,
+    upstream: &Upstream,
+    adopted: Epoch,
+    first: Version,
+    epoch: Epoch,
+) -> Result<(), Error> {
     if core.closing.get() {
         return Err(Error::ShuttingDown);
     }
     let manifest = core.manifest.get();
     if manifest.role != Role::Follower(upstream.clone()) {
         return Err(Error::Upstream("the partition follows this leader no more".to_string()));
+    }
+    if manifest.adopted != adopted && core.env.sabotage() != Some(Sabotage::OldLeaderFollowed) {
+        return Err(Error::Fenced { adopted: manifest.adopted });
     }
     if first != core.prepared.get() + 1 {
         return Err(Error::Upstream(format!("version {first} came where {} is next", core.prepared.get() + 1)));

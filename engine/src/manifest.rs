@@ -14,7 +14,8 @@ use crate::error::Error;
 use crate::header::{self, FileKind};
 use crate::names;
 use crate::sync::Gate;
-use crate::types::{Epoch, LogPosition, PartitionId, Version};
+use crate::types::{Epoch, LogPosition, Members, PartitionId, Version};
+use crate::wal::body::{put_members, take_members};
 use std::cell::{Ref, RefCell};
 
 /// A stretch of the log written by one opening; its batches carry `secret`.
@@ -33,6 +34,15 @@ pub struct EpochStart {
     pub epoch: Epoch,
     /// The first version that can belong to it.
     pub first_version: Version,
+}
+
+/// A record of the log that says who holds copies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembersRecord {
+    /// Its version: it holds from there on.
+    pub version: Version,
+    /// What it says.
+    pub members: Members,
 }
 
 /// Everything up to `version` is in the index; the log matters from `position` on.
@@ -141,6 +151,19 @@ pub fn reign(history: &[EpochStart], version: Version) -> Option<Epoch> {
     history.iter().rev().find(|start| start.first_version <= version).map(|start| start.epoch)
 }
 
+/// Begins the next reign, above every one that this node has agreed to; one that has no commit is superseded.
+pub(crate) fn begin_epoch(manifest: &mut Manifest, id: u64, first_version: Version) {
+    let newest = manifest.epochs.last().map_or(0, |e| e.epoch.number);
+    begin_agreed(manifest, Epoch { number: newest.max(manifest.adopted.number) + 1, id }, first_version);
+}
+
+/// Begins a reign that this node has agreed to.
+pub(crate) fn begin_agreed(manifest: &mut Manifest, epoch: Epoch, first_version: Version) {
+    manifest.epochs.retain(|e| e.first_version < first_version);
+    manifest.epochs.push(EpochStart { epoch, first_version });
+    manifest.adopted = epoch;
+}
+
 /// Whose log a partition follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
@@ -215,6 +238,10 @@ pub struct Manifest {
     pub next_number: u32,
     /// What it is among the nodes that hold it.
     pub role: Role,
+    /// The highest reign that this node has agreed to: it helps no lower one any more.
+    pub adopted: Epoch,
+    /// Who holds copies: the record that is in force, and those behind it that are not published yet.
+    pub members: Vec<MembersRecord>,
     /// Live keys as of the mark.
     pub keys: u64,
     /// Live bytes per value file as of the mark.
@@ -235,6 +262,8 @@ impl Default for Manifest {
             holds: Vec::new(),
             next_number: 1,
             role: Role::Leader,
+            adopted: Epoch::default(),
+            members: Vec::new(),
             keys: 0,
             live: Vec::new(),
         }
@@ -312,6 +341,12 @@ impl Manifest {
         });
         out.put_u32(self.next_number);
         self.role.encode(&mut out);
+        out.put_u64(self.adopted.number);
+        out.put_u64(self.adopted.id);
+        put_list(&self.members, &mut out, |record, out| {
+            out.put_u64(record.version);
+            put_members(&record.members, out);
+        });
         out.put_u64(self.keys);
         put_counts(&self.live, &mut out);
         let mut whole = Vec::with_capacity(out.len() + 8);
@@ -356,6 +391,11 @@ impl Manifest {
             })?,
             next_number: take.u32()?,
             role: Role::decode(take)?,
+            adopted: Epoch { number: take.u64()?, id: take.u64()? },
+            members: list(take, |t| {
+                let version = t.u64()?;
+                Ok(MembersRecord { version, members: take_members(t)?.ok_or(Truncated)? })
+            })?,
             keys: take.u64()?,
             live: counts(take)?,
         };
@@ -368,6 +408,16 @@ impl Manifest {
     /// The generation that a batch at `position` must belong to.
     pub fn generation_at(&self, position: LogPosition) -> Option<&Generation> {
         self.generations.iter().rev().find(|g| g.start <= position)
+    }
+
+    /// Followers that must hold a commit, by any of the rules that may be in force.
+    pub fn min_replicas(&self) -> u32 {
+        self.members.iter().map(|record| record.members.min_replicas).max().unwrap_or(0)
+    }
+
+    /// The newest list of who holds copies, in force or not.
+    pub fn newest_members(&self) -> Members {
+        self.members.last().map(|record| record.members.clone()).unwrap_or_default()
     }
 
     /// Whether it takes writes of its own.
@@ -542,6 +592,7 @@ pub async fn sync_names<E: Env>(env: &E) -> Result<(), crate::disk::DiskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Member;
 
     fn sample() -> Manifest {
         let mark = Mark { version: 9, position: LogPosition::new(2, 4096), chain: 5, run: 3 };
@@ -568,6 +619,14 @@ mod tests {
             holds: vec![Hold { name: "backup".into(), version: 4, limit_bytes: 1 << 20 }],
             next_number: 5,
             role: Role::Follower(Upstream { address: "leader:6379".to_string(), partition: 3 }),
+            adopted: Epoch { number: 2, id: 12 },
+            members: vec![MembersRecord {
+                version: 8,
+                members: Members {
+                    min_replicas: 1,
+                    nodes: vec![Member { node: 5, partition: 3, address: "leader:6379".to_string() }],
+                },
+            }],
             keys: 1,
             live: vec![(1, 100)],
         }

@@ -25,6 +25,11 @@ pub fn run(number: u32) -> String {
     format!("run-{number:08x}")
 }
 
+/// What was cut off the log, for people.
+pub fn cut(number: u32) -> String {
+    format!("cut-{number:08x}.txt")
+}
+
 /// The number in `name` if it is `kind` (`wal`, `spare`, `values`, `run`).
 pub fn number(name: &str, kind: &str) -> Option<u32> {
     let digits = name.strip_prefix(kind)?.strip_prefix('-')?;

@@ -1,8 +1,9 @@
 //! A partition: begin, read, submit, and the state that commit, checkpoint and recovery share.
 //!
 //! Versions number commits. A *prepared* version is in the overlay and in the queue of the log; later prepares conflict
-//! with it, others do not see it. A *published* version is flushed; everybody may see it and be told of it. The chain
-//! `mark.version <= published <= prepared` always holds, and no checkpoint passes an open snapshot.
+//! with it, others do not see it. A *flushed* version is on this node's disk. A *published* version is flushed, and held by
+//! as many followers as its leader asks for; everybody may see it and be told of it. The chain
+//! `mark.version <= published <= flushed <= prepared` always holds, and no checkpoint passes an open snapshot.
 //!
 //! A session may run ahead of its flushes: its next snapshot is its own last prepared version, and whatever it is told
 //! waits until that version is published ([`RunAhead`]).
@@ -17,7 +18,7 @@ use crate::memory::hot::{HotCache, Known};
 use crate::memory::overlay::Overlay;
 use crate::settings::Settings;
 use crate::stats::Stats;
-use crate::sync::{Gate, Notify, Watch};
+use crate::sync::{Gate, Notify, Pass, Watch};
 use crate::tail::Tail;
 use crate::txn::snapshots::{Snapshot, Snapshots};
 use crate::txn::{Transaction, Write};
@@ -62,7 +63,30 @@ pub(crate) struct Core<E: Env> {
     pub hot: RefCell<HotCache>,
     pub snapshots: Snapshots,
     pub prepared: Cell<Version>,
+    /// The log has begun to write everything up to this version.
+    pub appending: Watch,
+    /// Everything up to this version is on the disk.
+    pub flushed: Watch,
+    /// Nothing beyond this version may be published, whatever is flushed: the followers', or the leader's, word.
+    pub gate: Cell<Version>,
     pub published: Watch,
+    /// Where the last batch ends that is wholly published.
+    pub published_end: Cell<LogPosition>,
+    /// Who waits for a version up to this one has waited for too long: it may still be published.
+    pub expired: Watch,
+    /// Grows when this node stops to lead, or follows another.
+    pub deposed: Watch,
+    /// It may begin to lead without asking anybody, or has been agreed to.
+    pub confirmed: Cell<bool>,
+    /// Too few followers are there: nothing is prepared.
+    pub quorum_missing: Cell<bool>,
+    pub quorum_changed: Watch,
+    /// The version of a FlushDB that is not published yet, and what keeps checkpoints away meanwhile. Behind it the log has
+    /// nothing but lists of members.
+    pub pending_flush: Cell<Option<Version>>,
+    pub flush_pass: RefCell<Option<Pass>>,
+    /// FlushDBs that were carried out.
+    pub retired: Watch,
     pub batch_ends: RefCell<VecDeque<BatchEnd>>,
     pub queue: RefCell<VecDeque<Batch>>,
     /// The last batch's bytes, to be used again.
@@ -93,6 +117,8 @@ pub(crate) struct Core<E: Env> {
     pub index_void: Cell<bool>,
     pub paused: Cell<bool>,
     pub closing: Cell<bool>,
+    /// 1 when nothing is to be waited for any more.
+    pub abandoned: Watch,
     pub log_ended: Watch,
     pub stats: Stats,
 }
@@ -261,6 +287,16 @@ impl<E: Env> Partition<E> {
         self.0.published.get()
     }
 
+    /// The newest version that is on this node's disk.
+    pub fn flushed(&self) -> Version {
+        self.0.flushed.get()
+    }
+
+    /// Ends when `version` is on this node's disk.
+    pub async fn wait_flushed(&self, version: Version) {
+        self.0.flushed.reached(version).await;
+    }
+
     /// Ends when `version` is published.
     pub async fn wait_published(&self, version: Version) {
         self.0.published.reached(version).await;
@@ -367,19 +403,46 @@ impl<E: Env> Partition<E> {
         self.0.hot.borrow_mut().set_bytes(bytes);
     }
 
-    /// Finishes what is in flight, checkpoints, and closes. Nothing may be submitted afterwards.
+    /// Finishes what is in flight, checkpoints, and closes. Nothing may be submitted afterwards. What waits for followers is
+    /// left for the next opening.
     pub async fn close(&self) -> Result<(), Error> {
         let core = &self.0;
         core.closing.set(true);
+        core.stop_waiting();
         // Transactions that wait for space or for their large values see `closing` when their turn comes.
         drop(core.slow_gate.enter().await);
-        core.published.reached(core.prepared.get()).await;
+        core.flushed.reached(core.prepared.get()).await;
         core.snapshots.give_up_below(Version::MAX);
-        let settled = self.checkpoint().await;
+        let settled = if core.published.get() == core.prepared.get() && core.pending_flush.get().is_none() {
+            self.checkpoint().await
+        } else {
+            core.abandoned.raise(1);
+            Ok(())
+        };
+        self.end().await;
+        settled
+    }
+
+    /// Closes as it is: what is prepared is flushed, and nothing else waited for.
+    pub async fn abandon(&self) {
+        let core = &self.0;
+        core.closing.set(true);
+        core.abandoned.raise(1);
+        core.stop_waiting();
+        core.checkpoints.raise(core.checkpoints.get() + 1);
+        drop(core.slow_gate.enter().await);
+        core.flushed.reached(core.prepared.get()).await;
+        core.snapshots.give_up_below(Version::MAX);
+        self.end().await;
+    }
+
+    async fn end(&self) {
+        let core = &self.0;
         core.queue_changed.notify();
         core.housekeeping.notify();
         core.log_ended.reached(2).await;
+        core.flush_pass.borrow_mut().take();
+        drop(core.checkpoint_gate.enter().await);
         core.env.index().close().await;
-        settled
     }
 }

@@ -8,6 +8,9 @@
 //!    batches are missing, and the partition refuses to open (or cuts, under `truncate_corrupt_wal`). Otherwise what
 //!    follows is a tail that nobody was told of.
 //! 4. What was replayed is flushed before anybody sees it: it may have been written but not flushed before the crash.
+//!
+//! What is shown is what the log itself says was published (each envelope names the place up to where), and all of it where
+//! no followers are asked for and nobody is followed. The rest is pending, as it was before.
 
 use crate::checkpoint::{raise_used, record_end};
 use crate::commit::run_log;
@@ -71,7 +74,7 @@ async fn read_manifest<E: Env>(env: &E, id: PartitionId, files: &[(String, u64)]
 
 fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manifest) -> Core<E> {
     let hasher = KeyHasher::new(env.random());
-    let version = manifest.mark.version;
+    let (version, position) = (manifest.mark.version, manifest.mark.position);
     Core {
         id,
         retention_bytes: Cell::new(settings.wal_retention_bytes),
@@ -85,7 +88,19 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         hasher,
         snapshots: Snapshots::default(),
         prepared: Cell::new(version),
+        appending: Watch::new(version),
+        flushed: Watch::new(version),
+        gate: Cell::new(Version::MAX),
         published: Watch::new(version),
+        published_end: Cell::new(position),
+        expired: Watch::new(0),
+        deposed: Watch::new(0),
+        confirmed: Cell::new(false),
+        quorum_missing: Cell::new(false),
+        quorum_changed: Watch::new(0),
+        pending_flush: Cell::new(None),
+        flush_pass: RefCell::default(),
+        retired: Watch::new(0),
         batch_ends: RefCell::new(VecDeque::new()),
         queue: RefCell::new(VecDeque::new()),
         batch_room: RefCell::default(),
@@ -109,6 +124,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         index_void: Cell::new(false),
         paused: Cell::new(false),
         closing: Cell::new(false),
+        abandoned: Watch::new(0),
         log_ended: Watch::new(0),
         stats: Default::default(),
         env,
@@ -182,6 +198,8 @@ impl<E: Env> Core<E> {
                 self.manifest.reserve().await?;
                 self.adopt_run(&summary).await;
                 self.prepared.set(found.version);
+                self.appending.raise(found.version);
+                self.flushed.raise(found.version);
                 self.published.raise(found.version);
                 Ok(true)
             }
@@ -266,6 +284,10 @@ impl<E: Env> Core<E> {
         let mut used = BTreeMap::new();
         let mut unvouched: Option<Batch> = None;
         let mut cut = None;
+        // Believed, and not applied before it is known that it was published, or that the log ends.
+        let mut held: VecDeque<Batch> = VecDeque::new();
+        let all_counts = self.counts_alone();
+        let mut published_end = mark.position;
         // Segments that had a batch replayed, as far as it went.
         let mut found: BTreeMap<u32, Segment> = BTreeMap::new();
         loop {
@@ -292,17 +314,28 @@ impl<E: Env> Core<E> {
                     used: BLOCK as u32,
                     checkpointed_ms: None,
                 });
-                let end = batch.end;
-                segment.used = end.offset();
-                self.apply(batch, &mut used).await?;
-                if self.overlay.borrow().bytes() >= self.overlay_budget.get() {
-                    self.checkpoint_in_replay(&used, &found, end).await?;
+                segment.used = batch.end.offset();
+                published_end = published_end.max(batch.envelope.published);
+                if let Some(next) = &next {
+                    published_end = published_end.max(next.envelope.published);
+                }
+                held.push_back(batch);
+                while held.front().is_some_and(|first| all_counts || first.end <= published_end) {
+                    let Some(batch) = held.pop_front() else { break };
+                    let end = batch.end;
+                    self.apply(batch, &mut used, true).await?;
+                    if self.overlay.borrow().bytes() >= self.overlay_budget.get() {
+                        self.checkpoint_in_replay(&used, &found, end).await?;
+                    }
                 }
             }
             match next {
                 Some(batch) => unvouched = Some(batch),
                 None => break,
             }
+        }
+        for batch in held {
+            self.apply(batch, &mut used, false).await?;
         }
         let (end, chain) = match cut {
             Some((position, chain)) => {
@@ -323,6 +356,8 @@ impl<E: Env> Core<E> {
         if !found.is_empty() {
             self.flush_replayed(&found, end).await?;
         }
+        self.flushed.raise(self.prepared.get());
+        self.appending.raise(self.prepared.get());
         let beyond = numbers.iter().copied().filter(|n| *n > end.segment()).collect();
         let kept_numbers = numbers.iter().copied().filter(|n| *n <= end.segment());
         let mut segments: Vec<Segment> =
@@ -392,7 +427,8 @@ impl<E: Env> Core<E> {
         Ok(true)
     }
 
-    async fn apply(self: &Rc<Self>, batch: Batch, used: &mut BTreeMap<u32, u64>) -> Result<(), Error> {
+    /// `published` is false for what may still be cut: it is pending.
+    async fn apply(self: &Rc<Self>, batch: Batch, used: &mut BTreeMap<u32, u64>, published: bool) -> Result<(), Error> {
         let corrupt = |what: String| Error::Corrupt {
             file: names::segment(batch.position.segment()),
             offset: u64::from(batch.position.offset()),
@@ -422,11 +458,13 @@ impl<E: Env> Core<E> {
                     }
                     Operation::Flush => {
                         flushed = (version > settled).then_some(version);
-                        if flushed.is_some() {
+                        if flushed.is_some() && published {
                             self.forget_memory();
                         }
                         continue;
                     }
+                    // The manifest had it before the log.
+                    Operation::Members(_) => continue,
                 };
                 if version > settled {
                     crate::commit::enter(self, &key, version, entry);
@@ -438,11 +476,20 @@ impl<E: Env> Core<E> {
             version += 1;
         }
         self.batch_ends.borrow_mut().push_back(BatchEnd { last, end: batch.end, chain: batch.envelope.crc });
-        self.published.raise(self.prepared.get());
-        if let Some(version) = flushed {
-            self.retire_all(version).await?;
+        if published {
+            self.flushed.raise(self.prepared.get());
+            self.published.raise(self.prepared.get());
+            self.published_end.set(batch.end);
         }
-        Ok(())
+        match flushed {
+            Some(version) if published => self.retire_all(version).await,
+            Some(version) => {
+                self.pending_flush.set(Some(version));
+                *self.flush_pass.borrow_mut() = Some(self.checkpoint_gate.enter().await);
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Step 4: what was replayed is flushed before anybody is told of it, and from then on damage to it is no tail.
@@ -496,6 +543,7 @@ impl<E: Env> Core<E> {
         if self.wal.set(wal).is_err() {
             unreachable!("a log is opened once");
         }
+        self.take_up_role();
         self.cut_value_files(&replayed.used).await
     }
 

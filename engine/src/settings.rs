@@ -39,6 +39,10 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// Runs are merged into one when their entries pass twice the live keys plus this.
     pub base_run_slack: u64,
+    /// Followers that must hold a commit, for a new partition.
+    pub min_replicas: u32,
+    /// How long a commit waits for its followers.
+    pub quorum_timeout: Duration,
     /// An idle log vouches for its last batch after this long.
     pub idle_vouch: Duration,
 }
@@ -63,6 +67,8 @@ impl Default for Settings {
             checkpoint_interval: Duration::from_secs(60),
             cache_bytes: 16 << 20,
             base_run_slack: 100_000,
+            min_replicas: 0,
+            quorum_timeout: Duration::from_secs(5),
             idle_vouch: Duration::from_millis(50),
         }
     }

@@ -1,4 +1,5 @@
-//! The log as consumers read it: whole transactions in order of their versions, only what is published.
+//! The log as consumers read it: whole transactions in order of their versions. Change streams read only what is published;
+//! followers read what is pending, too, and what this node's own disk has not finished writing.
 //!
 //! Who stays close behind is served from the newest batches in memory, which are kept while anybody wants them; who is
 //! further behind from the files, going on where it stopped.
@@ -26,16 +27,25 @@ pub struct LogPage {
     pub next: Version,
 }
 
-/// A durable batch in memory.
+/// How far a reader sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// What everybody may see.
+    Published,
+    /// What is in the log, or on its way there.
+    Everything,
+}
+
+/// A batch in memory.
 pub(crate) struct Tailed {
     first: Version,
     last: Version,
-    bytes: Vec<u8>,
+    bytes: Rc<Vec<u8>>,
     places: Vec<(u32, u64)>,
 }
 
 impl Tailed {
-    pub fn new(first: Version, last: Version, bytes: Vec<u8>, places: Vec<(u32, u64)>) -> Tailed {
+    pub fn new(first: Version, last: Version, bytes: Rc<Vec<u8>>, places: Vec<(u32, u64)>) -> Tailed {
         Tailed { first, last, bytes, places }
     }
 }
@@ -86,13 +96,13 @@ pub struct Shipment {
     /// Version of its last.
     pub last: Version,
     /// The body, as it is in the log.
-    pub body: Vec<u8>,
+    pub body: Rc<Vec<u8>>,
     /// Its large values, in the order of the body: [`LogReader::value`] reads one.
     pub values: Vec<(Key, ValuePointer)>,
 }
 
 impl Shipment {
-    fn new(first: Version, last: Version, bytes: Vec<u8>, body: Option<Body>, places: &[(u32, u64)]) -> Shipment {
+    fn new(first: Version, last: Version, bytes: Rc<Vec<u8>>, body: Option<Body>, places: &[(u32, u64)]) -> Shipment {
         let values = if places.is_empty() {
             Vec::new()
         } else {
@@ -108,9 +118,10 @@ impl Shipment {
     }
 }
 
-/// Reads published batches in order, without end.
+/// Reads batches in order, without end.
 pub struct LogReader<E: Env> {
     core: Rc<Core<E>>,
+    scope: Scope,
     next: Version,
     cursor: Option<Cursor>,
 }
@@ -138,13 +149,24 @@ impl<E: Env> LogReader<E> {
         self.next
     }
 
-    /// The next batches that are published, about `limit_bytes` of them; none if there are none yet.
+    /// Ends when there is something to read.
+    pub async fn ready(&self) {
+        match self.scope {
+            Scope::Published => self.core.published.reached(self.next).await,
+            Scope::Everything => self.core.appending.reached(self.next).await,
+        }
+    }
+
+    /// The next batches, about `limit_bytes` of them; none if there are none yet.
     pub async fn read(&mut self, limit_bytes: usize) -> Result<Vec<Shipment>, Error> {
-        let published = self.core.published.get();
-        if self.next > published {
+        let limit = match self.scope {
+            Scope::Published => self.core.published.get(),
+            Scope::Everything => self.core.appending.get(),
+        };
+        if self.next > limit {
             return Ok(Vec::new());
         }
-        let recent = self.core.tail.borrow().from(self.next, published, limit_bytes);
+        let recent = self.core.tail.borrow().from(self.next, limit, limit_bytes);
         if let Some(last) = recent.last() {
             self.next = last.last + 1;
             self.cursor = None;
@@ -152,13 +174,16 @@ impl<E: Env> LogReader<E> {
                 |batch: &Rc<Tailed>| Shipment::new(batch.first, batch.last, batch.bytes.clone(), None, &batch.places);
             return Ok(recent.iter().map(ship).collect());
         }
+        // What is on its way to the disk is in memory only; where it was dropped from there the disk will have it soon.
+        self.core.flushed.reached(self.next).await;
+        let limit = limit.min(self.core.flushed.get());
         let cursor = self.cursor.take().filter(|cursor| cursor.next == self.next);
-        let (batches, cursor) = read_batches(&self.core, self.next, limit_bytes, cursor, true).await?;
+        let (batches, cursor) = read_batches(&self.core, self.next, limit, limit_bytes, cursor, true).await?;
         self.next = cursor.next;
         self.cursor = Some(cursor);
         let ship = |batch: Batch| {
             let (first, last) = (batch.body.first_version, batch.body.last_version());
-            Shipment::new(first, last, batch.bytes, Some(batch.body), &batch.envelope.pointers)
+            Shipment::new(first, last, Rc::new(batch.bytes), Some(batch.body), &batch.envelope.pointers)
         };
         Ok(batches.into_iter().map(ship).collect())
     }
@@ -169,17 +194,17 @@ impl<E: Env> LogReader<E> {
     }
 }
 
-/// Published batches from `next` on, until their bodies pass `limit_bytes` (at least one, if there is one), and where to
-/// go on.
+/// Batches from `next` to `limit`, until their bodies pass `limit_bytes` (at least one, if there is one), and where to go
+/// on.
 async fn read_batches<E: Env>(
     core: &Rc<Core<E>>,
     next: Version,
+    limit: Version,
     limit_bytes: usize,
     cursor: Option<Cursor>,
     keep_bytes: bool,
 ) -> Result<(Vec<Batch>, Cursor), Error> {
     let partition = Partition(core.clone());
-    let published = core.published.get();
     let segments = core.wal().segments();
     if next < partition.oldest_version() {
         return Err(purged(core, next).await);
@@ -200,7 +225,7 @@ async fn read_batches<E: Env>(
     }
     let limit_bytes = limit_bytes.min(PAGE_MAX);
     let (mut batches, mut bytes) = (Vec::new(), 0);
-    while cursor.next <= published && (batches.is_empty() || bytes < limit_bytes) {
+    while cursor.next <= limit && (batches.is_empty() || bytes < limit_bytes) {
         let batch = match scanner.next().await {
             Ok(Some(batch)) => batch,
             other => {
@@ -212,11 +237,11 @@ async fn read_batches<E: Env>(
                 return Err(Error::Corrupt {
                     file: crate::names::segment(scanner.position().segment()),
                     offset: u64::from(scanner.position().offset()),
-                    what: format!("version {} cannot be read although it is published", cursor.next),
+                    what: format!("version {} cannot be read although it is durable", cursor.next),
                 });
             }
         };
-        if !batch.body.transactions.is_empty() && batch.body.last_version() > published {
+        if !batch.body.transactions.is_empty() && batch.body.last_version() > limit {
             break;
         }
         (cursor.at, cursor.chain) = (scanner.position(), scanner.chain());
@@ -244,21 +269,25 @@ impl<E: Env> Partition<E> {
         if version > published + 1 {
             return Err(beyond(version, published));
         }
-        let (batches, cursor) = read_batches(&self.0, version, limit_bytes, None, false).await?;
+        let (batches, cursor) = read_batches(&self.0, version, published, limit_bytes, None, false).await?;
         Ok(LogPage { batches: batches.into_iter().map(|batch| batch.body).collect(), next: cursor.next })
     }
 
     /// Reads the log from `version` on, for as long as the reader lives.
-    pub fn log_reader(&self, version: Version) -> Result<LogReader<E>, Error> {
-        let (published, oldest) = (self.0.published.get(), self.oldest_version());
-        if version > published + 1 {
-            return Err(beyond(version, published));
+    pub fn log_reader(&self, version: Version, scope: Scope) -> Result<LogReader<E>, Error> {
+        let oldest = self.oldest_version();
+        let last = match scope {
+            Scope::Published => self.0.published.get(),
+            Scope::Everything => self.0.prepared.get(),
+        };
+        if version > last + 1 {
+            return Err(beyond(version, last));
         }
         if version < oldest {
             return Err(Error::Purged { wanted: version, oldest });
         }
         self.0.tail.borrow_mut().readers += 1;
-        Ok(LogReader { core: self.0.clone(), next: version, cursor: None })
+        Ok(LogReader { core: self.0.clone(), scope, next: version, cursor: None })
     }
 }
 

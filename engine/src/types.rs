@@ -93,3 +93,37 @@ pub struct CommitPosition {
     /// Its number.
     pub version: Version,
 }
+
+impl fmt::Display for CommitPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.partition, self.epoch.number, self.version)
+    }
+}
+
+/// A partition of a node that holds a copy: followers are told apart by node and partition, addresses may change.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
+    /// The node.
+    pub node: u64,
+    /// The partition there.
+    pub partition: PartitionId,
+    /// Where the node listens, `host:port`; empty while nobody has said so.
+    pub address: String,
+}
+
+impl Member {
+    /// What it is told apart by.
+    pub fn key(&self) -> (u64, PartitionId) {
+        (self.node, self.partition)
+    }
+}
+
+/// Who holds copies, the leader among them, and how many followers must hold a commit before it counts (D13). A record of
+/// the log: it has a version, and holds from there on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// Followers that must hold a commit on their disks; 0 makes replication asynchronous.
+    pub min_replicas: u32,
+    /// The leader and its followers.
+    pub nodes: Vec<Member>,
+}

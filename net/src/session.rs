@@ -138,7 +138,7 @@ fn unknown(tag: u8) -> String {
 }
 
 fn in_v1(opcode: Opcode) -> bool {
-    !matches!(opcode, Opcode::Hold | Opcode::Release | Opcode::ReadLog)
+    opcode.available_in(Dialect::V1)
 }
 
 fn writes(opcode: Opcode) -> bool {
@@ -155,6 +155,8 @@ fn writes(opcode: Opcode) -> bool {
             | Opcode::Hold
             | Opcode::Release
             | Opcode::ReadLog
+            | Opcode::Replication
+            | Opcode::Wait
     )
 }
 

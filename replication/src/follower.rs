@@ -1,65 +1,75 @@
-//! One partition that follows: what it says, and what it makes of what its leader says.
+//! One partition that follows: what it says, what it makes of what its leader says, and what becomes of a log that has
+//! more than the leader's.
 
 use crate::SILENCE;
+use crate::history::{Common, common_point};
 use crate::leader::Violation;
-use crate::wire::{Frame, Hello, PROTOCOL, Reason};
+use crate::wire::{Frame, Hello, PROTOCOL, Reason, Welcome};
 use std::time::Duration;
-use turnstone_engine::manifest::EpochStart;
-use turnstone_engine::types::Version;
+use turnstone_engine::Standing;
+use turnstone_engine::manifest::{EpochStart, reign};
+use turnstone_engine::types::{Epoch, Version};
 
 /// What is to be done about a frame, in this order and before the next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Nothing.
     Nothing,
-    /// The leader's history becomes this node's, if it contains it.
-    Adopt(Vec<EpochStart>),
+    /// The leader's history becomes this node's, if it contains it, and its epoch is agreed to.
+    Adopt(Epoch, Vec<EpochStart>),
     /// Append this batch.
     Batch(Vec<u8>),
     /// It is the next large value of the batch before.
     Value(Vec<u8>),
+    /// Everything up to this version may be shown.
+    Show(Version),
     /// There is no stream, and why.
     Refused(Reason, String),
+    /// There is no stream: this node has what the leader has not ([`rejoin`]).
+    Parted(Welcome),
 }
 
 /// One stream from its hello on.
 #[derive(Debug)]
 pub struct Follower {
     accepted: bool,
+    epoch: Epoch,
     acked: Version,
     leader_published: Version,
     heard: Duration,
 }
 
 impl Follower {
-    /// Begins: the frame to send first. `own` follows `partition` of the other node, and has everything up to `last`.
-    pub fn open(
-        node: u64,
-        own: u8,
-        partition: u8,
-        (last, epochs): (Version, Vec<EpochStart>),
-        now: Duration,
-    ) -> (Follower, Frame) {
-        let follower = Follower { accepted: false, acked: 0, leader_published: 0, heard: now };
-        (follower, Frame::Hello(Hello { version: PROTOCOL, node, own, partition, last, epochs }))
+    /// Begins with this hello: the frame to send first.
+    pub fn open(hello: Hello, now: Duration) -> (Follower, Frame) {
+        let hello = Hello { version: PROTOCOL, ..hello };
+        let follower = Follower { accepted: false, epoch: Epoch::default(), acked: 0, leader_published: 0, heard: now };
+        (follower, Frame::Hello(hello))
     }
 
     /// The leader said something.
     pub fn take(&mut self, frame: Frame, now: Duration) -> Result<Step, Violation> {
         self.heard = now;
         match frame {
-            Frame::Accept { published, epochs, .. } if !self.accepted => {
+            Frame::Accept(Welcome { standing, .. }) if !self.accepted => {
                 self.accepted = true;
-                self.leader_published = published;
-                Ok(Step::Adopt(epochs))
+                self.epoch = standing.adopted;
+                self.leader_published = standing.published;
+                Ok(Step::Adopt(standing.adopted, standing.epochs))
             }
             Frame::Refuse(reason, text) => Ok(Step::Refused(reason, text)),
+            Frame::Parted(welcome) if !self.accepted => Ok(Step::Parted(welcome)),
             Frame::Batch(bytes) if self.accepted => Ok(Step::Batch(bytes)),
             Frame::Value(bytes) if self.accepted => Ok(Step::Value(bytes)),
-            Frame::Epochs(epochs) if self.accepted => Ok(Step::Adopt(epochs)),
+            Frame::Epochs(epoch, epochs) if self.accepted => {
+                self.epoch = epoch;
+                // What was confirmed counts in the new epoch only once it is confirmed in it.
+                self.acked = 0;
+                Ok(Step::Adopt(epoch, epochs))
+            }
             Frame::Beat(published) if self.accepted => {
                 self.leader_published = self.leader_published.max(published);
-                Ok(Step::Nothing)
+                Ok(Step::Show(published))
             }
             _ => Err(Violation("the leader sent what it must not send now".to_string())),
         }
@@ -67,12 +77,21 @@ impl Follower {
 
     /// Everything up to `version` is on this node's disk: tell the leader, if it does not know.
     pub fn durable(&mut self, version: Version) -> Option<Frame> {
-        self.leader_published = self.leader_published.max(version);
         if version <= self.acked {
             return None;
         }
         self.acked = version;
-        Some(Frame::Ack(version))
+        Some(Frame::Ack(self.epoch, version))
+    }
+
+    /// The epoch that the stream is of.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// What the leader shows.
+    pub fn shown(&self) -> Version {
+        self.leader_published
     }
 
     /// Bytes of the leader came, a whole frame or not: a large transaction takes its time.
@@ -91,29 +110,116 @@ impl Follower {
     }
 }
 
+/// What becomes of a log that has more than its leader's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejoin {
+    /// It is cut behind this version, and goes on from there.
+    Cut(Version),
+    /// That would take back what this node has shown: only a person may order it.
+    Force {
+        /// It would be cut behind this version.
+        at: Version,
+        /// So many versions that were shown would go.
+        shown: u64,
+    },
+    /// Nothing is cut now: there may be somebody who needs it.
+    Wait(String),
+}
+
+/// Decides whether `own` may be cut to follow who sent `theirs`.
+///
+/// What enough members hold must stay. It is in the log of whoever leads in a higher epoch, so what that log does not have
+/// was held by too few. Where the other log is only shorter nothing follows from that, unless its node leads: another
+/// follower may simply not have it yet, and a leader that was restarted must hear of it before it goes on.
+pub fn rejoin(own: &Standing, theirs: &Standing, force: bool) -> Rejoin {
+    let older = theirs.adopted != own.adopted && theirs.adopted.number <= own.adopted.number;
+    if older && !force {
+        return Rejoin::Wait(format!(
+            "this node has agreed to epoch {}, the other one only to {}",
+            own.adopted.number, theirs.adopted.number
+        ));
+    }
+    let at = match common_point((&theirs.epochs, theirs.last), (&own.epochs, own.last)) {
+        Common::Prefix(at) => {
+            if !theirs.leads && !force {
+                return Rejoin::Wait(format!("the other log ends at {at}, and its node does not lead"));
+            }
+            at
+        }
+        Common::Diverged(at) => {
+            let number = |epochs: &[EpochStart]| reign(epochs, at + 1).map_or(0, |epoch| epoch.number);
+            if number(&theirs.epochs) <= number(&own.epochs) && !force {
+                return Rejoin::Force { at, shown: own.published.saturating_sub(at) };
+            }
+            at
+        }
+    };
+    if at < own.published && !force {
+        return Rejoin::Force { at, shown: own.published - at };
+    }
+    Rejoin::Cut(at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const NOW: Duration = Duration::from_secs(100);
 
+    fn reign_of(number: u64, id: u64, first_version: Version) -> EpochStart {
+        EpochStart { epoch: Epoch { number, id }, first_version }
+    }
+
+    fn standing(epochs: &[EpochStart], published: Version, last: Version, leads: bool) -> Standing {
+        let adopted = epochs.last().map(|e| e.epoch).unwrap_or_default();
+        Standing { adopted, epochs: epochs.to_vec(), last, published, members: Vec::new(), leads }
+    }
+
     #[test]
     fn nothing_is_taken_before_the_stream_is_open() {
-        let (mut follower, hello) = Follower::open(2, 1, 3, (7, Vec::new()), NOW);
-        assert!(matches!(hello, Frame::Hello(Hello { own: 1, partition: 3, last: 7, .. })));
+        let (address, dialed) = (":2".to_string(), "a:1".to_string());
+        let hello = Hello { version: 0, node: 2, own: 1, partition: 3, last: 7, epochs: Vec::new(), address, dialed };
+        let (mut follower, hello) = Follower::open(hello, NOW);
+        assert!(matches!(hello, Frame::Hello(Hello { version: PROTOCOL, own: 1, partition: 3, last: 7, .. })));
         assert!(follower.take(Frame::Batch(vec![1]), NOW).is_err());
-        assert!(follower.take(Frame::Ack(1), NOW).is_err());
-        let accept = Frame::Accept { node: 1, published: 20, epochs: Vec::new() };
-        assert_eq!(follower.take(accept.clone(), NOW), Ok(Step::Adopt(Vec::new())));
+        assert!(follower.take(Frame::Ack(Epoch::default(), 1), NOW).is_err());
+        let epochs = [reign_of(1, 7, 1)];
+        let accept = Frame::Accept(Welcome { node: 1, standing: standing(&epochs, 20, 25, true) });
+        assert_eq!(follower.take(accept.clone(), NOW), Ok(Step::Adopt(epochs[0].epoch, epochs.to_vec())));
         assert!(follower.take(accept, NOW).is_err(), "once");
         assert_eq!(follower.take(Frame::Batch(vec![1]), NOW), Ok(Step::Batch(vec![1])));
         assert_eq!(follower.lag(9), 11);
-        assert_eq!(follower.durable(9), Some(Frame::Ack(9)));
+        assert_eq!(follower.durable(9), Some(Frame::Ack(epochs[0].epoch, 9)));
         assert_eq!(follower.durable(9), None);
-        assert_eq!(follower.take(Frame::Beat(30), NOW), Ok(Step::Nothing));
+        assert_eq!(follower.take(Frame::Beat(30), NOW), Ok(Step::Show(30)));
         assert_eq!(follower.lag(9), 21);
+        let next = reign_of(2, 8, 10);
+        follower.take(Frame::Epochs(next.epoch, vec![epochs[0], next]), NOW).expect("taken");
+        assert_eq!(follower.durable(9), Some(Frame::Ack(next.epoch, 9)), "it is confirmed anew");
         follower.hears(NOW + SILENCE);
         assert!(!follower.is_gone(NOW + SILENCE * 2));
         assert!(follower.is_gone(NOW + SILENCE * 3));
+    }
+
+    #[test]
+    fn only_what_too_few_hold_is_cut() {
+        let old = [reign_of(1, 7, 1)];
+        let new = [reign_of(1, 7, 1), reign_of(2, 8, 11)];
+        // The new leader does not have what lies behind 10.
+        let own = standing(&old, 8, 14, false);
+        assert_eq!(rejoin(&own, &standing(&new, 11, 20, true), false), Rejoin::Cut(10));
+        assert_eq!(rejoin(&own, &standing(&new, 11, 20, false), false), Rejoin::Cut(10), "nor do its followers");
+        let shown = standing(&old, 12, 14, false);
+        let theirs = standing(&new, 11, 20, true);
+        assert_eq!(rejoin(&shown, &theirs, false), Rejoin::Force { at: 10, shown: 2 });
+        assert_eq!(rejoin(&shown, &theirs, true), Rejoin::Cut(10));
+        // A log that is only shorter.
+        assert!(matches!(rejoin(&own, &standing(&old, 8, 9, false), false), Rejoin::Wait(_)));
+        assert_eq!(rejoin(&own, &standing(&old, 8, 9, true), false), Rejoin::Cut(9));
+        // An old leader is not followed, and equal numbers say nothing.
+        assert!(matches!(rejoin(&theirs, &own, false), Rejoin::Wait(_)));
+        let twin = standing(&[reign_of(1, 7, 1), reign_of(2, 9, 13)], 9, 20, true);
+        assert!(matches!(rejoin(&theirs, &twin, false), Rejoin::Wait(_)));
+        assert_eq!(rejoin(&theirs, &twin, true), Rejoin::Cut(10));
     }
 }

@@ -1,26 +1,23 @@
 //! One follower as its leader sees it: from its hello to what it has on its disk.
 
 use crate::history::{Common, common_point};
-use crate::wire::{Frame, Hello, PROTOCOL, Reason};
+use crate::wire::{Frame, Hello, PROTOCOL, Reason, Welcome};
 use crate::{BEAT, SILENCE};
 use std::time::Duration;
+use turnstone_engine::Standing;
 use turnstone_engine::manifest::EpochStart;
-use turnstone_engine::types::Version;
+use turnstone_engine::types::{Epoch, Version};
 
 /// What the leader has.
-pub struct View<'a> {
+pub struct View {
     /// Its node.
     pub node: u64,
     /// Its partition.
     pub partition: u8,
-    /// Whether it takes writes or follows somebody who does.
-    pub serves: bool,
-    /// What it shows.
-    pub published: Version,
+    /// What it has, and has agreed to.
+    pub standing: Standing,
     /// The oldest version that its log has.
     pub oldest: Version,
-    /// Its history.
-    pub epochs: &'a [EpochStart],
 }
 
 /// What a follower did that no follower does: the connection ends.
@@ -31,16 +28,19 @@ pub struct Violation(pub String);
 #[derive(Debug)]
 pub struct Leader {
     node: u64,
+    own: u8,
+    adopted: Epoch,
     epochs: Vec<EpochStart>,
+    told: Version,
     sent: Version,
-    acked: Version,
+    acked: (Epoch, Version),
     heard: Duration,
     said: Duration,
 }
 
 impl Leader {
     /// Answers a hello: the stream, or why there is none.
-    pub fn open(hello: &Hello, view: &View<'_>, now: Duration) -> Result<(Leader, Frame), Frame> {
+    pub fn open(hello: &Hello, view: &View, now: Duration) -> Result<(Leader, Frame), Frame> {
         let refuse = |reason, text: String| Err(Frame::Refuse(reason, text));
         if hello.version != PROTOCOL {
             let text = format!("protocol {} is not spoken here, {PROTOCOL} is", hello.version);
@@ -49,21 +49,13 @@ impl Leader {
         if hello.node == view.node && hello.own == view.partition {
             return refuse(Reason::Itself, "a partition cannot follow itself".to_string());
         }
-        if !view.serves {
-            return refuse(Reason::NotLeader, "the partition has stepped down there: promote it first".to_string());
+        let standing = &view.standing;
+        let welcome = Welcome { node: view.node, standing: Standing { members: Vec::new(), ..standing.clone() } };
+        match common_point((&standing.epochs, standing.last), (&hello.epochs, hello.last)) {
+            Common::Prefix(at) if hello.last == at => {}
+            Common::Diverged(_) | Common::Prefix(_) => return Err(Frame::Parted(welcome)),
         }
-        let behind = |at: Version| {
-            format!(
-                "the histories part behind version {at}: the follower has {} versions that are not the leader's",
-                hello.last.saturating_sub(at)
-            )
-        };
-        match common_point((view.epochs, view.published), (&hello.epochs, hello.last)) {
-            Common::Diverged(at) => return refuse(Reason::Diverged, behind(at)),
-            Common::Prefix(at) if hello.last > at => return refuse(Reason::Diverged, behind(at)),
-            Common::Prefix(_) => {}
-        }
-        if hello.last < view.published && hello.last + 1 < view.oldest {
+        if hello.last < standing.last && hello.last + 1 < view.oldest {
             let text = format!(
                 "the leader's log begins with version {}, the follower has {}: it needs a copy",
                 view.oldest, hello.last
@@ -72,15 +64,17 @@ impl Leader {
         }
         let leader = Leader {
             node: hello.node,
-            epochs: view.epochs.to_vec(),
+            own: hello.own,
+            adopted: standing.adopted,
+            epochs: standing.epochs.clone(),
+            told: standing.published,
             sent: hello.last,
             // What it has may not be on its disk yet.
-            acked: 0,
+            acked: (Epoch::default(), 0),
             heard: now,
             said: now,
         };
-        let accept = Frame::Accept { node: view.node, published: view.published, epochs: view.epochs.to_vec() };
-        Ok((leader, accept))
+        Ok((leader, Frame::Accept(welcome)))
     }
 
     /// The follower's node.
@@ -88,13 +82,29 @@ impl Leader {
         self.node
     }
 
+    /// The follower's partition, with its node.
+    pub fn key(&self) -> (u64, u8) {
+        (self.node, self.own)
+    }
+
     /// What comes before a batch: the history, if it has grown.
-    pub fn before_batch(&mut self, epochs: &[EpochStart]) -> Option<Frame> {
-        if self.epochs == epochs {
+    pub fn before_batch(&mut self, adopted: Epoch, epochs: &[EpochStart]) -> Option<Frame> {
+        if self.epochs == epochs && self.adopted == adopted {
             return None;
         }
+        self.adopted = adopted;
         self.epochs = epochs.to_vec();
-        Some(Frame::Epochs(self.epochs.clone()))
+        Some(Frame::Epochs(adopted, self.epochs.clone()))
+    }
+
+    /// What the follower may show, if that is news.
+    pub fn shown(&mut self, published: Version, now: Duration) -> Option<Frame> {
+        if published <= self.told {
+            return None;
+        }
+        self.told = published;
+        self.said = now;
+        Some(Frame::Beat(published))
     }
 
     /// A batch was sent that ends with this version.
@@ -113,11 +123,13 @@ impl Leader {
     pub fn take(&mut self, frame: &Frame, now: Duration) -> Result<(), Violation> {
         self.heard = now;
         match frame {
-            Frame::Ack(version) if *version > self.sent => {
+            Frame::Ack(_, version) if *version > self.sent => {
                 Err(Violation(format!("it confirms version {version}, {} was sent", self.sent)))
             }
-            Frame::Ack(version) => {
-                self.acked = self.acked.max(*version);
+            Frame::Ack(epoch, version) => {
+                if *epoch != self.acked.0 || *version > self.acked.1 {
+                    self.acked = (*epoch, *version);
+                }
                 Ok(())
             }
             Frame::Beat(_) => Ok(()),
@@ -125,8 +137,8 @@ impl Leader {
         }
     }
 
-    /// What the follower has on its disk.
-    pub fn acked(&self) -> Version {
+    /// What the follower has on its disk, and the epoch that it had agreed to when it said so.
+    pub fn acked(&self) -> (Epoch, Version) {
         self.acked
     }
 
@@ -148,7 +160,6 @@ impl Leader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use turnstone_engine::types::Epoch;
 
     const NOW: Duration = Duration::from_secs(100);
 
@@ -157,69 +168,83 @@ mod tests {
     }
 
     fn hello(last: Version, epochs: &[EpochStart]) -> Hello {
-        Hello { version: PROTOCOL, node: 2, own: 1, partition: 1, last, epochs: epochs.to_vec() }
+        let (address, dialed) = (":2".to_string(), "a:1".to_string());
+        Hello { version: PROTOCOL, node: 2, own: 1, partition: 1, last, epochs: epochs.to_vec(), address, dialed }
     }
 
-    fn refusal(hello: &Hello, view: &View<'_>) -> Option<Reason> {
+    fn view(published: Version, last: Version, oldest: Version, epochs: &[EpochStart]) -> View {
+        let adopted = epochs.last().map(|e| e.epoch).unwrap_or_default();
+        let standing = Standing { adopted, epochs: epochs.to_vec(), last, published, members: Vec::new(), leads: true };
+        View { node: 1, partition: 1, standing, oldest }
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Seen {
+        Stream,
+        Parted,
+        Refused(Reason),
+    }
+
+    fn answer(hello: &Hello, view: &View) -> Seen {
         match Leader::open(hello, view, NOW) {
-            Err(Frame::Refuse(reason, _)) => Some(reason),
-            _ => None,
+            Ok((_, Frame::Accept(_))) => Seen::Stream,
+            Err(Frame::Parted(_)) => Seen::Parted,
+            Err(Frame::Refuse(reason, _)) => Seen::Refused(reason),
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn only_a_history_that_the_log_continues_is_served() {
         let epochs = [reign(1, 7, 1), reign(2, 8, 11)];
-        let view = View { node: 1, partition: 1, serves: true, published: 20, oldest: 6, epochs: &epochs };
-        assert_eq!(refusal(&hello(20, &epochs), &view), None);
-        assert_eq!(refusal(&hello(5, &epochs[..1]), &view), None);
-        assert_eq!(refusal(&hello(4, &epochs[..1]), &view), Some(Reason::Purged));
-        assert_eq!(refusal(&hello(12, &epochs[..1]), &view), Some(Reason::Diverged), "a tail of the old reign");
-        assert_eq!(refusal(&hello(21, &epochs), &view), Some(Reason::Diverged), "it is ahead");
-        assert_eq!(refusal(&hello(15, &[reign(1, 7, 1), reign(2, 9, 11)]), &view), Some(Reason::Diverged));
-        assert_eq!(refusal(&Hello { node: 1, ..hello(0, &[]) }, &view), Some(Reason::Itself));
-        assert_eq!(refusal(&Hello { version: 9, ..hello(0, &[]) }, &view), Some(Reason::Protocol));
-        assert_eq!(refusal(&hello(20, &epochs), &View { serves: false, ..view }), Some(Reason::NotLeader));
+        let view = view(18, 20, 6, &epochs);
+        assert_eq!(answer(&hello(20, &epochs), &view), Seen::Stream, "what is pending is served, too");
+        assert_eq!(answer(&hello(5, &epochs[..1]), &view), Seen::Stream);
+        assert_eq!(answer(&hello(4, &epochs[..1]), &view), Seen::Refused(Reason::Purged));
+        assert_eq!(answer(&hello(12, &epochs[..1]), &view), Seen::Parted, "a tail of the old reign");
+        assert_eq!(answer(&hello(21, &epochs), &view), Seen::Parted, "it is ahead");
+        assert_eq!(answer(&hello(15, &[reign(1, 7, 1), reign(2, 9, 11)]), &view), Seen::Parted);
+        assert_eq!(answer(&Hello { node: 1, ..hello(0, &[]) }, &view), Seen::Refused(Reason::Itself));
+        assert_eq!(answer(&Hello { version: 9, ..hello(0, &[]) }, &view), Seen::Refused(Reason::Protocol));
     }
 
     #[test]
     fn an_empty_log_serves_who_has_everything_and_who_has_nothing() {
-        let view = View { node: 1, partition: 1, serves: true, published: 0, oldest: 1, epochs: &[] };
-        assert_eq!(refusal(&hello(0, &[]), &view), None);
+        assert_eq!(answer(&hello(0, &[]), &view(0, 0, 1, &[])), Seen::Stream);
         let epochs = [reign(1, 7, 1)];
         // Everything is checkpointed and purged.
-        let view = View { published: 9, oldest: 10, epochs: &epochs, ..view };
-        assert_eq!(refusal(&hello(9, &epochs), &view), None);
-        assert_eq!(refusal(&hello(0, &[]), &view), Some(Reason::Purged));
+        let view = view(9, 9, 10, &epochs);
+        assert_eq!(answer(&hello(9, &epochs), &view), Seen::Stream);
+        assert_eq!(answer(&hello(0, &[]), &view), Seen::Refused(Reason::Purged));
     }
 
     #[test]
     fn acks_are_of_what_was_sent_and_never_fall() {
         let epochs = [reign(1, 7, 1)];
-        let view = View { node: 1, partition: 1, serves: true, published: 9, oldest: 1, epochs: &epochs };
-        let (mut leader, _) = Leader::open(&hello(3, &epochs), &view, NOW).expect("it is served");
-        leader.sent(6, NOW);
-        assert!(leader.take(&Frame::Ack(7), NOW).is_err());
-        leader.take(&Frame::Ack(6), NOW).expect("it was sent");
-        leader.take(&Frame::Ack(4), NOW).expect("late, not wrong");
-        assert_eq!(leader.acked(), 6);
+        let (mut leader, _) = Leader::open(&hello(5, &epochs), &view(9, 9, 1, &epochs), NOW).expect("it is served");
+        let epoch = epochs[0].epoch;
+        assert!(leader.take(&Frame::Ack(epoch, 6), NOW).is_err(), "6 was not sent");
+        leader.sent(8, NOW);
+        leader.take(&Frame::Ack(epoch, 8), NOW).expect("taken");
+        leader.take(&Frame::Ack(epoch, 7), NOW).expect("taken");
+        assert_eq!(leader.acked(), (epoch, 8));
         assert!(leader.take(&Frame::Batch(Vec::new()), NOW).is_err());
-        assert_eq!(leader.before_batch(&epochs), None);
-        let longer = [reign(1, 7, 1), reign(2, 8, 10)];
-        assert_eq!(leader.before_batch(&longer), Some(Frame::Epochs(longer.to_vec())));
-        assert_eq!(leader.before_batch(&longer), None, "once");
+        assert_eq!(leader.before_batch(epoch, &epochs), None);
+        let longer = [epochs[0], reign(2, 8, 9)];
+        assert!(matches!(leader.before_batch(longer[1].epoch, &longer), Some(Frame::Epochs(..))));
+        assert_eq!(leader.before_batch(longer[1].epoch, &longer), None, "once");
+        assert_eq!(leader.shown(9, NOW), None, "the welcome said so");
+        assert_eq!(leader.shown(10, NOW), Some(Frame::Beat(10)));
     }
 
     #[test]
-    fn an_idle_stream_beats_and_a_silent_follower_is_gone() {
-        let view = View { node: 1, partition: 1, serves: true, published: 0, oldest: 1, epochs: &[] };
-        let (mut leader, _) = Leader::open(&hello(0, &[]), &view, NOW).expect("it is served");
+    fn silence_ends_a_stream_and_beats_keep_it() {
+        let (mut leader, _) = Leader::open(&hello(0, &[]), &view(0, 0, 1, &[]), NOW).expect("it is served");
         assert_eq!(leader.beat(0, NOW), None);
-        assert_eq!(leader.beat(5, NOW + BEAT), Some(Frame::Beat(5)));
-        assert_eq!(leader.beat(5, NOW + BEAT), None);
+        assert_eq!(leader.beat(0, NOW + BEAT), Some(Frame::Beat(0)));
         assert!(!leader.is_gone(NOW + SILENCE));
-        leader.take(&Frame::Beat(0), NOW + SILENCE).expect("it lives");
+        assert!(leader.is_gone(NOW + SILENCE * 2));
+        leader.take(&Frame::Beat(0), NOW + SILENCE).expect("taken");
         assert!(!leader.is_gone(NOW + SILENCE * 2));
-        assert!(leader.is_gone(NOW + SILENCE * 3));
     }
 }

@@ -4,13 +4,17 @@
 //! * [`history`]: where two histories part.
 //! * [`leader`]: one follower as its leader sees it.
 //! * [`follower`]: one partition that follows.
+//! * [`quorum`]: how many must hold a commit, and how many must agree to a new leader.
+//! * [`election`]: who may lead.
 //!
 //! Architecture invariants: nothing here waits, sends, reads a file or asks for the time. A caller hands in what came and
 //! what time it is, and does what it is told.
 
+pub mod election;
 pub mod follower;
 pub mod history;
 pub mod leader;
+pub mod quorum;
 pub mod wire;
 
 pub use history::{Common, common_point};

@@ -5,20 +5,27 @@
 //!
 //! | kind | from | frame | payload |
 //! |---|---|---|---|
-//! | 1 | follower | hello | `version u16, node u64, own u8, partition u8, last u64, epochs` |
-//! | 2 | follower | ack | `durable u64` |
+//! | 1 | follower | hello | `version u16, node u64, own u8, partition u8, last u64, epochs, address, dialed` |
+//! | 2 | follower | ack | `epoch, durable u64` |
 //! | 3 | both | beat | `published u64`, of the sender |
-//! | 16 | leader | accept | `node u64, published u64, epochs` |
+//! | 4 | candidate | ask | `version u16, node u64, own u8, partition u8, epoch, address`: number 0 only asks |
+//! | 16 | leader | accept | `node u64, leads u8, standing`: the stream begins behind the follower's last version |
 //! | 17 | leader | refuse | `reason u8, text up to the end` |
 //! | 18 | leader | batch | the body, as it is in the log |
 //! | 19 | leader | value | a large value of the batch before, in the body's order |
-//! | 20 | leader | epochs | `epochs`: the history, before the first batch of a new one |
+//! | 20 | leader | epochs | `epoch, epochs`: what it has agreed to, and the history, before the first batch of a new one |
+//! | 21 | leader | parted | as accept: the follower has what this log has not |
+//! | 22 | member | answer | `granted u8, leads u8, standing, members` to an ask |
 //!
-//! `epochs` is `count u32`, then `number u64, id u64, first version u64` of each.
+//! `epoch` is `number u64, id u64`; `epochs` is `count u32`, then `epoch, first version u64` of each; `standing` is
+//! `adopted epoch, last u64, published u64, epochs`; `members` is `count u32`, then `version u64` and the list of each, as
+//! in a body; `address` and `dialed` are `length u16` and that many bytes.
 
+use turnstone_engine::Standing;
 use turnstone_engine::codec::{Put, Take, Truncated, crc};
-use turnstone_engine::manifest::EpochStart;
+use turnstone_engine::manifest::{EpochStart, MembersRecord};
 use turnstone_engine::types::{Epoch, Version};
+use turnstone_engine::wal::body::{put_members, take_members};
 
 /// The newest version of this protocol that this program speaks.
 pub const PROTOCOL: u16 = 1;
@@ -28,6 +35,8 @@ pub const PAYLOAD_MAX: usize = (1 << 30) + (64 << 20);
 pub const AROUND: usize = 1 + 4 + 4;
 /// Reigns that a history may have: those without a commit are dropped, and a node that restarts a million times is not one.
 pub const EPOCHS_MAX: usize = 1 << 20;
+/// Longest address, bytes.
+pub const ADDRESS_MAX: usize = 300;
 
 /// Why a leader refuses a follower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +53,20 @@ pub enum Reason {
     Protocol,
     /// The two are one node.
     Itself,
+    /// A higher epoch has been agreed to.
+    Fenced,
 }
 
 impl Reason {
-    const ALL: [Reason; 6] =
-        [Reason::NoPartition, Reason::NotLeader, Reason::Diverged, Reason::Purged, Reason::Protocol, Reason::Itself];
+    const ALL: [Reason; 7] = [
+        Reason::NoPartition,
+        Reason::NotLeader,
+        Reason::Diverged,
+        Reason::Purged,
+        Reason::Protocol,
+        Reason::Itself,
+        Reason::Fenced,
+    ];
 
     fn code(self) -> u8 {
         Reason::ALL.iter().position(|r| *r == self).map_or(0, |i| i as u8 + 1)
@@ -60,27 +78,61 @@ impl Reason {
 pub enum Frame {
     /// A follower introduces itself.
     Hello(Hello),
-    /// Everything up to this version is on the follower's disk.
-    Ack(Version),
+    /// Everything up to this version is on the follower's disk, and it has agreed to this epoch.
+    Ack(Epoch, Version),
     /// The sender lives, and shows everything up to this version.
     Beat(Version),
     /// The stream begins behind the follower's last version.
-    Accept {
-        /// The leader's node.
-        node: u64,
-        /// What the leader shows.
-        published: Version,
-        /// Its history.
-        epochs: Vec<EpochStart>,
-    },
+    Accept(Welcome),
+    /// The follower has what the sender has not: it must cut that, or follow somebody else.
+    Parted(Welcome),
+    /// Whether a candidate may lead; or only what this member has.
+    Ask(Ask),
+    /// What a member has.
+    Answer(Answer),
     /// There will be no stream.
     Refuse(Reason, String),
     /// A batch.
     Batch(Vec<u8>),
     /// A large value.
     Value(Vec<u8>),
-    /// The history has grown.
-    Epochs(Vec<EpochStart>),
+    /// The history has grown, or the sender has agreed to a new epoch.
+    Epochs(Epoch, Vec<EpochStart>),
+}
+
+/// What a leader says of itself at the beginning of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// Its node.
+    pub node: u64,
+    /// What it has; without members.
+    pub standing: Standing,
+}
+
+/// A candidate asks a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// Of the protocol.
+    pub version: u16,
+    /// The candidate's node.
+    pub node: u64,
+    /// The candidate's partition.
+    pub own: u8,
+    /// The member's partition.
+    pub partition: u8,
+    /// To agree to; number 0 to agree to nothing.
+    pub epoch: Epoch,
+    /// Where the candidate listens: `host:port`, or `:port` on the host that the question comes from.
+    pub address: String,
+}
+
+/// What a member answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether it has agreed to the epoch that was asked for.
+    pub granted: bool,
+    /// What it has.
+    pub standing: Standing,
 }
 
 /// How a follower introduces itself.
@@ -98,6 +150,10 @@ pub struct Hello {
     pub last: Version,
     /// Its history.
     pub epochs: Vec<EpochStart>,
+    /// Where the follower listens: `host:port`, or `:port` on the host that it comes from.
+    pub address: String,
+    /// Where it reached the leader.
+    pub dialed: String,
 }
 
 /// Why bytes are no frame. The connection ends: there is no place to go on from.
@@ -136,17 +192,89 @@ fn epochs(take: &mut Take<'_>) -> Result<Vec<EpochStart>, BadFrame> {
     Ok(epochs)
 }
 
+fn put_epoch(epoch: Epoch, out: &mut Vec<u8>) {
+    out.put_u64(epoch.number);
+    out.put_u64(epoch.id);
+}
+
+fn epoch(take: &mut Take<'_>) -> Result<Epoch, BadFrame> {
+    Ok(Epoch { number: take.u64()?, id: take.u64()? })
+}
+
+fn put_text(text: &str, out: &mut Vec<u8>) {
+    let length = text.len().min(ADDRESS_MAX);
+    out.put_u16(length as u16);
+    out.put(&text.as_bytes()[..length]);
+}
+
+fn text(take: &mut Take<'_>) -> Result<String, BadFrame> {
+    let length = usize::from(take.u16()?);
+    if length > ADDRESS_MAX {
+        return Err(BadFrame("an address is longer than any is"));
+    }
+    String::from_utf8(take.bytes(length)?.to_vec()).map_err(|_| BadFrame("an address is no text"))
+}
+
+/// Without members.
+fn put_standing(standing: &Standing, out: &mut Vec<u8>) {
+    put_epoch(standing.adopted, out);
+    out.put_u64(standing.last);
+    out.put_u64(standing.published);
+    put_epochs(&standing.epochs, out);
+}
+
+fn standing(leads: bool, take: &mut Take<'_>) -> Result<Standing, BadFrame> {
+    let adopted = epoch(take)?;
+    let (last, published) = (take.u64()?, take.u64()?);
+    if last == u64::MAX || published > last {
+        return Err(BadFrame("a node shows more than it has"));
+    }
+    Ok(Standing { adopted, epochs: epochs(take)?, last, published, members: Vec::new(), leads })
+}
+
+fn flag(take: &mut Take<'_>) -> Result<bool, BadFrame> {
+    match take.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(BadFrame("a yes or no is neither")),
+    }
+}
+
+fn members(take: &mut Take<'_>) -> Result<Vec<MembersRecord>, BadFrame> {
+    let mut records = Vec::new();
+    for _ in 0..take.u32()? {
+        let version = take.u64()?;
+        let members = take_members(take)?.ok_or(BadFrame("a list has more members than any partition"))?;
+        records.push(MembersRecord { version, members });
+    }
+    Ok(records)
+}
+
+fn put_welcome(welcome: &Welcome, out: &mut Vec<u8>) {
+    out.put_u64(welcome.node);
+    out.put_u8(u8::from(welcome.standing.leads));
+    put_standing(&welcome.standing, out);
+}
+
+fn welcome(take: &mut Take<'_>) -> Result<Welcome, BadFrame> {
+    let (node, leads) = (take.u64()?, flag(take)?);
+    Ok(Welcome { node, standing: standing(leads, take)? })
+}
+
 impl Frame {
     fn kind(&self) -> u8 {
         match self {
             Frame::Hello(_) => 1,
-            Frame::Ack(_) => 2,
+            Frame::Ack(..) => 2,
             Frame::Beat(_) => 3,
-            Frame::Accept { .. } => 16,
+            Frame::Ask(_) => 4,
+            Frame::Accept(_) => 16,
             Frame::Refuse(..) => 17,
             Frame::Batch(_) => 18,
             Frame::Value(_) => 19,
-            Frame::Epochs(_) => 20,
+            Frame::Epochs(..) => 20,
+            Frame::Parted(_) => 21,
+            Frame::Answer(_) => 22,
         }
     }
 
@@ -163,19 +291,42 @@ impl Frame {
                 out.put_u8(hello.partition);
                 out.put_u64(hello.last);
                 put_epochs(&hello.epochs, out);
+                put_text(&hello.address, out);
+                put_text(&hello.dialed, out);
             }
-            Frame::Ack(version) | Frame::Beat(version) => out.put_u64(*version),
-            Frame::Accept { node, published, epochs } => {
-                out.put_u64(*node);
-                out.put_u64(*published);
-                put_epochs(epochs, out);
+            Frame::Ack(epoch, version) => {
+                put_epoch(*epoch, out);
+                out.put_u64(*version);
             }
+            Frame::Beat(version) => out.put_u64(*version),
+            Frame::Ask(ask) => {
+                out.put_u16(ask.version);
+                out.put_u64(ask.node);
+                out.put_u8(ask.own);
+                out.put_u8(ask.partition);
+                put_epoch(ask.epoch, out);
+                put_text(&ask.address, out);
+            }
+            Frame::Answer(answer) => {
+                out.put_u8(u8::from(answer.granted));
+                out.put_u8(u8::from(answer.standing.leads));
+                put_standing(&answer.standing, out);
+                out.put_u32(answer.standing.members.len() as u32);
+                for record in &answer.standing.members {
+                    out.put_u64(record.version);
+                    put_members(&record.members, out);
+                }
+            }
+            Frame::Accept(welcome) | Frame::Parted(welcome) => put_welcome(welcome, out),
             Frame::Refuse(reason, text) => {
                 out.put_u8(reason.code());
                 out.put(text.as_bytes());
             }
             Frame::Batch(bytes) | Frame::Value(bytes) => out.put(bytes),
-            Frame::Epochs(epochs) => put_epochs(epochs, out),
+            Frame::Epochs(epoch, epochs) => {
+                put_epoch(*epoch, out);
+                put_epochs(epochs, out);
+            }
         }
         let length = (out.len() - start - 5) as u32;
         out[start + 1..start + 5].copy_from_slice(&length.to_le_bytes());
@@ -214,10 +365,20 @@ impl Frame {
                 partition: take.u8()?,
                 last: take.u64()?,
                 epochs: epochs(take)?,
+                address: text(take)?,
+                dialed: text(take)?,
             }),
-            2 => Frame::Ack(take.u64()?),
+            2 => Frame::Ack(epoch(take)?, take.u64()?),
             3 => Frame::Beat(take.u64()?),
-            16 => Frame::Accept { node: take.u64()?, published: take.u64()?, epochs: epochs(take)? },
+            4 => Frame::Ask(Ask {
+                version: take.u16()?,
+                node: take.u64()?,
+                own: take.u8()?,
+                partition: take.u8()?,
+                epoch: epoch(take)?,
+                address: text(take)?,
+            }),
+            16 => Frame::Accept(welcome(take)?),
             17 => {
                 let code = usize::from(take.u8()?);
                 let reason = code.checked_sub(1).and_then(|i| Reason::ALL.get(i).copied());
@@ -226,7 +387,14 @@ impl Frame {
             }
             18 => Frame::Batch(rest(take)?),
             19 => Frame::Value(rest(take)?),
-            20 => Frame::Epochs(epochs(take)?),
+            20 => Frame::Epochs(epoch(take)?, epochs(take)?),
+            21 => Frame::Parted(welcome(take)?),
+            22 => {
+                let (granted, leads) = (flag(take)?, flag(take)?);
+                let mut standing = standing(leads, take)?;
+                standing.members = members(take)?;
+                Frame::Answer(Answer { granted, standing })
+            }
             _ => return Err(BadFrame("a frame of unknown kind")),
         })
     }
@@ -235,18 +403,44 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use turnstone_engine::types::{Member, Members};
 
     fn samples() -> Vec<Frame> {
-        let epochs = vec![EpochStart { epoch: Epoch { number: 3, id: 9 }, first_version: 41 }];
+        let epoch = Epoch { number: 3, id: 9 };
+        let epochs = vec![EpochStart { epoch, first_version: 41 }];
+        let node = Member { node: 7, partition: 2, address: "a:1".to_string() };
+        let members = vec![MembersRecord { version: 40, members: Members { min_replicas: 1, nodes: vec![node] } }];
+        let standing = Standing {
+            adopted: epoch,
+            epochs: epochs.clone(),
+            last: 50,
+            published: 45,
+            members: Vec::new(),
+            leads: true,
+        };
+        let hello = Hello {
+            version: 1,
+            node: 77,
+            own: 2,
+            partition: 3,
+            last: 40,
+            epochs: epochs.clone(),
+            address: ":6379".to_string(),
+            dialed: "b:2".to_string(),
+        };
+        let ask = Ask { version: 1, node: 5, own: 1, partition: 2, epoch, address: ":1".to_string() };
         vec![
-            Frame::Hello(Hello { version: 1, node: 77, own: 2, partition: 3, last: 40, epochs: epochs.clone() }),
-            Frame::Ack(41),
+            Frame::Hello(hello),
+            Frame::Ack(epoch, 41),
             Frame::Beat(u64::MAX),
-            Frame::Accept { node: 5, published: 90, epochs: epochs.clone() },
+            Frame::Ask(ask),
+            Frame::Answer(Answer { granted: true, standing: Standing { members, ..standing.clone() } }),
+            Frame::Accept(Welcome { node: 5, standing: standing.clone() }),
+            Frame::Parted(Welcome { node: 5, standing }),
             Frame::Refuse(Reason::Itself, "this is the same node".to_string()),
             Frame::Batch(vec![1; 5000]),
             Frame::Value(Vec::new()),
-            Frame::Epochs(epochs),
+            Frame::Epochs(epoch, epochs),
         ]
     }
 

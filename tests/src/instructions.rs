@@ -63,7 +63,7 @@ impl Client {
                 Step::Run { id, request } => match execute(&mut self.conversation, id, request) {
                     Outcome::Done => {}
                     Outcome::Later(future) => (future.await)(&mut self.conversation),
-                    Outcome::Select(_) | Outcome::Node(_) | Outcome::ReplicaOf(_) => panic!("only keys are asked for"),
+                    Outcome::Select(_) | Outcome::Node(_) | Outcome::Order(_) => panic!("only keys are asked for"),
                 },
                 other => panic!("a good frame is run, not {other:?}"),
             }

@@ -107,7 +107,7 @@ fn the_example_works_and_prints_as_written() {
     assert!(stat.contains("\"replicas\":[{\"node\":"), "{stat}");
     eventually("the leader learns what is durable there", || {
         let stat = leader.stat().expect("stat");
-        stat.contains("\"durable\":2,\"lag\":0")
+        stat.contains("\"durable\":3,\"lag\":0")
     });
     assert_eq!(code(run(&mut pair.at_follower(1), &Request::FlushDb)), Some(ErrorCode::NotLeader));
 }
@@ -146,7 +146,7 @@ fn everything_arrives_whole_through_restarts_of_either_side() {
     let mut follower = pair.at_follower(5);
     let mut leader = pair.at_leader(3);
     let wanted = version(&mut leader);
-    assert_eq!(wanted, 701, "700 transactions and a flush");
+    assert_eq!(wanted, 702, "700 transactions, a flush, and a new member");
     eventually("the follower catches up", || version(&mut follower) >= wanted);
     run(&mut follower, &Request::Checkpoint).expect("settled");
     for n in 0..97 {
@@ -244,6 +244,8 @@ fn only_a_servers_certificate_replicates() {
             partition: 1,
             last: 0,
             epochs: Vec::new(),
+            address: ":1".to_string(),
+            dialed: "localhost:1".to_string(),
         };
         let mut bytes = Vec::new();
         turnstone_replication::wire::Frame::Hello(hello).encode(&mut bytes);

@@ -44,6 +44,13 @@ impl Snapshot {
         self.detached = true;
         wake(&mut registry);
     }
+    /// Gives it up: it must not be read any more.
+    pub fn give_up(&mut self) {
+        let mut registry = self.registry.borrow_mut();
+        registry.open.remove(&(self.version, self.id));
+        self.given_up.set(true);
+        wake(&mut registry);
+    }
     /// Whether a checkpoint up to `version` waits for it.
     pub fn holds_up(&self, version: Version) -> bool {
         !self.detached && !self.given_up() && self.version < version

@@ -3,11 +3,13 @@
 //! Layout, little-endian (see `docs/file-formats.md`):
 //! `crc u32 | format u16 | flags u16 | epoch u64 | epoch id u64 | first version u64 | commit ms u64 | transactions u32`,
 //! then per transaction `operations u32` and its operations: `kind u8 | key length u16 | key`, followed for a value by
-//! `length u32 | bytes`, for a large value by `length u32 | checksum u32` (its bytes are in the value log).
+//! `length u32 | bytes`, for a large value by `length u32 | checksum u32` (its bytes are in the value log), for a list of
+//! members (whose key is empty) by `min replicas u32 | members u16`, then per member `node u64 | partition u8 |
+//! address length u16 | address`.
 //! Transaction i has version `first version + i`. The CRC covers everything behind it.
 
 use crate::codec::{Put, Take, Truncated, crc};
-use crate::types::{Entry, Epoch, Key, Value, Version};
+use crate::types::{Entry, Epoch, Key, Member, Members, Value, Version};
 
 /// Newest format of bodies that this program writes and reads.
 pub const BODY_FORMAT: u16 = 1;
@@ -18,6 +20,9 @@ const KIND_SET: u8 = 1;
 const KIND_SET_LARGE: u8 = 2;
 const KIND_DELETE: u8 = 3;
 const KIND_FLUSH: u8 = 4;
+const KIND_MEMBERS: u8 = 5;
+/// Members that a partition may have.
+pub const MEMBERS_MAX: usize = 64;
 
 /// One change of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +35,8 @@ pub enum Operation {
     Delete(Key),
     /// Every key goes (FlushDB).
     Flush,
+    /// Who holds copies from here on, and how many must hold a commit.
+    Members(Members),
 }
 
 /// Bytes that a change of `key` takes in a body.
@@ -135,6 +142,14 @@ impl Builder {
         put_key(KIND_FLUSH, &[], &mut self.bytes);
     }
 
+    /// Adds a transaction that changes who holds copies.
+    pub fn add_members(&mut self, members: &Members) {
+        self.transactions += 1;
+        self.bytes.put_u32(1);
+        put_key(KIND_MEMBERS, &[], &mut self.bytes);
+        put_members(members, &mut self.bytes);
+    }
+
     /// The whole body.
     pub fn finish(mut self, commit_ms: u64) -> Vec<u8> {
         self.bytes[COMMIT_MS_AT..COMMIT_MS_AT + 8].copy_from_slice(&commit_ms.to_le_bytes());
@@ -147,6 +162,42 @@ impl Builder {
 
 /// Bytes of a transaction that deletes every key, without its count of operations.
 pub const FLUSH_LEN: usize = 1 + 2;
+
+/// Bytes of a transaction that changes the members, without its count of operations.
+pub fn members_len(members: &Members) -> usize {
+    let mut bytes = Vec::new();
+    put_members(members, &mut bytes);
+    FLUSH_LEN + bytes.len()
+}
+
+/// Appends a list of members.
+pub fn put_members(members: &Members, out: &mut Vec<u8>) {
+    out.put_u32(members.min_replicas);
+    out.put_u16(members.nodes.len() as u16);
+    for node in &members.nodes {
+        out.put_u64(node.node);
+        out.put_u8(node.partition);
+        out.put_u16(node.address.len() as u16);
+        out.put(node.address.as_bytes());
+    }
+}
+
+/// Reads what [`put_members`] wrote; `None` if there are more than any partition has.
+pub fn take_members(take: &mut Take<'_>) -> Result<Option<Members>, Truncated> {
+    let min_replicas = take.u32()?;
+    let count = usize::from(take.u16()?);
+    if count > MEMBERS_MAX {
+        return Ok(None);
+    }
+    let mut nodes = Vec::new();
+    for _ in 0..count {
+        let (node, partition) = (take.u64()?, take.u8()?);
+        let length = usize::from(take.u16()?);
+        let address = String::from_utf8(take.bytes(length)?.to_vec()).map_err(|_| Truncated)?;
+        nodes.push(Member { node, partition, address });
+    }
+    Ok(Some(Members { min_replicas, nodes }))
+}
 
 /// Why a body could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,6 +262,11 @@ fn operation(take: &mut Take<'_>) -> Result<Operation, BodyError> {
         KIND_DELETE => Operation::Delete(key),
         KIND_FLUSH if key.is_empty() => Operation::Flush,
         KIND_FLUSH => return Err(BodyError::Damaged("a flush names a key")),
+        KIND_MEMBERS if key.is_empty() => match take_members(take)? {
+            Some(members) => Operation::Members(members),
+            None => return Err(BodyError::Damaged("a list has more members than any partition")),
+        },
+        KIND_MEMBERS => return Err(BodyError::Damaged("a list of members names a key")),
         _ => return Err(BodyError::Damaged("an operation of unknown kind")),
     })
 }
@@ -222,9 +278,12 @@ mod tests {
 
     fn sample() -> (Vec<Vec<Operation>>, Vec<u8>) {
         let key = |text: &str| Key::from(text.as_bytes());
+        let node = |node, address: &str| Member { node, partition: 3, address: address.to_string() };
+        let list = Members { min_replicas: 1, nodes: vec![node(7, "a:1"), node(8, "")] };
         let transactions = vec![
             vec![Operation::Set(key("a"), b"1".as_slice().into()), Operation::Delete(key("b"))],
             vec![Operation::SetLarge(key("c"), 5000, 77)],
+            vec![Operation::Members(list.clone())],
             vec![Operation::Flush],
         ];
         let large = Entry::Pointer(ValuePointer { file: 3, offset: 4096, length: 5000, checksum: 77 });
@@ -233,9 +292,14 @@ mod tests {
         let changes: [(&[u8], &Entry); 2] = [(b"a", &value), (b"b", &Entry::Tombstone)];
         builder.add(changes.into_iter());
         builder.add([(b"c".as_slice(), &large)].into_iter());
+        builder.add_members(&list);
         builder.add_flush();
-        let lengths =
-            [change_len(b"a", &value) + change_len(b"b", &Entry::Tombstone), change_len(b"c", &large), FLUSH_LEN];
+        let lengths = [
+            change_len(b"a", &value) + change_len(b"b", &Entry::Tombstone),
+            change_len(b"c", &large),
+            members_len(&list),
+            FLUSH_LEN,
+        ];
         let bytes = builder.finish(1_000);
         assert_eq!(bytes.len(), BODY_HEADER + lengths.iter().map(|length| 4 + length).sum::<usize>());
         (transactions, bytes)
@@ -246,7 +310,7 @@ mod tests {
         let (transactions, bytes) = sample();
         let body = decode(&bytes, true).expect("a good body");
         assert_eq!(body.transactions, transactions);
-        assert_eq!((body.first_version, body.last_version(), body.epoch.id), (41, 43, 9));
+        assert_eq!((body.first_version, body.last_version(), body.epoch.id), (41, 44, 9));
         assert_eq!(body.commit_ms, 1_000);
     }
 

@@ -1,12 +1,14 @@
 //! The envelope of a batch: what only this node needs to find, chain and vouch for it. It never leaves the node.
 //!
 //! Layout, little-endian: `magic u32 | format u16 | flags u16 | envelope length u32 | body length u32 | secret u64 |
-//! position u64 | durable u64 | quorum-durable u64 | chain u32 | body crc u32 | pointers u32 | pointers × (file u32,
+//! position u64 | durable u64 | published u64 | chain u32 | body crc u32 | pointers u32 | pointers × (file u32,
 //! offset u64) | crc u32`, then the body, then zeros to the next block.
 //!
 //! - `secret` is the random id of the generation: a client's value can imitate anything but this.
 //! - `position` is the batch's own place: a record that a recycled segment still holds names another place.
 //! - `chain` is the CRC of the envelope before it, so that a batch cannot go missing between two others.
+//! - `published` is the end of the last batch that was published when this one was written: what lies behind it may be
+//!   pending, where followers are asked for.
 //! - `durable` is the end of the last batch known to be flushed when this one was written: the batches below it are
 //!   vouched for, and damage there is corruption, not a tail.
 
@@ -30,8 +32,8 @@ pub struct Envelope {
     pub position: LogPosition,
     /// Up to where the log was known durable.
     pub durable: LogPosition,
-    /// Up to where it was known quorum-durable.
-    pub quorum_durable: LogPosition,
+    /// Up to where it was published.
+    pub published: LogPosition,
     /// CRC of the envelope before.
     pub chain: u32,
     /// Length of the body.
@@ -70,7 +72,7 @@ impl Envelope {
         bytes.put_u64(self.secret);
         bytes.put_u64(self.position.0);
         bytes.put_u64(self.durable.0);
-        bytes.put_u64(self.quorum_durable.0);
+        bytes.put_u64(self.published.0);
         bytes.put_u32(self.chain);
         bytes.put_u32(self.body_crc);
         bytes.put_u32(self.pointers.len() as u32);
@@ -111,7 +113,7 @@ impl Envelope {
         let secret = take.u64().ok()?;
         let position = LogPosition(take.u64().ok()?);
         let durable = LogPosition(take.u64().ok()?);
-        let quorum_durable = LogPosition(take.u64().ok()?);
+        let published = LogPosition(take.u64().ok()?);
         let (chain, body_crc) = (take.u32().ok()?, take.u32().ok()?);
         let count = take.u32().ok()? as usize;
         if length != bytes.len() || (Envelope::length(count) != length && !cfg!(feature = "planted")) {
@@ -125,7 +127,7 @@ impl Envelope {
         if sum != crc(&[&bytes[..covered]]) {
             return None;
         }
-        Some(Envelope { secret, position, durable, quorum_durable, chain, body_length, body_crc, pointers, crc: sum })
+        Some(Envelope { secret, position, durable, published, chain, body_length, body_crc, pointers, crc: sum })
     }
 }
 
@@ -144,7 +146,7 @@ mod tests {
             secret: 77,
             position: LogPosition::new(2, 8192),
             durable: LogPosition::new(2, 4096),
-            quorum_durable: LogPosition::new(2, 4096),
+            published: LogPosition::new(2, 4096),
             chain: 5,
             body_length: 100,
             body_crc: 6,

@@ -83,6 +83,8 @@ pub struct Append<'a> {
     pub first_version: Version,
     /// What was reserved for it.
     pub cost: u64,
+    /// The log is published up to here.
+    pub published: LogPosition,
 }
 
 /// The log of one partition.
@@ -383,7 +385,7 @@ impl<E: Env> Wal<E> {
                 secret,
                 position,
                 durable: state.durable,
-                quorum_durable: state.durable,
+                published: batch.published,
                 chain: if unchained { 0 } else { state.chain },
                 body_length: batch.body.len() as u32,
                 body_crc: u32::from_le_bytes([batch.body[0], batch.body[1], batch.body[2], batch.body[3]]),

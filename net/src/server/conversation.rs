@@ -7,14 +7,15 @@
 use super::handoff::Parked;
 use super::hold::{HOLD, HOLD_MAX};
 use super::input::Input;
-use super::replica::Board;
+use crate::replica::Board;
 use crate::session::Session;
+use crate::wire::{ErrorCode, frame, reply};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use turnstone_engine::env::Env;
 use turnstone_engine::types::Version;
-use turnstone_engine::{Partition, RunAhead, Transaction};
+use turnstone_engine::{Error, Partition, RunAhead, Transaction};
 use turnstone_executor::RealEnv;
 
 /// The core with the socket, and the connection's number there.
@@ -172,17 +173,44 @@ impl<E: Env> Conversation<E> {
 
     /// Lets go of the replies that need wait no longer; answers whether some still do.
     pub fn settle(&mut self) -> bool {
-        let published = self.partition.as_ref().map_or(0, Partition::published);
+        let Some(partition) = self.partition.clone() else { return !self.waiting.is_empty() };
+        let published = partition.published();
         while let Some(first) = self.waiting.front() {
-            if first.floor > published {
+            let expired = partition.is_expired(first.floor);
+            if first.floor > published && !expired {
                 return true;
             }
-            if let Some(first) = self.waiting.pop_front() {
-                self.waiting_bytes -= first.bytes.len();
+            let Some(first) = self.waiting.pop_front() else { return false };
+            self.waiting_bytes -= first.bytes.len();
+            if first.floor <= published {
                 self.out.extend_from_slice(&first.bytes);
+            } else {
+                self.answer_unknown(&partition, &first);
             }
         }
         false
+    }
+
+    /// Nobody knows whether a version stays: whatever was to be told of it is answered so, and the session goes on from what
+    /// is published.
+    fn answer_unknown(&mut self, partition: &Partition<E>, waiting: &Waiting) {
+        let dialect = self.session.dialect;
+        let error = Error::UnknownOutcome(partition.position(waiting.floor));
+        let mut rest = &waiting.bytes[..];
+        while let Some(header) = frame::decode_header(dialect, rest) {
+            reply::encode_error(dialect, header.id, ErrorCode::UnknownOutcome, &error.to_string(), &mut self.out);
+            rest = rest.get(dialect.header_bytes() + header.length as usize..).unwrap_or(&[]);
+        }
+        self.ahead = RunAhead::default();
+        if let Some(transaction) = self.transaction.as_mut().filter(|t| t.snapshot.version() > partition.published()) {
+            transaction.snapshot.give_up();
+        }
+    }
+
+    /// Whether its partition was closed, and nothing of it is needed any more.
+    pub fn needs_partition(&self) -> bool {
+        let closed = self.partition.as_ref().is_some_and(Partition::is_closed);
+        closed && self.is_settled() && self.transaction.is_none()
     }
 
     /// The peer sends no more: what came is still run, then it is over.

@@ -14,8 +14,9 @@ use super::execute::{self, NodeQuestion, Outcome};
 use super::handoff::{Greeting, Message, Moving, Parked};
 use super::node_view::NodeViews;
 use super::refusals::Refusal;
-use super::replica::{Board, Link};
+use super::replica::{Here, Wire};
 use super::shared::Shared;
+use crate::replica::Replication;
 use crate::session::{Session, Step};
 use crate::wire::{Dialect, ErrorCode, WireError, hint_from_alpn, reply};
 use rustls::ServerConfig;
@@ -86,13 +87,9 @@ pub struct ServerCore {
     pub(super) next_room: Cell<usize>,
     pub(super) views: NodeViews,
     /// Connections that replicate, those of this node's followers among them.
-    pub(super) links: RefCell<BTreeMap<u64, Rc<Link>>>,
-    /// What is known of this core's partitions' replication.
-    pub(super) board: Rc<Board>,
-    /// Which attempt to follow is the current one, by partition.
-    pub(super) following: RefCell<BTreeMap<u8, u64>>,
-    /// How many orders to follow, or not to, there were, by partition.
-    pub(super) orders: RefCell<BTreeMap<u8, u64>>,
+    pub(super) links: RefCell<BTreeMap<u64, Rc<Wire>>>,
+    /// Replication of this core's partitions.
+    pub(super) replication: Rc<Replication<Here>>,
     /// When this core began.
     pub(super) began: Instant,
     pub(super) stopping: Cell<Option<Instant>>,
@@ -134,20 +131,20 @@ impl ServerCore {
             next_room: Cell::new(0),
             views: NodeViews::default(),
             links: RefCell::default(),
-            board: Rc::default(),
-            following: RefCell::default(),
-            orders: RefCell::default(),
+            replication: Replication::new(Here(me.clone())),
             began: Instant::now(),
             stopping: Cell::new(None),
             closing: Cell::new(false),
             me: me.clone(),
         });
-        for slot in server.partitions.borrow().values() {
-            if let Slot::Open(partition) = slot {
-                server.core.spawn(follow(Rc::downgrade(&server), partition.clone()));
-            }
+        let open: Vec<Partition<RealEnv>> = {
+            let partitions = server.partitions.borrow();
+            partitions.values().filter_map(|s| if let Slot::Open(p) = s { Some(p.clone()) } else { None }).collect()
+        };
+        for partition in open {
+            server.core.spawn(follow(Rc::downgrade(&server), partition.clone()));
+            server.replication.begin(&partition);
         }
-        server.go_on_following();
         server.core.spawn(keep_deadlines(Rc::downgrade(&server)));
         server.listen();
         server
@@ -389,7 +386,7 @@ impl ServerCore {
 
     fn attach(&self, conversation: &mut Conversation) {
         conversation.ahead = Default::default();
-        conversation.board = self.board.clone();
+        conversation.board = self.replication.board.clone();
         conversation.partition = match self.partitions.borrow().get(&conversation.session.selected) {
             Some(Slot::Open(partition)) => Some(partition.clone()),
             _ => None,
@@ -497,6 +494,10 @@ impl ServerCore {
         let Some(mut conversation) = self.conversations.borrow_mut().remove(&key) else { return };
         // What was published since lets replies go, and a `select` behind them go on.
         conversation.settle();
+        if conversation.needs_partition() {
+            // It was cut and opened anew.
+            self.attach(&mut conversation);
+        }
         let more = self.run_frames(key, &mut conversation);
         let waits = conversation.settle();
         if waits {
@@ -559,7 +560,7 @@ impl ServerCore {
                         self.select(conversation, id, partition);
                     }
                     Outcome::Node(question) => self.ask_node(key, conversation, question),
-                    Outcome::ReplicaOf(upstream) => self.replica_of(key, conversation, id, upstream),
+                    Outcome::Order(order) => self.order(key, conversation, id, order),
                 },
             }
             at += used;
@@ -592,6 +593,16 @@ impl ServerCore {
         if partition != 0 && target != self.core.index {
             conversation.leaving = Some(target);
         }
+    }
+
+    /// A partition that was opened anew serves.
+    pub(super) fn serve_partition(&self, number: u8, partition: Partition<RealEnv>) {
+        self.core.spawn(follow(Rc::downgrade(&self.this()), partition.clone()));
+        self.partitions.borrow_mut().insert(number, Slot::Open(partition));
+        // Whoever had selected it goes on with the new one.
+        let selected = |(key, c): (&Key, &Conversation)| (c.session.selected == number).then_some(*key);
+        let keys: Vec<Key> = self.conversations.borrow().iter().filter_map(selected).collect();
+        keys.into_iter().for_each(|key| self.mark(key));
     }
 
     pub(super) fn unblock(&self, key: Key, finish: execute::Finish<RealEnv>) {
@@ -858,7 +869,7 @@ impl Handler for ServerCore {
             connection.wire.len()
         });
         if let Some(link) = self.links.borrow().get(&id) {
-            link.changed.notify();
+            link.stir();
         }
         if backlog.is_some_and(|bytes| bytes <= WIRE_MAX) {
             let key = self.here(id);
@@ -897,10 +908,10 @@ impl Handler for ServerCore {
 
 /// Lets replies go as a partition publishes.
 async fn follow(server: Weak<ServerCore>, partition: Partition<RealEnv>) {
-    let mut seen = partition.published();
+    let (mut seen, mut expired) = (partition.published(), partition.expired());
     loop {
-        partition.wait_published(seen + 1).await;
-        seen = partition.published();
+        partition.wait_news(seen, expired).await;
+        (seen, expired) = (partition.published(), partition.expired());
         let Some(server) = server.upgrade() else { return };
         let keys = server.waiting.borrow_mut().remove(&partition.id()).unwrap_or_default();
         keys.into_iter().for_each(|key| server.mark(key));

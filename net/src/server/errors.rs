@@ -23,5 +23,9 @@ pub fn code_of(error: &Error) -> ErrorCode {
         Error::Diverged(_) | Error::Upstream(_) => ErrorCode::Diverged,
         Error::BadHold(_) => ErrorCode::Malformed,
         Error::NoSuchHold(_) => ErrorCode::NoSuchHold,
+        Error::NoQuorum { .. } | Error::TooFewAgree(_) => ErrorCode::NoQuorum,
+        Error::UnknownOutcome(_) => ErrorCode::UnknownOutcome,
+        Error::Fenced { .. } => ErrorCode::Fenced,
+        Error::NoSuchMember(_) => ErrorCode::NoSuchReplica,
     }
 }

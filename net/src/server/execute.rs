@@ -5,18 +5,25 @@
 
 use super::conversation::Conversation;
 use super::errors::code_of;
+use super::orders::{self, Order};
 use super::system;
 use crate::client::Address;
+use crate::replica::Order as Promotion;
 use crate::wire::{Dialect, ErrorCode, Position, Request, reply};
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 use turnstone_engine::env::Env;
 use turnstone_engine::manifest::Upstream;
+use turnstone_engine::sync::first_of;
 use turnstone_engine::types::{Value, Version};
 use turnstone_engine::{Error, Lookup, Partition, Progress, RunAhead, Transaction, Write};
 
 /// Values that one reply carries together at most, bytes: a short request must not make a long answer in memory.
 const REPLY_MAX: usize = 64 << 20;
+
+/// A wait for a position takes at most this long.
+const WAIT_MAX: Duration = Duration::from_secs(300);
 
 /// Longest address of a leader, bytes.
 const ADDRESS_MAX: usize = 300;
@@ -34,8 +41,8 @@ pub enum Outcome<E: Env> {
     Select(u8),
     /// It asks about the node.
     Node(NodeQuestion),
-    /// The selected partition is to follow another node's, or nobody.
-    ReplicaOf(Option<Upstream>),
+    /// Something is ordered about the selected partition's replication.
+    Order(Order),
 }
 
 /// A question that all cores answer together.
@@ -142,13 +149,14 @@ fn of_node<E: Env>(conversation: &mut Conversation<E>, id: u32, request: Request
 
 fn replica_of<E: Env>(conversation: &mut Conversation<E>, id: u32, address: &[u8], partition: &[u8]) -> Outcome<E> {
     if address.is_empty() {
-        return Outcome::ReplicaOf(None);
+        return Outcome::Order(Order::Follow(None, false));
     }
     let partition = crate::wire::partition_from_decimal(partition).filter(|p| *p != 0);
     let address = std::str::from_utf8(address).ok().filter(|a| a.len() <= ADDRESS_MAX && a.parse::<Address>().is_ok());
     match (address, partition) {
         (Some(address), Some(partition)) => {
-            return Outcome::ReplicaOf(Some(Upstream { address: address.to_string(), partition }));
+            let upstream = Upstream { address: address.to_string(), partition };
+            return Outcome::Order(Order::Follow(Some(upstream), false));
         }
         (None, _) => refuse_with(conversation, id, ErrorCode::Malformed, "the leader's address is not HOST:PORT"),
         (_, None) => {
@@ -204,14 +212,16 @@ fn of_partition<E: Env>(
             ok(conversation, id, &[json.as_bytes()]);
         }
         Request::ReplicaOf { address, partition } => return replica_of(conversation, id, address, partition),
-        Request::Promote { min_replicas } if min_replicas > 0 => {
-            refuse_with(
-                conversation,
-                id,
-                ErrorCode::Unsupported,
-                "quorum writes are not in this version; promote with 0",
-            );
+        Request::Promote { min_replicas } => {
+            let promotion = Promotion { min_replicas: Some(min_replicas), ..Promotion::default() };
+            return Outcome::Order(Order::Promote(promotion));
         }
+        Request::StepDown => return Outcome::Order(Order::StepDown),
+        Request::Replication { words } => match orders::parse(words) {
+            Ok(order) => return Outcome::Order(order),
+            Err(text) => refuse_with(conversation, id, ErrorCode::Malformed, &text),
+        },
+        Request::Wait { epoch, version, milliseconds } => return wait(partition, id, epoch, version, milliseconds),
         request => return administer(partition, id, request),
     }
     Outcome::Done
@@ -222,8 +232,6 @@ fn administer<E: Env>(partition: &Partition<E>, id: u32, request: Request<'_>) -
     enum Command {
         Checkpoint,
         Flush,
-        Promote,
-        StepDown,
         Hold(String, u64, Version, u64),
         Release(String),
         ReadLog(Version, usize),
@@ -233,8 +241,6 @@ fn administer<E: Env>(partition: &Partition<E>, id: u32, request: Request<'_>) -
     let command = match request {
         Request::Checkpoint => Command::Checkpoint,
         Request::FlushDb => Command::Flush,
-        Request::Promote { .. } => Command::Promote,
-        Request::StepDown => Command::StepDown,
         Request::Hold { name: n, epoch, version, limit_bytes } => Command::Hold(name(n), epoch, version, limit_bytes),
         Request::Release { name: n } => Command::Release(name(n)),
         Request::ReadLog { version, limit_bytes } => Command::ReadLog(version, limit_bytes as usize),
@@ -245,8 +251,6 @@ fn administer<E: Env>(partition: &Partition<E>, id: u32, request: Request<'_>) -
         let answer: Result<Vec<u8>, Error> = match command {
             Command::Checkpoint => partition.checkpoint().await.map(|()| Vec::new()),
             Command::Flush => partition.flush_all().await.map(|_| Vec::new()),
-            Command::Promote => partition.promote().await.map(|()| Vec::new()),
-            Command::StepDown => partition.step_down().await.map(|()| Vec::new()),
             Command::Hold(name, epoch, version, limit) => hold(&partition, &name, epoch, version, limit).await,
             Command::Release(name) => partition.release(&name).await.map(|()| Vec::new()),
             Command::ReadLog(version, limit) => partition.read_log(version, limit).await.map(|p| system::log_text(&p)),
@@ -255,6 +259,32 @@ fn administer<E: Env>(partition: &Partition<E>, id: u32, request: Request<'_>) -
         let finish: Finish<E> = Box::new(move |conversation| match answer {
             Ok(body) => ok(conversation, id, &[&body]),
             Err(error) => refuse(conversation, id, &error),
+        });
+        finish
+    }))
+}
+
+/// Waits until a position is shown here: what a client wrote elsewhere it then reads here.
+fn wait<E: Env>(partition: &Partition<E>, id: u32, epoch: u64, version: Version, milliseconds: u32) -> Outcome<E> {
+    let partition = partition.clone();
+    Outcome::Later(Box::pin(async move {
+        let limit = Duration::from_millis(u64::from(milliseconds)).min(WAIT_MAX);
+        let env = partition.env().clone();
+        first_of(partition.wait_published(version), env.sleep(limit)).await;
+        let shown = partition.published();
+        let known = position(&partition, version).epoch;
+        let at = format!("{}:{epoch}:{version}", partition.id());
+        let finish: Finish<E> = Box::new(move |conversation| {
+            if shown < version {
+                let text = format!("{at} is not shown here yet, version {shown} is");
+                refuse_with(conversation, id, ErrorCode::NotYet, &text);
+            } else if epoch != 0 && epoch != known {
+                let text = format!("{at} is not in this history: version {version} belongs to epoch {known} here");
+                refuse_with(conversation, id, ErrorCode::Diverged, &text);
+            } else {
+                let text = position(&partition, shown).to_string();
+                ok(conversation, id, &[text.as_bytes()]);
+            }
         });
         finish
     }))

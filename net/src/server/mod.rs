@@ -12,8 +12,9 @@ pub mod handoff;
 mod hold;
 mod input;
 mod node_view;
+pub mod orders;
 mod refusals;
-pub mod replica;
+mod replica;
 mod retention;
 mod settings;
 mod shared;
@@ -21,6 +22,7 @@ pub mod system;
 
 use self::core::{ServerCore, Slot};
 use crate::tls;
+pub(crate) use errors::code_of;
 use handoff::Message;
 pub use settings::ServerSettings;
 use shared::Shared;
@@ -82,6 +84,10 @@ impl Server {
             format!("cannot listen on {}: {e}; choose another with --port, or stop who uses it", settings.listen)
         })?;
         let address = listener.local_addr().map_err(|e| format!("the listening socket has no address: {e}"))?;
+        let mut settings = settings;
+        if settings.advertise.is_empty() {
+            settings.advertise = format!(":{}", address.port());
+        }
         let started = Instant::now();
         let tls = settings.tls.clone();
         let cores = placement::executors(options.executors);

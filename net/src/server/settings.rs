@@ -11,6 +11,8 @@ pub struct ServerSettings {
     pub node: u64,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Where other nodes reach it: `host:port`, or `:port` on the host that its connections come from.
+    pub advertise: String,
     /// Its certificate, key and CA.
     pub tls: TlsFiles,
     /// User partitions: 1 to this.

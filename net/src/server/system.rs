@@ -4,8 +4,10 @@
 //! `partitions` (a JSON list), `partition/N` (a JSON object).
 
 use super::refusals::Refusal;
-use super::replica::Board;
+use crate::replica::Board;
 use crate::wire::Position;
+use turnstone_engine::Partition;
+use turnstone_engine::env::Env;
 use turnstone_engine::manifest::Role;
 use turnstone_engine::stats::Status;
 use turnstone_engine::tail::LogPage;
@@ -97,6 +99,45 @@ pub fn role_name(role: &Role) -> String {
         Role::SteppedDown => "stepped-down".to_string(),
         Role::Follower(upstream) => format!("follower of {}/{}", escape(&upstream.address), upstream.partition),
     }
+}
+
+/// What `role` answers: one line.
+pub fn role_text<E: Env>(partition: &Partition<E>) -> String {
+    let standing = partition.standing();
+    let leads = if partition.role() == Role::Leader && !standing.leads { " (waits for its followers)" } else { "" };
+    let min_replicas = standing.members.last().map_or(0, |record| record.members.min_replicas);
+    format!(
+        "{}{leads}, epoch {} ({:016x}), min_replicas {min_replicas}, version {} of {}",
+        role_name(&partition.role()),
+        standing.adopted.number,
+        standing.adopted.id,
+        standing.published,
+        standing.last
+    )
+}
+
+/// What `replicas` answers: a line for each member, and for each follower that is none.
+pub fn replicas_text<E: Env>(partition: &Partition<E>, board: &Board) -> String {
+    let shown = partition.published();
+    let present = board.replicas(partition.id());
+    let members = partition.members();
+    let mut lines: Vec<String> = Vec::new();
+    for member in &members.nodes {
+        let there = present.iter().find(|r| (r.node, r.partition) == member.key());
+        let state = match there {
+            Some(replica) => format!("durable {}, {} behind", replica.acked, shown.saturating_sub(replica.acked)),
+            None => "no stream".to_string(),
+        };
+        lines.push(format!("{:016x}/{} {} member, {state}", member.node, member.partition, member.address));
+    }
+    for replica in present.iter().filter(|r| !members.nodes.iter().any(|m| m.key() == (r.node, r.partition))) {
+        let behind = shown.saturating_sub(replica.acked);
+        lines.push(format!(
+            "{:016x}/{} {} durable {}, {behind} behind",
+            replica.node, replica.partition, replica.peer, replica.acked
+        ));
+    }
+    if lines.is_empty() { "no replicas".to_string() } else { lines.join("\n") }
 }
 
 /// A partition's figures as a JSON object; called on its core.

@@ -97,6 +97,14 @@ error_codes! {
     Corrupt = 26, "CORRUPT", Error;
     /// No hold has this name.
     NoSuchHold = 27, "NOSUCHHOLD", Error;
+    /// Too few followers are there for a commit, or too few members agree to a new leader; nothing was committed.
+    NoQuorum = 28, "NOQUORUM", Busy;
+    /// A higher epoch has been agreed to.
+    Fenced = 29, "FENCED", Error;
+    /// No member has this number.
+    NoSuchReplica = 30, "NOSUCHREPLICA", Error;
+    /// The position that was waited for is not shown yet.
+    NotYet = 31, "NOTYET", Busy;
 }
 
 impl ErrorCode {

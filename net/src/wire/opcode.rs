@@ -46,13 +46,17 @@ pub enum Opcode {
     Release = 0x39,
     /// Reads committed changes from a version on. Only in `turnstone/2`.
     ReadLog = 0x3A,
+    /// An order about replication, as words. Only in `turnstone/2`.
+    Replication = 0x3B,
+    /// Waits until a position is shown. Only in `turnstone/2`.
+    Wait = 0x3C,
     /// Closes the connection; has no reply.
     Quit = 0xFF,
 }
 
 impl Opcode {
     /// Every opcode, in ascending order.
-    pub const ALL: [Opcode; 21] = [
+    pub const ALL: [Opcode; 23] = [
         Opcode::Ping,
         Opcode::Get,
         Opcode::Set,
@@ -73,6 +77,8 @@ impl Opcode {
         Opcode::Hold,
         Opcode::Release,
         Opcode::ReadLog,
+        Opcode::Replication,
+        Opcode::Wait,
         Opcode::Quit,
     ];
 
@@ -99,6 +105,8 @@ impl Opcode {
             0x38 => Opcode::Hold,
             0x39 => Opcode::Release,
             0x3A => Opcode::ReadLog,
+            0x3B => Opcode::Replication,
+            0x3C => Opcode::Wait,
             0xFF => Opcode::Quit,
             _ => return None,
         })
@@ -132,6 +140,8 @@ impl Opcode {
             Opcode::Hold => "hold",
             Opcode::Release => "release",
             Opcode::ReadLog => "log",
+            Opcode::Replication => "replication",
+            Opcode::Wait => "wait",
             Opcode::Quit => "quit",
         }
     }
@@ -139,7 +149,9 @@ impl Opcode {
     /// Whether a dialect has this opcode; one that it lacks is answered like an unknown number.
     pub const fn available_in(self, dialect: Dialect) -> bool {
         match self {
-            Opcode::Hold | Opcode::Release | Opcode::ReadLog => matches!(dialect, Dialect::Turnstone2),
+            Opcode::Hold | Opcode::Release | Opcode::ReadLog | Opcode::Replication | Opcode::Wait => {
+                matches!(dialect, Dialect::Turnstone2)
+            }
             _ => true,
         }
     }
@@ -182,7 +194,8 @@ mod tests {
     #[test]
     fn log_opcodes_exist_only_in_turnstone2() {
         let missing: Vec<_> = Opcode::ALL.iter().filter(|opcode| !opcode.available_in(Dialect::V1)).collect();
-        assert_eq!(missing, [&Opcode::Hold, &Opcode::Release, &Opcode::ReadLog]);
+        let ours = [Opcode::Hold, Opcode::Release, Opcode::ReadLog, Opcode::Replication, Opcode::Wait];
+        assert_eq!(missing, ours.iter().collect::<Vec<_>>());
         assert!(Opcode::ALL.iter().all(|opcode| opcode.available_in(Dialect::Turnstone2)));
     }
 }

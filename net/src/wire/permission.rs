@@ -25,6 +25,7 @@ pub const fn allowed(role: Role, opcode: Opcode) -> bool {
                 | Opcode::MSet
                 | Opcode::MDel
                 | Opcode::Stat
+                | Opcode::Wait
         ),
         Role::Cdc => matches!(opcode, Opcode::Ping | Opcode::Quit),
     }
@@ -35,7 +36,7 @@ mod tests {
     use super::*;
 
     /// The whole table, spelled out: one row per opcode, one column per role (client, admin, server, cdc).
-    const TABLE: [(Opcode, [bool; 4]); 21] = [
+    const TABLE: [(Opcode, [bool; 4]); 23] = [
         (Opcode::Ping, [true, true, true, true]),
         (Opcode::Get, [true, true, true, false]),
         (Opcode::Set, [true, true, true, false]),
@@ -56,6 +57,8 @@ mod tests {
         (Opcode::Hold, [false, true, true, false]),
         (Opcode::Release, [false, true, true, false]),
         (Opcode::ReadLog, [false, true, true, false]),
+        (Opcode::Replication, [false, true, true, false]),
+        (Opcode::Wait, [true, true, true, false]),
         (Opcode::Quit, [true, true, true, true]),
     ];
 

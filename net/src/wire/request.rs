@@ -13,6 +13,8 @@
 //! | `Promote` | `u32` replicas that must confirm a commit |
 //! | `Hold` | `str32` name, `u64` epoch, `u64` version, `u64` limit in bytes |
 //! | `ReadLog` | `u64` version, `u32` limit in bytes |
+//! | `Replication` | words, separated by blanks: see `docs/replication.md` |
+//! | `Wait` | `u64` epoch, `u64` version, `u32` milliseconds |
 //! | all others | ignored |
 //!
 //! Limits that are settings (key, value and transaction sizes) are the session's to check: a codec has no settings.
@@ -131,6 +133,20 @@ pub enum Request<'a> {
         /// About how many bytes of changes to answer with.
         limit_bytes: u32,
     },
+    /// An order about replication.
+    Replication {
+        /// Its words, separated by blanks.
+        words: &'a [u8],
+    },
+    /// Wait until a position is shown.
+    Wait {
+        /// The position's epoch; 0 for any.
+        epoch: u64,
+        /// Its version.
+        version: u64,
+        /// How long at most.
+        milliseconds: u32,
+    },
     /// Close the connection.
     Quit,
 }
@@ -181,6 +197,12 @@ impl<'a> Request<'a> {
                 version: reader.u64("version")?,
                 limit_bytes: reader.u64("limit")?,
             },
+            Opcode::Replication => Request::Replication { words: reader.take_rest() },
+            Opcode::Wait => Request::Wait {
+                epoch: reader.u64("epoch")?,
+                version: reader.u64("version")?,
+                milliseconds: reader.u32("timeout")?,
+            },
             Opcode::ReadLog => Request::ReadLog { version: reader.u64("version")?, limit_bytes: reader.u32("limit")? },
         };
         reader.finish()?;
@@ -210,6 +232,8 @@ impl<'a> Request<'a> {
             Request::Hold { .. } => Opcode::Hold,
             Request::Release { .. } => Opcode::Release,
             Request::ReadLog { .. } => Opcode::ReadLog,
+            Request::Replication { .. } => Opcode::Replication,
+            Request::Wait { .. } => Opcode::Wait,
             Request::Quit => Opcode::Quit,
         }
     }
@@ -248,6 +272,12 @@ impl<'a> Request<'a> {
                     out.extend_from_slice(&number.to_be_bytes());
                 }
             }
+            Request::Replication { words } => out.extend_from_slice(words),
+            Request::Wait { epoch, version, milliseconds } => {
+                out.extend_from_slice(&epoch.to_be_bytes());
+                out.extend_from_slice(&version.to_be_bytes());
+                out.extend_from_slice(&milliseconds.to_be_bytes());
+            }
             Request::ReadLog { version, limit_bytes } => {
                 out.extend_from_slice(&version.to_be_bytes());
                 out.extend_from_slice(&limit_bytes.to_be_bytes());
@@ -277,6 +307,8 @@ impl<'a> Request<'a> {
             Request::Promote { .. } => 4,
             Request::Hold { name, .. } => 28 + sum(&[name]),
             Request::ReadLog { .. } => 12,
+            Request::Replication { words } => sum(&[words]),
+            Request::Wait { .. } => 20,
             _ => 0,
         }
     }
@@ -419,6 +451,8 @@ mod tests {
             Request::Hold { name: b"cdc", epoch: 1, version: u64::MAX, limit_bytes: 1 << 40 },
             Request::Release { name: b"cdc" },
             Request::ReadLog { version: 5, limit_bytes: 65536 },
+            Request::Replication { words: b"min_replicas 1" },
+            Request::Wait { epoch: 3, version: 9, milliseconds: 1000 },
             Request::Quit,
         ]
     }
@@ -459,7 +493,15 @@ mod tests {
     /// Every strict prefix of a structured payload is refused, and none of them panics.
     #[test]
     fn truncations_are_malformed() {
-        let whole_payload = [Opcode::Set, Opcode::Get, Opcode::Del, Opcode::Select, Opcode::Release, Opcode::ReplicaOf];
+        let whole_payload = [
+            Opcode::Set,
+            Opcode::Get,
+            Opcode::Del,
+            Opcode::Select,
+            Opcode::Release,
+            Opcode::ReplicaOf,
+            Opcode::Replication,
+        ];
         for request in samples() {
             let bytes = payload(&request);
             for cut in 0..bytes.len() {

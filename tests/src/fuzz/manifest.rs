@@ -9,9 +9,10 @@ use turnstone_engine::codec::crc;
 use turnstone_engine::disk::BLOCK;
 use turnstone_engine::header::{self, FileKind};
 use turnstone_engine::manifest::{
-    EpochStart, Generation, Hold, Manifest, ManifestStore, Mark, RunSummary, Segment, ValueFile,
+    EpochStart, Generation, Hold, Manifest, ManifestStore, Mark, MembersRecord, RunSummary, Segment, ValueFile,
 };
 use turnstone_engine::types::{Epoch, LogPosition};
+use turnstone_engine::types::{Member, Members};
 use turnstone_engine::{Error, names};
 
 const PARTITION: u8 = 3;
@@ -101,6 +102,14 @@ fn sample() -> Manifest {
         holds: vec![Hold { name: "cdc".to_string(), version: 7, limit_bytes: 1 << 20 }],
         next_number: 7,
         role: turnstone_engine::manifest::Role::Leader,
+        adopted: Epoch { number: 1, id: 3 },
+        members: vec![MembersRecord {
+            version: 8,
+            members: Members {
+                min_replicas: 1,
+                nodes: vec![Member { node: 5, partition: 3, address: "a:1".to_string() }],
+            },
+        }],
         keys: 9,
         live: vec![(1, 100)],
     }

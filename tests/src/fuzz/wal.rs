@@ -197,6 +197,7 @@ fn encode_body<'a>(
                 Operation::SetLarge(key, ..) => (2, key),
                 Operation::Delete(key) => (3, key),
                 Operation::Flush => (4, &[]),
+                Operation::Members(_) => (5, &[]),
             };
             rest.push(kind);
             rest.extend((key.len() as u16).to_le_bytes());
@@ -208,6 +209,7 @@ fn encode_body<'a>(
                 }
                 Operation::SetLarge(_, length, sum) => rest.extend([length.to_le_bytes(), sum.to_le_bytes()].concat()),
                 Operation::Delete(_) | Operation::Flush => {}
+                Operation::Members(members) => turnstone_engine::wal::body::put_members(members, &mut rest),
             }
         }
     }
@@ -246,7 +248,7 @@ fn damaged(mut script: Script<'_>) {
             secret: SECRET,
             position: LogPosition::new(number as u32, start as u32),
             durable,
-            quorum_durable: durable,
+            published: durable,
             chain,
             body_length: bytes.len() as u32,
             body_crc: crc(&[&bytes[4..]]),

@@ -46,12 +46,21 @@ pub enum Command {
         /// Whether it was confirmed on the line.
         yes: bool,
     },
-    /// `promote [MIN_REPLICAS]`
-    Promote(u32),
     /// `stepdown`
     StepDown,
     /// `replicaof HOST:PORT PARTITION`, or `replicaof no one` for `None`.
     ReplicaOf(Option<(String, u8)>),
+    /// Other orders about replication, as they are sent.
+    Order(String),
+    /// `wait POSITION [SECONDS]`
+    Wait {
+        /// Epoch; 0 for any.
+        epoch: u64,
+        /// Version.
+        version: u64,
+        /// How long at most.
+        milliseconds: u32,
+    },
     /// `hold NAME [LIMIT]`
     Hold(Vec<u8>, u64),
     /// `release NAME`
@@ -132,8 +141,10 @@ impl Command {
             ("checkpoint", []) => Command::Checkpoint,
             ("flushdb", []) => Command::FlushDb { yes: false },
             ("flushdb", [yes]) if yes == b"--yes" => Command::FlushDb { yes: true },
-            ("promote", []) => Command::Promote(0),
-            ("promote", [count]) => Command::Promote(number(count, "promote", "a count of replicas")?),
+            ("promote" | "min_replicas" | "replicas" | "role" | "digest", arguments) => order(name, arguments)?,
+            ("replicaof", [_, _, force]) if force.eq_ignore_ascii_case(b"force") => order(name, arguments)?,
+            ("wait", [position]) => wait(position, b"5")?,
+            ("wait", [position, seconds]) => wait(position, seconds)?,
             ("stepdown", []) => Command::StepDown,
             ("replicaof", [no, one]) if no.eq_ignore_ascii_case(b"no") && one.eq_ignore_ascii_case(b"one") => {
                 Command::ReplicaOf(None)
@@ -164,6 +175,37 @@ impl Command {
         };
         Ok(Some(command))
     }
+}
+
+/// The server reads these words; what is wrong with them is said here all the same.
+fn order(name: &str, arguments: &[Vec<u8>]) -> Result<Command, UsageError> {
+    let mut words = vec![name.to_owned()];
+    words.extend(arguments.iter().map(|word| String::from_utf8_lossy(word).to_ascii_lowercase()));
+    let text = words.join(" ");
+    match turnstone_net::server::orders::parse(text.as_bytes()) {
+        Ok(_) => Ok(Command::Order(text)),
+        Err(_) if help::find(name).is_some_and(|entry| entry.arguments.is_empty()) => {
+            Err(UsageError::new(format!("usage: {name}")))
+        }
+        Err(why) => Err(UsageError::new(format!("{name}: {why}"))),
+    }
+}
+
+/// `PARTITION:EPOCH:VERSION`, as commits print it, or a version alone.
+fn wait(position: &[u8], seconds: &[u8]) -> Result<Command, UsageError> {
+    let text = String::from_utf8_lossy(position);
+    let bad =
+        || UsageError::new(format!("wait: '{}' is no position; it is PARTITION:EPOCH:VERSION", text.escape_debug()));
+    let parts: Vec<&str> = text.split(':').collect();
+    let part =
+        |text: &str| text.parse::<u64>().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit())).ok_or_else(bad);
+    let (epoch, version) = match parts[..] {
+        [version] => (0, part(version)?),
+        [_, epoch, version] => (part(epoch)?, part(version)?),
+        _ => return Err(bad()),
+    };
+    let seconds: u32 = number(seconds, "wait", "a number of seconds")?;
+    Ok(Command::Wait { epoch, version, milliseconds: seconds.saturating_mul(1000) })
 }
 
 fn unknown(typed: &str) -> UsageError {
@@ -218,8 +260,12 @@ mod tests {
         assert_eq!(good("set mykey \"Hello Turnstone\""), Command::Set(b"mykey".into(), b"Hello Turnstone".into()));
         let pairs = vec![(b"a".into(), b"1".into()), (b"b".into(), b"2".into())];
         assert_eq!(good("mset a 1 b 2"), Command::MSet(pairs));
-        assert_eq!(good("promote"), Command::Promote(0));
-        assert_eq!(good("promote 2"), Command::Promote(2));
+        assert_eq!(good("promote"), Command::Order("promote".to_owned()));
+        assert_eq!(good("promote 2 FORCE"), Command::Order("promote 2 force".to_owned()));
+        assert_eq!(good("replicas"), Command::Order("replicas".to_owned()));
+        assert_eq!(good("replicaof h:1 2 force"), Command::Order("replicaof h:1 2 force".to_owned()));
+        assert_eq!(good("wait 1:3:77"), Command::Wait { epoch: 3, version: 77, milliseconds: 5000 });
+        assert_eq!(good("wait 77 1"), Command::Wait { epoch: 0, version: 77, milliseconds: 1000 });
         assert_eq!(good("replicaof no ONE"), Command::ReplicaOf(None));
         assert_eq!(good("replicaof localhost:6379 1"), Command::ReplicaOf(Some(("localhost:6379".into(), 1))));
         assert_eq!(good("hold cdc"), Command::Hold(b"cdc".into(), DEFAULT_HOLD_LIMIT));
@@ -260,6 +306,9 @@ mod tests {
             assert!(parse(line).is_err(), "{line}");
         }
         for line in ["select 17", "select 01", "select x", "select ''", "select -1", "log x", "log -1", "hold a 5XB"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        for line in ["wait", "wait x", "wait 1:2", "wait 1:x:3", "wait 1:2:3 x", "min_replicas", "min_replicas x"] {
             assert!(parse(line).is_err(), "{line}");
         }
         assert!(parse("replicaof h:x 1").is_err());

@@ -62,17 +62,38 @@ pub const COMMANDS: &[Entry] = &[
     ),
     entry(
         "promote",
-        "[MIN_REPLICAS]",
+        "[MIN_REPLICAS] [force]",
         "make the partition a leader (admin)",
-        "MIN_REPLICAS followers must hold a commit before it is acknowledged; 0 if not given.",
+        "MIN_REPLICAS followers must hold a commit before it is acknowledged; as before if not given.\n\
+         Force goes on without the promises of the others: acknowledged writes may be lost.",
     ),
     entry("stepdown", "", "refuse writes until promoted (admin)", ""),
     entry(
         "replicaof",
-        "HOST:PORT PARTITION | no one",
+        "HOST:PORT PARTITION [force] | no one",
         "follow a partition elsewhere, or stop (admin)",
-        "Example: replicaof localhost:6379 1",
+        "Example: replicaof localhost:6379 1\nForce sets aside what this node has shown and the leader does not have.",
     ),
+    entry(
+        "min_replicas",
+        "N",
+        "followers that must hold a commit, from now on (admin)",
+        "In force once enough followers hold the change.",
+    ),
+    entry(
+        "replicas",
+        "[forget ID]",
+        "list who holds copies, or let one go for good (admin)",
+        "Example: replicas forget 00c0ffee00c0ffee",
+    ),
+    entry("role", "", "say what the partition is: leader, follower, or neither (admin)", ""),
+    entry(
+        "wait",
+        "POSITION [SECONDS]",
+        "wait until a position is shown here",
+        "To read on a follower what was committed elsewhere.\nExample: wait 1:3:4711 5",
+    ),
+    entry("digest", "", "hash everything that is shown, for comparison with another node (admin)", ""),
     entry(
         "hold",
         "NAME [LIMIT]",

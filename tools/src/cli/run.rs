@@ -223,6 +223,21 @@ impl<'a, L: Link> Runner<'a, L> {
                 None => return broken(out),
             },
             Command::Ping if raw => raw_line(out, body)?,
+            Command::Order(words) if words.starts_with("replicaof ") => {
+                let words: Vec<&str> = words.split(' ').collect();
+                let (address, partition) = (words.get(1).copied(), words.get(2).copied());
+                writeln!(
+                    out,
+                    "Replication started from {}/{}",
+                    address.unwrap_or_default(),
+                    partition.unwrap_or_default()
+                )?;
+            }
+            Command::Order(words) if !body.is_empty() && words != "promote" => {
+                // Several lines stay several lines.
+                out.write_all(body)?;
+                writeln!(out)?;
+            }
             Command::Ping | Command::Log(_) if !body.is_empty() => writeln!(out, "{}", show(body))?,
             Command::Stat if raw => raw_line(out, body)?,
             Command::Stat => match serde_json::from_slice::<serde_json::Value>(body) {
@@ -291,7 +306,10 @@ fn call<L: Link>(link: &mut L, command: &Command) -> Result<OwnedReply, ClientEr
         Command::Stat => link.call(&Request::Stat),
         Command::Checkpoint => link.call(&Request::Checkpoint),
         Command::FlushDb { .. } => link.call(&Request::FlushDb),
-        Command::Promote(min_replicas) => link.call(&Request::Promote { min_replicas: *min_replicas }),
+        Command::Order(words) => link.call(&Request::Replication { words: words.as_bytes() }),
+        Command::Wait { epoch, version, milliseconds } => {
+            link.call(&Request::Wait { epoch: *epoch, version: *version, milliseconds: *milliseconds })
+        }
         Command::StepDown => link.call(&Request::StepDown),
         Command::ReplicaOf(None) => link.call(&Request::ReplicaOf { address: b"", partition: b"" }),
         Command::ReplicaOf(Some((address, partition))) => {

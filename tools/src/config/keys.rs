@@ -171,9 +171,11 @@ config_keys! {
         "The least important messages that are logged.";
     log_format: String = Kind::Choice(&["text", "json"]), "text", now, hidden,
         "Log lines for people or for machines.";
-    min_replicas: u64 = Kind::Count(0, 16), "0", later, hidden,
-        "Followers that must hold a commit before it is acknowledged.";
-    quorum_timeout: Duration = Kind::Duration(1, DAY), "5s", later, hidden,
+    advertise: String = Kind::OptionalAddress, "", now, hidden,
+        "HOST:PORT where other nodes reach this one; empty for the host that its connections come from.";
+    min_replicas: u64 = Kind::Count(0, 16), "0", now, hidden,
+        "Followers that must hold a commit before it is acknowledged, in new partitions; the command min_replicas changes it.";
+    quorum_timeout: Duration = Kind::Duration(1, DAY), "5s", now, hidden,
         "How long a commit waits for its followers.";
     metrics_addr: String = Kind::OptionalAddress, "", later, hidden,
         "Where metrics are served; empty for nowhere.";

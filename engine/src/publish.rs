@@ -1,0 +1,218 @@
+//! What is shown: everything that is flushed, as far as the gate is open.
+//!
+//! The gate stands open for a leader that asks for no followers. Where followers must hold a commit, whoever counts their
+//! confirmations opens it; for a follower the leader's word does. A FlushDB is carried out when it is published: until then
+//! everybody sees what was there before, and nothing is prepared behind it.
+
+use crate::env::{Env, Level, Sabotage};
+use crate::error::Error;
+use crate::manifest::{MembersRecord, Role};
+use crate::partition::{Core, Partition};
+use crate::sync::first_of;
+use crate::types::{Members, Version};
+use std::rc::Rc;
+
+impl<E: Env> Core<E> {
+    /// Publishes what may be.
+    pub(crate) fn publish(self: &Rc<Self>) {
+        let flushed = match self.env.sabotage() {
+            Some(Sabotage::PublishedBeforeFlush) if self.gate.get() != Version::MAX => self.prepared.get(),
+            _ => self.flushed.get(),
+        };
+        let shown_early = self.env.sabotage() == Some(Sabotage::PendingShownByFollower)
+            && matches!(self.manifest.get().role, Role::Follower(_));
+        let to = if shown_early { flushed } else { flushed.min(self.gate.get()) };
+        if to <= self.published.get() {
+            return;
+        }
+        let flush = self.pending_flush.get().filter(|flush| *flush <= to);
+        if flush.is_some() {
+            self.forget_memory();
+        }
+        let end = {
+            let ends = self.batch_ends.borrow();
+            ends.iter().rev().find(|end| end.last <= to).map(|end| end.end)
+        };
+        if let Some(end) = end {
+            self.published_end.set(end.max(self.published_end.get()));
+        }
+        self.published.raise(to);
+        if let Some(flush) = flush {
+            let core = self.clone();
+            self.env.spawn(async move { core.carry_out(flush).await });
+        }
+        let obsolete = self.manifest.get().members.get(1).is_some_and(|record| record.version <= to);
+        if obsolete {
+            let core = self.clone();
+            self.env.spawn(async move { core.settle_members().await });
+        }
+    }
+
+    async fn carry_out(self: &Rc<Self>, flush: Version) {
+        if let Err(error) = self.retire_all(flush).await {
+            self.log(Level::Warn, format_args!("what a FlushDB made superfluous is kept for now: {error}"));
+        }
+        self.pending_flush.set(None);
+        self.flush_pass.borrow_mut().take();
+        self.retired.raise(self.retired.get() + 1);
+    }
+
+    /// A list of members that is published replaces those before it; the gate opens where none asks for followers.
+    async fn settle_members(self: &Rc<Self>) {
+        let active = self.active_members();
+        if let Err(error) = self.update_manifest(|m| m.members = active).await {
+            self.log(Level::Warn, format_args!("the list of members cannot be settled now: {error}"));
+        }
+        self.open_gate();
+    }
+
+    /// Opens the gate where this node leads and no followers are asked for.
+    pub(crate) fn open_gate(self: &Rc<Self>) {
+        if self.leads() && self.min_replicas() == 0 {
+            self.gate.set(Version::MAX);
+            self.quorum_missing.set(false);
+            self.stop_waiting();
+            self.publish();
+        }
+    }
+
+    /// The list of members in force, and those behind it that are not published yet.
+    pub(crate) fn active_members(&self) -> Vec<MembersRecord> {
+        let (published, prepared) = (self.published.get(), self.prepared.get());
+        let manifest = self.manifest.get();
+        // One beyond what is prepared was lost in a crash.
+        let records: Vec<MembersRecord> = manifest.members.iter().filter(|r| r.version <= prepared).cloned().collect();
+        if records.is_empty() && prepared == 0 && self.settings.min_replicas > 0 && manifest.writable() {
+            // A new partition asks for as many as its settings say.
+            let members = Members { min_replicas: self.settings.min_replicas, nodes: Vec::new() };
+            return vec![MembersRecord { version: 0, members }];
+        }
+        let from = records.iter().rposition(|r| r.version <= published).unwrap_or(0);
+        records[from..].to_vec()
+    }
+
+    /// Followers that must hold a commit, by any list that may be in force.
+    pub(crate) fn min_replicas(&self) -> u32 {
+        self.active_members().iter().map(|record| record.members.min_replicas).max().unwrap_or(0)
+    }
+
+    /// Whether recovery shows all that it finds: nobody else had to hold it, and nobody is followed.
+    pub(crate) fn counts_alone(&self) -> bool {
+        let manifest = self.manifest.get();
+        let sabotaged = self.env.sabotage() == Some(Sabotage::PendingShownAfterRestart);
+        (!matches!(manifest.role, Role::Follower(_)) && manifest.min_replicas() == 0) || sabotaged
+    }
+
+    /// Whether it leads, and has been agreed to.
+    pub(crate) fn leads(&self) -> bool {
+        self.confirmed.get() && self.manifest.get().writable()
+    }
+
+    /// Whether what is prepared now has a chance to be confirmed.
+    pub(crate) fn may_write(&self) -> bool {
+        self.confirmed.get() && !self.quorum_missing.get()
+    }
+
+    pub(crate) fn no_quorum(&self) -> Error {
+        Error::NoQuorum { needed: self.min_replicas() }
+    }
+
+    /// Wakes those who wait for followers: something has changed.
+    pub(crate) fn stop_waiting(&self) {
+        self.quorum_changed.raise(self.quorum_changed.get() + 1);
+        self.retired.raise(self.retired.get() + 1);
+    }
+
+    /// Waits for enough followers, as long as a commit would.
+    pub(crate) async fn wait_for_quorum(&self) -> Result<(), Error> {
+        let deadline = self.env.now() + self.settings.quorum_timeout;
+        while !self.may_write() {
+            if self.closing.get() {
+                return Err(Error::ShuttingDown);
+            }
+            if !self.manifest.get().writable() {
+                return Err(self.manifest.get().refusal());
+            }
+            let left = deadline.saturating_sub(self.env.now());
+            if left.is_zero() {
+                return Err(self.no_quorum());
+            }
+            let seen = self.quorum_changed.get();
+            first_of(self.quorum_changed.reached(seen + 1), self.env.sleep(left)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until no FlushDB is pending.
+    pub(crate) async fn wait_for_flush(&self) -> Result<(), Error> {
+        while self.pending_flush.get().is_some() {
+            if self.closing.get() {
+                return Err(Error::ShuttingDown);
+            }
+            let seen = self.retired.get();
+            self.retired.reached(seen + 1).await;
+        }
+        Ok(())
+    }
+}
+
+impl<E: Env> Partition<E> {
+    /// Everything up to `version` may be shown as soon as it is flushed: enough followers hold it, or the leader shows it.
+    pub fn allow(&self, version: Version) {
+        if version > self.0.gate.get() {
+            self.0.gate.set(version);
+            self.0.publish();
+        }
+    }
+
+    /// Who waits for a version up to this one waits no longer: it may still be published.
+    pub fn expire(&self, version: Version) {
+        let version = version.min(self.0.prepared.get());
+        if version > self.0.expired.get() {
+            self.0.expired.raise(version);
+        }
+    }
+
+    /// Whether nobody waits any more for a version that is not published.
+    pub fn is_expired(&self, version: Version) -> bool {
+        version > self.0.published.get() && version <= self.0.expired.get()
+    }
+
+    /// Ends when a version is published, or nobody knows any more whether it will be.
+    pub async fn wait_outcome(&self, version: Version) -> Result<(), Error> {
+        first_of(self.0.published.reached(version), self.0.expired.reached(version)).await;
+        if self.0.published.get() >= version { Ok(()) } else { Err(Error::UnknownOutcome(self.position(version))) }
+    }
+
+    /// Whether too few followers are there for a commit; new ones are not prepared then.
+    pub fn set_quorum_missing(&self, missing: bool) {
+        if self.0.quorum_missing.replace(missing) != missing {
+            self.0.stop_waiting();
+        }
+    }
+
+    /// Whether too few followers are there for a commit.
+    pub fn is_quorum_missing(&self) -> bool {
+        self.0.quorum_missing.get()
+    }
+
+    /// Ends when something beyond these is published, or has expired.
+    pub async fn wait_news(&self, published: Version, expired: Version) {
+        first_of(self.0.published.reached(published + 1), self.0.expired.reached(expired + 1)).await;
+    }
+
+    /// What has expired.
+    pub fn expired(&self) -> Version {
+        self.0.expired.get()
+    }
+
+    /// Whether it is closed, or about to be.
+    pub fn is_closed(&self) -> bool {
+        self.0.closing.get()
+    }
+
+    /// The newest list of members, in force or not.
+    pub fn members(&self) -> Members {
+        self.0.active_members().pop().map(|record| record.members).unwrap_or_default()
+    }
+}

@@ -1,0 +1,263 @@
+//! Somebody else's side of a partition of this node: reads the log as it is written and sends it, notes what the follower
+//! confirms; or answers a candidate's question.
+
+use super::{Host, Link, Replica, Replication, resolve, wait_for};
+use std::rc::Rc;
+use std::time::Duration;
+use turnstone_engine::Error;
+use turnstone_engine::Partition;
+use turnstone_engine::env::{Env, Level};
+use turnstone_engine::manifest::{Role, Upstream};
+use turnstone_engine::sync::first_of;
+use turnstone_engine::tail::{LogReader, Scope, Shipment};
+use turnstone_engine::types::Member;
+use turnstone_replication::leader::{Leader, View};
+use turnstone_replication::wire::{Answer, Ask, Frame, Hello, PROTOCOL, Reason};
+
+/// Bytes of bodies that are read at once.
+const READ: usize = 1 << 20;
+/// Who has connected has so long to say what it wants.
+const GREETING: Duration = Duration::from_secs(10);
+/// A follower that is no member is made one, and tried again after this time.
+const JOIN: Duration = Duration::from_secs(1);
+
+struct Stream<'a, H: Host> {
+    node: &'a Rc<Replication<H>>,
+    link: &'a H::Link,
+    partition: Partition<H::Env>,
+    leader: Leader,
+    reader: LogReader<H::Env>,
+    stream: u64,
+    member: Member,
+    dialed: String,
+    joined: Option<Duration>,
+}
+
+impl<H: Host> Replication<H> {
+    /// Serves who has connected until it is gone; answers why it ended.
+    pub async fn serve(self: &Rc<Self>, link: Rc<H::Link>, env: H::Env) -> Result<(), String> {
+        let deadline = self.host.now() + GREETING;
+        let answer = loop {
+            match link.next()? {
+                Some(Frame::Hello(hello)) => break self.feed(&link, &hello).await,
+                Some(Frame::Ask(ask)) => break self.answer(&link, ask).await,
+                Some(_) => break Err("it did not begin with a hello".to_string()),
+                None if link.gone().is_some() => return Ok(()),
+                None if self.host.now() > deadline => break Err("it said nothing".to_string()),
+                None => wait_for(&env, &*link).await,
+            }
+        };
+        link.close();
+        answer
+    }
+
+    async fn answer(self: &Rc<Self>, link: &H::Link, ask: Ask) -> Result<(), String> {
+        let refuse = |reason, text: String| {
+            link.say(&Frame::Refuse(reason, text.clone()));
+            Err(text)
+        };
+        if ask.version != PROTOCOL {
+            return refuse(Reason::Protocol, format!("protocol {} is not spoken here, {PROTOCOL} is", ask.version));
+        }
+        let Some(partition) = self.host.partition(ask.partition) else {
+            return refuse(Reason::NoPartition, format!("partition {} is not here, or offline", ask.partition));
+        };
+        let mut granted = false;
+        if ask.epoch.number > 0 {
+            let address = resolve(&ask.address, &link.peer());
+            let upstream = Upstream { address, partition: ask.own };
+            match partition.promise(ask.epoch, Some(upstream)).await {
+                Ok(_) => {
+                    granted = true;
+                    self.log(ask.partition, Level::Info, format_args!("has agreed to epoch {}", ask.epoch.number));
+                    self.go_on(&partition);
+                }
+                Err(Error::Fenced { .. }) => {}
+                Err(error) => return refuse(Reason::NoPartition, error.to_string()),
+            }
+        }
+        link.say(&Frame::Answer(Answer { granted, standing: partition.standing() }));
+        Ok(())
+    }
+
+    async fn feed(self: &Rc<Self>, link: &H::Link, hello: &Hello) -> Result<(), String> {
+        let refuse = |frame: Frame| {
+            link.say(&frame);
+            match frame {
+                Frame::Refuse(_, text) => Err(text),
+                _ => Err("the histories part".to_string()),
+            }
+        };
+        let Some(partition) = self.host.partition(hello.partition) else {
+            let text = format!("partition {} is not here, or offline", hello.partition);
+            return refuse(Frame::Refuse(Reason::NoPartition, text));
+        };
+        if partition.role() == Role::SteppedDown {
+            let text = "the partition has stepped down there: promote it first".to_string();
+            return refuse(Frame::Refuse(Reason::NotLeader, text));
+        }
+        let view = View {
+            node: self.host.node(),
+            partition: partition.id(),
+            standing: partition.standing(),
+            oldest: partition.oldest_version(),
+        };
+        let (leader, accept) = match Leader::open(hello, &view, self.host.now()) {
+            Ok(opened) => opened,
+            Err(refusal) => return refuse(refusal),
+        };
+        let reader = match partition.log_reader(hello.last + 1, Scope::Everything) {
+            Ok(reader) => reader,
+            Err(error) => return refuse(Frame::Refuse(Reason::Purged, error.to_string())),
+        };
+        link.say(&accept);
+        let peer = link.peer();
+        let text = format!("{peer} follows from version {} on", hello.last + 1);
+        self.log(partition.id(), Level::Info, text);
+        let address = resolve(&hello.address, &peer);
+        let member = Member { node: hello.node, partition: hello.own, address };
+        let (stream, number) = (self.board.stream(), partition.id());
+        let dialed = hello.dialed.clone();
+        let mut stream = Stream { node: self, link, partition, leader, reader, stream, member, dialed, joined: None };
+        let ended = stream.run().await;
+        self.board.remove_replica(number, stream.stream);
+        self.count(number);
+        ended
+    }
+}
+
+impl<H: Host> Stream<'_, H> {
+    async fn run(&mut self) -> Result<(), String> {
+        let deposed = self.partition.deposed();
+        loop {
+            if self.link.gone().is_some() || self.node.host.stopping() {
+                return Ok(());
+            }
+            self.room().await?;
+            if self.partition.deposed() != deposed {
+                return Err("the partition's role has changed".to_string());
+            }
+            let now = self.node.host.now();
+            let published = self.partition.published();
+            if let Some(shown) = self.leader.shown(published, now) {
+                self.link.say(&shown);
+            }
+            let shipments = match self.reader.read(READ).await {
+                Ok(shipments) => shipments,
+                Err(error @ Error::Purged { .. }) => {
+                    self.link.say(&Frame::Refuse(Reason::Purged, error.to_string()));
+                    return Err(error.to_string());
+                }
+                Err(error) => return Err(error.to_string()),
+            };
+            if shipments.is_empty() {
+                if let Some(beat) = self.leader.beat(self.partition.published(), now) {
+                    self.link.say(&beat);
+                }
+                let news = first_of(self.reader.ready(), self.partition.wait_published(published + 1));
+                first_of(wait_for(self.partition.env(), self.link), news).await;
+                continue;
+            }
+            for shipment in shipments {
+                self.ship(shipment).await?;
+                self.partition.env().give_way().await;
+            }
+        }
+    }
+
+    async fn ship(&mut self, shipment: Shipment) -> Result<(), String> {
+        let now = self.node.host.now();
+        if let Some(epochs) = self.leader.before_batch(self.partition.adopted(), &self.partition.history()) {
+            self.link.say(&epochs);
+        }
+        // A FlushDB is carried out before anything comes behind it.
+        if let Some(shown) = self.leader.shown(self.partition.published(), now) {
+            self.link.say(&shown);
+        }
+        self.room().await?;
+        self.link.say(&Frame::Batch(shipment.body.to_vec()));
+        for value in &shipment.values {
+            let value = self.reader.value(value).await.map_err(|e| e.to_string())?;
+            self.room().await?;
+            self.link.say(&Frame::Value(value.to_vec()));
+        }
+        self.leader.sent(shipment.last, self.node.host.now());
+        Ok(())
+    }
+
+    /// Waits until not too much waits at the link, and hears what comes meanwhile.
+    async fn room(&mut self) -> Result<(), String> {
+        loop {
+            self.hear()?;
+            if self.leader.is_gone(self.node.host.now()) {
+                return Err("the follower is silent".to_string());
+            }
+            if self.partition.role() == Role::SteppedDown || self.partition.is_closed() {
+                return Err("the partition stepped down".to_string());
+            }
+            match self.link.gone() {
+                Some(_) => return Err("the connection is gone".to_string()),
+                None if !self.link.is_clogged() => return Ok(()),
+                None => wait_for(self.partition.env(), self.link).await,
+            }
+        }
+    }
+
+    fn hear(&mut self) -> Result<(), String> {
+        let now = self.node.host.now();
+        if self.link.heard() {
+            self.leader.hears(now);
+        }
+        let before = self.leader.acked();
+        while let Some(frame) = self.link.next()? {
+            self.leader.take(&frame, now).map_err(|violation| violation.0)?;
+        }
+        let acked = self.leader.acked();
+        if acked != before || self.joined.is_none() {
+            let Member { node, partition, .. } = self.member;
+            let replica = Replica { node, partition, peer: self.link.peer(), acked: acked.1 };
+            self.node.board.set_replica(self.partition.id(), self.stream, replica);
+            self.node.confirm(&self.partition, self.leader.key(), acked);
+        }
+        self.join(now);
+        Ok(())
+    }
+
+    /// A leader's follower becomes a member.
+    fn join(&mut self, now: Duration) {
+        if self.joined.is_some_and(|at| now < at + JOIN) {
+            return;
+        }
+        self.joined = Some(now);
+        if !self.partition.leads() {
+            return;
+        }
+        let known = self.partition.members().nodes.contains(&self.member);
+        if known {
+            return;
+        }
+        let own = Member {
+            node: self.node.host.node(),
+            partition: self.partition.id(),
+            address: Some(self.node.host.address()).filter(|a| !a.starts_with(':')).unwrap_or(self.dialed.clone()),
+        };
+        let (partition, member) = (self.partition.clone(), self.member.clone());
+        self.partition.env().spawn(async move {
+            let added = partition.change_members(|members| {
+                let mut next = members.clone();
+                if !next.nodes.iter().any(|m| m.key() == own.key()) {
+                    next.nodes.push(own.clone());
+                }
+                match next.nodes.iter_mut().find(|m| m.key() == member.key()) {
+                    Some(known) => known.address = member.address.clone(),
+                    None => next.nodes.push(member.clone()),
+                }
+                (next != *members).then_some(next)
+            });
+            if let Err(error) = added.await {
+                let text = format!("partition {}: {} is no member yet: {error}", partition.id(), member.address);
+                partition.env().log(Level::Debug, text);
+            }
+        });
+    }
+}

@@ -1,0 +1,451 @@
+//! A partition of this node follows: dials the leader, applies what comes, and confirms what is on the disk.
+//!
+//! Who follows whom is in the partition's manifest; a task per partition keeps at it, with pauses that grow, until the role
+//! changes or another attempt takes its place.
+
+use super::board::Following;
+use super::{Host, Link, Replication, wait_for};
+use crate::wire::ErrorCode;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+use turnstone_engine::env::{Env, Level, Sabotage};
+use turnstone_engine::follow::Incoming;
+use turnstone_engine::manifest::{EpochStart, Role, Upstream};
+use turnstone_engine::sync::first_of;
+use turnstone_engine::types::{Epoch, Version};
+use turnstone_engine::{Error, Partition};
+use turnstone_replication::BEAT;
+use turnstone_replication::follower::{Follower, Rejoin, Step, rejoin};
+use turnstone_replication::wire::{Frame, Hello, PROTOCOL, Reason, Welcome};
+
+/// From the connection to the leader's answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Pauses between attempts grow from here...
+const PAUSE: Duration = Duration::from_millis(100);
+/// ...to here.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Why there is no stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The leader cannot be reached, or the stream broke: tried again.
+    Broken(String),
+    /// The leader refuses: tried again, things may change there.
+    Refused(Reason, String),
+    /// This log has what the leader's has not.
+    Parted(Box<Welcome>),
+    /// This partition is to follow no more.
+    Over,
+    /// The engine refuses.
+    Engine(Error),
+}
+
+impl Trouble {
+    /// For people.
+    pub fn text(&self) -> String {
+        match self {
+            Trouble::Broken(text) | Trouble::Refused(_, text) => text.clone(),
+            Trouble::Parted(_) => "the histories part".to_string(),
+            Trouble::Over => "it follows no more".to_string(),
+            Trouble::Engine(error) => error.to_string(),
+        }
+    }
+
+    /// For programs.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Trouble::Refused(Reason::Diverged, _) | Trouble::Parted(_) => ErrorCode::Diverged,
+            Trouble::Refused(Reason::Purged, _) => ErrorCode::Purged,
+            Trouble::Refused(Reason::NotLeader, _) => ErrorCode::NotLeader,
+            Trouble::Refused(Reason::NoPartition, _) => ErrorCode::NoSuchPartition,
+            Trouble::Refused(Reason::Protocol | Reason::Itself, _) => ErrorCode::Unsupported,
+            Trouble::Refused(Reason::Fenced, _) => ErrorCode::Fenced,
+            Trouble::Broken(_) | Trouble::Over => ErrorCode::Busy,
+            Trouble::Engine(error) => crate::server::code_of(error),
+        }
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Trouble {
+        Trouble::Engine(error)
+    }
+}
+
+/// An open stream.
+pub(super) struct Stream<L> {
+    link: Rc<L>,
+    follower: Follower,
+    /// What was here when it was opened.
+    last: Version,
+    adopted: Epoch,
+    epochs: Vec<EpochStart>,
+}
+
+impl<H: Host> Replication<H> {
+    /// A partition that is a follower follows; others are left alone.
+    pub(super) fn go_on(self: &Rc<Self>, partition: &Partition<H::Env>) {
+        if let Role::Follower(upstream) = partition.role() {
+            let attempt = self.next_attempt(partition.id());
+            let number = partition.id();
+            partition.env().spawn(keep_following(self.clone(), number, upstream, attempt, None));
+        }
+    }
+
+    /// `replicaof no one`: follows no more, and takes no writes until it is promoted.
+    pub async fn stop_following(&self, partition: &Partition<H::Env>) -> Result<(), Trouble> {
+        self.next_order(partition.id());
+        if matches!(partition.role(), Role::Follower(_)) {
+            partition.step_down().await?;
+            self.next_attempt(partition.id());
+        }
+        Ok(())
+    }
+
+    /// `replicaof HOST:PORT PARTITION`: follows, once the leader has agreed. With `force` what this log has beyond the
+    /// leader's is cut even if it was shown.
+    pub async fn begin_following(
+        self: &Rc<Self>,
+        mut partition: Partition<H::Env>,
+        upstream: Upstream,
+        force: bool,
+    ) -> Result<(), Trouble> {
+        let number = partition.id();
+        let order = self.next_order(number);
+        let before = (partition.role(), partition.history());
+        let opened = match self.open_stream(&partition, &upstream).await {
+            Err(Trouble::Parted(welcome)) => Err(welcome),
+            other => Ok(other?),
+        };
+        // That took its time: another order, a promotion or a step-down since then stands.
+        let newest = self.orders.borrow().get(&number).copied();
+        let changed = newest != Some(order) || before != (partition.role(), partition.history());
+        let close = |stream: &Stream<H::Link>| stream.link.close();
+        if changed {
+            opened.iter().for_each(close);
+            return Err(Trouble::Broken("the partition's role was changed meanwhile; ask again".to_string()));
+        }
+        if let Ok(stream) = &opened {
+            let own = partition.adopted();
+            if stream.adopted != own && stream.adopted.number <= own.number {
+                if !force {
+                    close(stream);
+                    return Err(fenced(own, stream.adopted));
+                }
+                close(stream);
+                partition = self.host.cut(number, Version::MAX, Some(stream.adopted)).await?;
+            }
+        }
+        if let Err(welcome) = &opened {
+            match rejoin(&partition.standing(), &welcome.standing, force) {
+                Rejoin::Cut(at) => {
+                    partition.follow(upstream.clone()).await?;
+                    let adopted = force.then_some(welcome.standing.adopted);
+                    partition = self.host.cut(number, at, adopted).await?;
+                }
+                Rejoin::Force { at, shown } => return Err(needs_force(at, shown)),
+                Rejoin::Wait(why) => {
+                    return Err(Trouble::Refused(Reason::Diverged, format!("{why}; nothing was changed")));
+                }
+            }
+        }
+        if let Err(error) = partition.follow(upstream.clone()).await {
+            opened.iter().for_each(close);
+            return Err(error.into());
+        }
+        let attempt = self.next_attempt(number);
+        let usable = opened.ok().filter(|stream| stream.last == partition.prepared() && stream.link.gone().is_none());
+        let task = keep_following(self.clone(), number, upstream, attempt, usable);
+        partition.env().spawn(task);
+        Ok(())
+    }
+
+    /// Numbers the orders about a partition's role.
+    pub(super) fn next_order(&self, partition: u8) -> u64 {
+        let mut orders = self.orders.borrow_mut();
+        let order = orders.entry(partition).or_default();
+        *order += 1;
+        *order
+    }
+
+    pub(super) fn next_attempt(&self, partition: u8) -> u64 {
+        let mut following = self.following.borrow_mut();
+        let attempt = following.entry(partition).or_default();
+        *attempt += 1;
+        self.board.clear_upstream(partition);
+        *attempt
+    }
+
+    /// Connects, and asks for what comes behind what is here.
+    pub(super) async fn open_stream(
+        &self,
+        partition: &Partition<H::Env>,
+        upstream: &Upstream,
+    ) -> Result<Stream<H::Link>, Trouble> {
+        let link = self.host.dial(upstream.address.clone(), upstream.partition).await.map_err(Trouble::Broken)?;
+        let opened = self.introduce(partition, upstream, &link).await;
+        if opened.is_err() {
+            link.close();
+        }
+        opened
+    }
+
+    async fn introduce(
+        &self,
+        partition: &Partition<H::Env>,
+        upstream: &Upstream,
+        link: &Rc<H::Link>,
+    ) -> Result<Stream<H::Link>, Trouble> {
+        let deadline = self.host.now() + ANSWER;
+        let standing = partition.standing();
+        let last = standing.last;
+        let hello = Hello {
+            version: PROTOCOL,
+            node: self.host.node(),
+            own: partition.id(),
+            partition: upstream.partition,
+            last,
+            epochs: standing.epochs,
+            address: self.host.address(),
+            dialed: upstream.address.clone(),
+        };
+        let (mut follower, hello) = Follower::open(hello, self.host.now());
+        link.say(&hello);
+        loop {
+            if let Some(frame) = link.next().map_err(Trouble::Broken)? {
+                return match follower.take(frame, self.host.now()).map_err(|v| Trouble::Broken(v.0))? {
+                    Step::Adopt(adopted, epochs) => Ok(Stream { link: link.clone(), follower, last, adopted, epochs }),
+                    Step::Refused(reason, text) => Err(Trouble::Refused(reason, text)),
+                    Step::Parted(welcome) => Err(Trouble::Parted(Box::new(welcome))),
+                    _ => Err(Trouble::Broken("the leader did not answer the hello".to_string())),
+                };
+            }
+            if let Some(why) = link.gone() {
+                return Err(Trouble::Broken(format!("{}: {why}", upstream.address)));
+            }
+            if self.host.now() > deadline {
+                return Err(Trouble::Broken(format!("{} did not answer in time", upstream.address)));
+            }
+            wait_for(partition.env(), &**link).await;
+        }
+    }
+
+    fn is_current(&self, partition: &Partition<H::Env>, upstream: &Upstream, attempt: u64) -> bool {
+        let newest = self.following.borrow().get(&partition.id()).copied();
+        !self.host.stopping()
+            && !partition.is_closed()
+            && newest == Some(attempt)
+            && partition.role() == Role::Follower(upstream.clone())
+    }
+
+    /// Applies a stream until something is wrong with it, and says what; or until `last` is here.
+    pub(super) async fn apply(
+        &self,
+        partition: &Partition<H::Env>,
+        upstream: &Upstream,
+        stream: Stream<H::Link>,
+        is_current: &impl Fn() -> bool,
+        last: Option<Version>,
+    ) -> Result<(), Trouble> {
+        let Stream { link, mut follower, adopted, epochs, .. } = stream;
+        partition.adopt_history(upstream, adopted, epochs).await?;
+        partition.allow(follower.shown());
+        let over = Rc::new(Cell::new(false));
+        // By itself: an append may wait for a checkpoint, and the leader must not take this node for gone.
+        partition.env().spawn(beat(link.clone(), partition.clone(), over.clone()));
+        let applied = self.apply_frames(partition, upstream, &link, &mut follower, is_current, last).await;
+        over.set(true);
+        link.close();
+        applied
+    }
+
+    async fn apply_frames(
+        &self,
+        partition: &Partition<H::Env>,
+        upstream: &Upstream,
+        link: &Rc<H::Link>,
+        follower: &mut Follower,
+        is_current: &impl Fn() -> bool,
+        wanted: Option<Version>,
+    ) -> Result<(), Trouble> {
+        let number = partition.id();
+        let sabotage = partition.env().sabotage();
+        let mut incoming: Option<Incoming<H::Env>> = None;
+        let mut skipped = false;
+        loop {
+            let now = self.host.now();
+            if !is_current() {
+                return Err(Trouble::Over);
+            }
+            if link.heard() {
+                follower.hears(now);
+            }
+            let flushed = partition.flushed();
+            let held = if sabotage == Some(Sabotage::AckBeforeDisk) { partition.prepared() } else { flushed };
+            // Once this node has agreed to a higher epoch it confirms nothing of this one.
+            let still = partition.adopted() == follower.epoch() || sabotage == Some(Sabotage::OldLeaderFollowed);
+            if !still {
+                return Err(Trouble::Engine(Error::Fenced { adopted: partition.adopted() }));
+            }
+            if let Some(ack) = follower.durable(held) {
+                link.say(&ack);
+            }
+            if wanted.is_some_and(|wanted| flushed >= wanted) {
+                return Ok(());
+            }
+            let lag = follower.lag(flushed);
+            self.board.set_upstream(number, Following::Streaming(lag));
+            let Some(frame) = link.next().map_err(Trouble::Broken)? else {
+                if link.gone().is_some() {
+                    return Err(Trouble::Broken("the connection to the leader is gone".to_string()));
+                }
+                if follower.is_gone(now) {
+                    return Err(Trouble::Broken("the leader is silent".to_string()));
+                }
+                // Told as soon as it is durable, if anything is on its way there.
+                let next = if partition.prepared() > flushed { flushed + 1 } else { u64::MAX };
+                first_of(wait_for(partition.env(), &**link), partition.wait_flushed(next)).await;
+                continue;
+            };
+            match follower.take(frame, now).map_err(|violation| Trouble::Broken(violation.0))? {
+                Step::Nothing => {}
+                Step::Show(version) => partition.allow(version),
+                Step::Refused(reason, text) => return Err(Trouble::Refused(reason, text)),
+                Step::Parted(_) => return Err(Trouble::Broken("the leader's log has changed".to_string())),
+                Step::Adopt(adopted, epochs) => partition.adopt_history(upstream, adopted, epochs).await?,
+                Step::Batch(bytes) => {
+                    partition.env().give_way().await;
+                    if incoming.is_some() {
+                        return Err(Trouble::Broken("a batch came where a large value was due".to_string()));
+                    }
+                    let batch = partition.incoming(upstream, follower.epoch(), bytes)?;
+                    skipped = batch.is_none();
+                    match batch {
+                        Some(batch) if batch.wanted() == 0 => {
+                            batch.finish().await?;
+                        }
+                        batch => incoming = batch,
+                    }
+                }
+                Step::Value(bytes) => match incoming.take() {
+                    Some(mut batch) => {
+                        batch.value(bytes.into()).await?;
+                        if batch.wanted() == 0 {
+                            batch.finish().await?;
+                        } else {
+                            incoming = Some(batch);
+                        }
+                    }
+                    None if skipped => {}
+                    None => return Err(Trouble::Broken("a large value came that no batch asked for".to_string())),
+                },
+            }
+        }
+    }
+
+    /// This log has what the leader's has not: it is cut where that may be, and what is wrong otherwise.
+    pub(super) async fn part(&self, partition: &Partition<H::Env>, welcome: &Welcome) -> Result<(), Trouble> {
+        let ahead_is_cut = partition.env().sabotage() == Some(Sabotage::AheadIsCut);
+        match rejoin(&partition.standing(), &welcome.standing, ahead_is_cut) {
+            Rejoin::Cut(at) => {
+                self.host.cut(partition.id(), at, None).await?;
+                Ok(())
+            }
+            Rejoin::Force { at, shown } => Err(needs_force(at, shown)),
+            Rejoin::Wait(why) => Err(Trouble::Broken(why)),
+        }
+    }
+}
+
+fn needs_force(at: Version, shown: u64) -> Trouble {
+    let text = format!(
+        "the histories part behind version {at}: this node has shown {shown} versions that the other does not have; \
+         `replicaof HOST:PORT PARTITION force` sets them aside"
+    );
+    Trouble::Refused(Reason::Diverged, text)
+}
+
+fn fenced(own: Epoch, theirs: Epoch) -> Trouble {
+    let text = format!(
+        "this node has agreed to epoch {}, the other one only to {}; `replicaof HOST:PORT PARTITION force` follows it \
+         all the same",
+        own.number, theirs.number
+    );
+    Trouble::Refused(Reason::Fenced, text)
+}
+
+/// Follows until the role changes.
+async fn keep_following<H: Host>(
+    node: Rc<Replication<H>>,
+    number: u8,
+    upstream: Upstream,
+    attempt: u64,
+    mut opened: Option<Stream<H::Link>>,
+) {
+    let (mut pause, mut told) = (PAUSE, None);
+    loop {
+        let Some(partition) = node.host.partition(number) else {
+            // It is being cut: whoever does that goes on when it is open.
+            return;
+        };
+        if !node.is_current(&partition, &upstream, attempt) {
+            opened.iter().for_each(|stream| stream.link.close());
+            return;
+        }
+        let stream = match opened.take() {
+            Some(stream) => Ok(stream),
+            None => node.open_stream(&partition, &upstream).await,
+        };
+        let mut trouble = match stream {
+            Ok(stream) => {
+                let began = node.host.now();
+                let first = partition.prepared();
+                let text = format!("follows {}/{} from version {} on", upstream.address, upstream.partition, first + 1);
+                node.log(number, Level::Info, text);
+                let current = || node.is_current(&partition, &upstream, attempt);
+                let trouble = node.apply(&partition, &upstream, stream, &current, None).await.err();
+                if partition.prepared() > first || node.host.now() > began + PAUSE_MAX {
+                    // It was of use.
+                    told = None;
+                    pause = PAUSE;
+                }
+                trouble.unwrap_or(Trouble::Over)
+            }
+            Err(trouble) => trouble,
+        };
+        if let Trouble::Parted(welcome) = &trouble {
+            if !node.is_current(&partition, &upstream, attempt) {
+                return;
+            }
+            match node.part(&partition, welcome).await {
+                Ok(()) => continue,
+                Err(other) => trouble = other,
+            }
+        }
+        if trouble == Trouble::Over || !node.is_current(&partition, &upstream, attempt) {
+            if node.following.borrow().get(&number) == Some(&attempt) {
+                node.board.clear_upstream(number);
+            }
+            return;
+        }
+        let text = trouble.text();
+        if told.as_ref() != Some(&text) {
+            node.log(number, Level::Warn, format_args!("does not follow now: {text}"));
+            told = Some(text.clone());
+        }
+        node.board.set_upstream(number, Following::Broken(text));
+        let env = partition.env().clone();
+        drop(partition);
+        env.sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Tells the leader that this node lives, as long as the stream does.
+async fn beat<E: Env>(link: Rc<impl Link>, partition: Partition<E>, over: Rc<Cell<bool>>) {
+    while !over.get() && link.gone().is_none() && !partition.is_closed() {
+        link.say(&Frame::Beat(partition.published()));
+        partition.env().sleep(BEAT).await;
+    }
+}

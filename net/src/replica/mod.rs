@@ -1,0 +1,153 @@
+//! Replication of the partitions of one core: what moves the state machines of [`turnstone_replication`] and the partitions,
+//! over connections that it knows only as [`Link`]s. The server has real ones; the simulator's lose, cut and delay.
+//!
+//! * [`feed`]: somebody follows a partition of this node, or asks what it has.
+//! * [`following`]: a partition of this node follows: a task dials, applies and confirms.
+//! * [`leading`]: confirmations are counted, commits that wait for too long expire, a restarted leader comes back.
+//! * [`promotion`]: a node becomes leader by the promises of the others.
+//! * [`board`]: what `stat` shows of all that.
+
+pub mod board;
+mod feed;
+mod following;
+mod leading;
+mod promotion;
+
+pub use board::{Board, Replica};
+pub use following::Trouble;
+pub use leading::Counting;
+pub use promotion::{Order, Promoted};
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+use turnstone_engine::Partition;
+use turnstone_engine::env::{Env, Level, Sabotage};
+use turnstone_engine::error::Error;
+use turnstone_engine::sync::{Notify, first_of};
+use turnstone_engine::types::{Epoch, Version};
+use turnstone_replication::quorum::{Broken, Key};
+use turnstone_replication::wire::Frame;
+
+/// How often a task that waits for a link looks at the time.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A connection to another node, for one partition.
+pub trait Link: 'static {
+    /// Sends a frame, behind those before it; lost if the link is gone.
+    fn say(&self, frame: &Frame);
+    /// The next whole frame that came.
+    fn next(&self) -> Result<Option<Frame>, String>;
+    /// Whether anything came since this was last asked.
+    fn heard(&self) -> bool;
+    /// Whether it is gone, and why.
+    fn gone(&self) -> Option<String>;
+    /// Whether what was said waits in memory that is worth sparing.
+    fn is_clogged(&self) -> bool;
+    /// Something came, left, or it is gone.
+    fn changed(&self) -> &Notify;
+    /// The other side's address, for people; its host for `:port`.
+    fn peer(&self) -> String;
+    /// It is not needed any more: what was said still leaves.
+    fn close(&self);
+}
+
+/// The node around the partitions.
+pub trait Host: 'static {
+    /// The partitions' outside world.
+    type Env: Env;
+    /// Its connections.
+    type Link: Link;
+
+    /// A partition that serves here.
+    fn partition(&self, number: u8) -> Option<Partition<Self::Env>>;
+    /// Closes a partition, cuts its log behind `version`, and opens it anew. `adopted` replaces the epoch that it has agreed
+    /// to: a person's order.
+    fn cut(
+        &self,
+        number: u8,
+        version: Version,
+        adopted: Option<Epoch>,
+    ) -> impl Future<Output = Result<Partition<Self::Env>, Error>>;
+    /// Connects to a node's partition.
+    fn dial(&self, address: String, partition: u8) -> impl Future<Output = Result<Rc<Self::Link>, String>>;
+    /// This node's number.
+    fn node(&self) -> u64;
+    /// Where it listens: `host:port`, or `:port` if whoever hears it must add the host.
+    fn address(&self) -> String;
+    /// Time since an arbitrary start.
+    fn now(&self) -> Duration;
+    /// Nothing is to be begun any more.
+    fn stopping(&self) -> bool;
+}
+
+/// Replication of a core's partitions.
+pub struct Replication<H: Host> {
+    /// The node.
+    pub host: H,
+    /// What is known, for `stat`.
+    pub board: Rc<Board>,
+    /// Which attempt to follow is the current one, by partition.
+    following: RefCell<BTreeMap<u8, u64>>,
+    /// How many orders about a partition's role there were.
+    orders: RefCell<BTreeMap<u8, u64>>,
+    counting: RefCell<BTreeMap<u8, Counting>>,
+}
+
+impl<H: Host> Replication<H> {
+    /// Replication around these partitions; [`Replication::begin`] starts it.
+    pub fn new(host: H) -> Rc<Replication<H>> {
+        Rc::new(Replication {
+            host,
+            board: Rc::default(),
+            following: RefCell::default(),
+            orders: RefCell::default(),
+            counting: RefCell::default(),
+        })
+    }
+
+    /// Goes on with what a partition was before the start.
+    pub fn begin(self: &Rc<Self>, partition: &Partition<H::Env>) {
+        self.go_on(partition);
+        partition.env().spawn(leading::keep_leading(self.clone(), partition.id()));
+    }
+
+    fn key(&self, partition: u8) -> Key {
+        (self.host.node(), partition)
+    }
+
+    fn log(&self, partition: u8, level: Level, text: impl std::fmt::Display) {
+        if let Some(open) = self.host.partition(partition) {
+            open.env().log(level, format!("partition {partition}: {text}"));
+        }
+    }
+}
+
+/// Rules that a test breaks in here.
+fn broken<E: Env>(env: &E) -> Broken {
+    let sabotage = env.sabotage();
+    Broken {
+        epoch: sabotage == Some(Sabotage::OldEpochCounted),
+        old_tail: sabotage == Some(Sabotage::OldTailCounted),
+        new_rule_alone: sabotage == Some(Sabotage::NewRuleAlone),
+        counts_itself: sabotage == Some(Sabotage::MemberCountedTwice),
+    }
+}
+
+/// Waits for a link, and never longer than it takes to look at the time.
+async fn wait_for<E: Env>(env: &E, link: &impl Link) {
+    first_of(link.changed().notified(), env.sleep(TICK)).await;
+}
+
+/// An address as the other side gave it: without a host it is on the host that it came from.
+fn resolve(address: &str, peer: &str) -> String {
+    if !address.starts_with(':') {
+        return address.to_string();
+    }
+    match peer.rsplit_once(':') {
+        Some((host, _)) => format!("{host}{address}"),
+        None => address.to_string(),
+    }
+}

@@ -1,0 +1,260 @@
+//! Becoming a leader: the questions of [`turnstone_replication::election`], asked.
+
+use super::following::Trouble;
+use super::{Host, Link, Replication, wait_for};
+use std::rc::Rc;
+use std::time::Duration;
+use turnstone_engine::env::{Env, Level, Sabotage};
+use turnstone_engine::error::Error;
+use turnstone_engine::manifest::{Role, Upstream};
+use turnstone_engine::sync::all;
+use turnstone_engine::types::{Epoch, Member, Members, Version};
+use turnstone_engine::{Partition, Standing};
+use turnstone_replication::election::{Best, Election};
+use turnstone_replication::quorum::Promises;
+use turnstone_replication::wire::{Answer, Ask, Frame, PROTOCOL, Reason};
+
+/// A member answers within this time, the connection included.
+const ANSWER: Duration = Duration::from_secs(2);
+/// A missing end of the log is fetched within this time.
+const FETCH: Duration = Duration::from_secs(60);
+
+/// How to promote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// Followers that must hold a commit from now on; `None` leaves it.
+    pub min_replicas: Option<u32>,
+    /// Even without enough promises.
+    pub force: bool,
+    /// It led before it was restarted.
+    pub returning: bool,
+}
+
+/// How it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promoted {
+    /// It leads in this epoch.
+    pub epoch: Epoch,
+    /// Promises that were missing: what only those members hold may be lost.
+    pub missing: usize,
+}
+
+impl<H: Host> Replication<H> {
+    /// Makes a partition of this node the leader.
+    pub async fn promote(self: &Rc<Self>, number: u8, order: Order) -> Result<Promoted, Trouble> {
+        let mine = self.next_order(number);
+        let partition = self.open_partition(number)?;
+        let sabotage = partition.env().sabotage();
+        let standing = partition.standing();
+        if standing.members.iter().all(|record| record.members.min_replicas == 0) {
+            return self.promote_alone(&partition, &standing, order).await;
+        }
+        let election = self.ask_all(&partition, Epoch::default()).await;
+        let in_reach = election.in_reach();
+        let lenient = order.force || sabotage == Some(Sabotage::FenceSkipped);
+        if !in_reach.suffice() && !lenient {
+            return Err(too_few(in_reach));
+        }
+        self.check_order(number, mine)?;
+        let epoch = Epoch { number: election.next_number(), id: partition.env().random() };
+        let promised = partition.promise(epoch, None).await?;
+        self.next_attempt(number);
+        let mut election = self.ask_all(&partition, epoch).await;
+        election.answered(self.key(number), true, promised);
+        let promises = election.promises();
+        if !promises.suffice() && !lenient {
+            // A follower goes on to follow; who has agreed to the epoch is there for the next attempt.
+            self.go_on(&partition);
+            return Err(too_few(promises));
+        }
+        let partition = match election.best() {
+            Best::Of(member) if sabotage != Some(Sabotage::BestLogNotFetched) => {
+                let last = election.answer(member.key()).map_or(0, |standing| standing.last);
+                self.fetch(&partition, &member, last, mine, order.returning).await?
+            }
+            Best::Unclear(number) if !order.force => {
+                let text = format!("two logs have records of different epochs {number}; promote with `force`");
+                return Err(Trouble::Refused(Reason::Diverged, text));
+            }
+            Best::Own | Best::Of(_) | Best::Unclear(_) => partition,
+        };
+        self.check_order(number, mine)?;
+        let mut members = election.records().last().map(|record| record.members.clone()).unwrap_or_default();
+        members.min_replicas = order.min_replicas.unwrap_or(members.min_replicas);
+        self.join_own(number, &mut members);
+        partition.lead(epoch, members).await?;
+        self.count(number);
+        Ok(Promoted { epoch, missing: promises.needed.saturating_sub(promises.there) })
+    }
+
+    /// Nobody is asked where no followers were asked for.
+    async fn promote_alone(
+        self: &Rc<Self>,
+        partition: &Partition<H::Env>,
+        standing: &Standing,
+        order: Order,
+    ) -> Result<Promoted, Trouble> {
+        let number = partition.id();
+        let newest = standing.adopted.number.max(standing.epochs.last().map_or(0, |e| e.epoch.number));
+        let epoch = Epoch { number: newest + 1, id: partition.env().random() };
+        partition.promise(epoch, None).await?;
+        self.next_attempt(number);
+        let mut members = partition.members();
+        members.min_replicas = order.min_replicas.unwrap_or(0);
+        self.join_own(number, &mut members);
+        partition.lead(epoch, members).await?;
+        self.count(number);
+        Ok(Promoted { epoch, missing: 0 })
+    }
+
+    fn join_own(&self, number: u8, members: &mut Members) {
+        if members.min_replicas == 0 && members.nodes.is_empty() {
+            return;
+        }
+        if !members.nodes.iter().any(|member| member.key() == self.key(number)) {
+            let address = Some(self.host.address()).filter(|a| !a.starts_with(':')).unwrap_or_default();
+            members.nodes.push(Member { node: self.host.node(), partition: number, address });
+        }
+    }
+
+    fn open_partition(&self, number: u8) -> Result<Partition<H::Env>, Trouble> {
+        let offline = || Trouble::Broken("the partition is offline, or being cut; try again".to_string());
+        self.host.partition(number).ok_or_else(offline)
+    }
+
+    fn check_order(&self, number: u8, order: u64) -> Result<(), Trouble> {
+        if self.orders.borrow().get(&number) == Some(&order) {
+            return Ok(());
+        }
+        Err(Trouble::Broken("the partition's role was changed meanwhile; ask again".to_string()))
+    }
+
+    /// Asks every member, those that are only learned of meanwhile among them.
+    pub(super) async fn ask_all(self: &Rc<Self>, partition: &Partition<H::Env>, epoch: Epoch) -> Election {
+        let mut election = Election::new(self.key(partition.id()), partition.standing());
+        loop {
+            let members = election.unasked();
+            if members.is_empty() {
+                return election;
+            }
+            let asked = members.iter().map(|member| self.ask(partition, member, epoch));
+            let answers = all(asked).await;
+            for (member, answer) in members.iter().zip(answers) {
+                match answer {
+                    Ok(Answer { granted, standing }) => election.answered(member.key(), granted, standing),
+                    Err(why) => {
+                        let text = format!("{} does not answer: {why}", member.address);
+                        self.log(partition.id(), Level::Debug, text);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ask(&self, partition: &Partition<H::Env>, member: &Member, epoch: Epoch) -> Result<Answer, String> {
+        let deadline = self.host.now() + ANSWER;
+        if member.address.is_empty() {
+            return Err("nobody has said where it is".to_string());
+        }
+        let link = self.host.dial(member.address.clone(), member.partition).await?;
+        let ask = Ask {
+            version: PROTOCOL,
+            node: self.host.node(),
+            own: partition.id(),
+            partition: member.partition,
+            epoch,
+            address: self.own_address(partition),
+        };
+        link.say(&Frame::Ask(ask));
+        let answer = loop {
+            match link.next() {
+                Ok(Some(Frame::Answer(answer))) => break Ok(answer),
+                Ok(Some(Frame::Refuse(_, text))) => break Err(text),
+                Ok(Some(_)) => break Err("it says something else".to_string()),
+                Err(why) => break Err(why),
+                Ok(None) => {}
+            }
+            if let Some(why) = link.gone() {
+                break Err(why);
+            }
+            if self.host.now() > deadline {
+                break Err("not in time".to_string());
+            }
+            wait_for(partition.env(), &*link).await;
+        };
+        link.close();
+        answer
+    }
+
+    /// Where others reach this node: as it says, or as the list of members has it.
+    fn own_address(&self, partition: &Partition<H::Env>) -> String {
+        let own = self.host.address();
+        if !own.starts_with(':') {
+            return own;
+        }
+        let key = self.key(partition.id());
+        let known = partition.members().nodes.into_iter().find(|member| member.key() == key);
+        known.map(|member| member.address).filter(|address| !address.is_empty()).unwrap_or(own)
+    }
+
+    /// Follows a member until its log is here.
+    async fn fetch(
+        self: &Rc<Self>,
+        partition: &Partition<H::Env>,
+        member: &Member,
+        last: Version,
+        order: u64,
+        returning: bool,
+    ) -> Result<Partition<H::Env>, Trouble> {
+        let number = partition.id();
+        let upstream = Upstream { address: member.address.clone(), partition: member.partition };
+        self.log(number, Level::Info, format_args!("fetches the log up to version {last} from {}", member.address));
+        let before = partition.role();
+        partition.follow(upstream.clone()).await?;
+        let deadline = self.host.now() + FETCH;
+        let mut partition = partition.clone();
+        let fetched = loop {
+            self.check_order(number, order)?;
+            let tried = match self.open_stream(&partition, &upstream).await {
+                Ok(stream) => {
+                    let current = || {
+                        !partition.is_closed()
+                            && partition.role() == Role::Follower(upstream.clone())
+                            && self.check_order(number, order).is_ok()
+                            && self.host.now() < deadline
+                    };
+                    self.apply(&partition, &upstream, stream, &current, Some(last)).await
+                }
+                Err(Trouble::Parted(welcome)) => match self.part(&partition, &welcome).await {
+                    Ok(()) => {
+                        partition = self.open_partition(number)?;
+                        continue;
+                    }
+                    Err(other) => Err(other),
+                },
+                Err(other) => Err(other),
+            };
+            match tried {
+                Ok(()) => break Ok(partition.clone()),
+                Err(trouble) if self.host.now() > deadline || self.host.stopping() => break Err(trouble),
+                Err(Trouble::Engine(error @ Error::Fenced { .. })) => break Err(error.into()),
+                Err(_) => partition.env().sleep(Duration::from_millis(50)).await,
+            }
+        };
+        if fetched.is_err() && returning && before == Role::Leader {
+            // It asks again later.
+            partition.stay_leader().await?;
+        }
+        fetched
+    }
+}
+
+fn too_few(promises: Promises) -> Trouble {
+    let text = format!(
+        "{} members agree, this one among them, and {} must: the others may hold commits that this node does not have, \
+         and may still confirm those of the old leader; `promote force` goes on without them, and acknowledged writes \
+         may be lost",
+        promises.there, promises.needed
+    );
+    Trouble::Engine(Error::TooFewAgree(text))
+}
