@@ -55,6 +55,7 @@ impl<E: Env> Partition<E> {
 impl<E: Env> Core<E> {
     pub(crate) async fn checkpoint_alone(self: &Rc<Self>) -> Result<(), Error> {
         let generation = self.overlay.borrow_mut().freeze(self.prepared.get());
+        self.freezes.raise(self.freezes.get() + 1);
         first_of(self.published.reached(generation.last), self.abandoned.reached(1)).await;
         if self.published.get() < generation.last {
             return Err(Error::ShuttingDown);
@@ -104,8 +105,9 @@ impl<E: Env> Core<E> {
         }
         let mut cached = Vec::new();
         if generation.is_empty() {
-            // Only empty batches: the log can go, the index stays as it is. The mark names the version that it has.
+            // Only batches without keys: the log can go, the index stays as it is, and has nothing up to here to add.
             self.update_manifest(|m| {
+                m.mark.version = m.mark.version.max(at.last);
                 m.mark.position = at.end;
                 m.mark.chain = at.chain;
             })

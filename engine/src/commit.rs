@@ -288,10 +288,10 @@ pub(crate) async fn wait_until<E: Env>(core: &Rc<Core<E>>, has_room: impl Fn() -
         if let Some(error) = core.checkpoint_refused.borrow().clone() {
             return Err(error);
         }
-        let seen = core.checkpoints.get();
+        let (seen, frozen) = (core.checkpoints.get(), core.freezes.get());
         core.checkpoint_wanted.set(true);
         core.housekeeping.notify();
-        core.checkpoints.reached(seen + 1).await;
+        first_of(core.checkpoints.reached(seen + 1), core.freezes.reached(frozen + 1)).await;
     }
     Ok(())
 }
@@ -316,16 +316,22 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
     let sabotaged = core.env.sabotage() == Some(Sabotage::GenerationNotAdvanced);
     let secret = core
         .update_manifest(|m| {
+            if !m.writable() {
+                // The role was changed meanwhile.
+                return Err(m.refusal());
+            }
             if sabotaged && !m.generations.is_empty() {
                 forget_generations(&mut m.generations, oldest);
             } else {
                 begin_generation(&mut m.generations, fresh, oldest);
             }
             begin_epoch(m, epoch_id, first_version);
-            m.generations.last().map_or(fresh.secret, |g| g.secret)
+            // A list that is not in the log was lost, and must not come into force with what is written now.
+            m.members.retain(|record| record.version < first_version);
+            Ok(m.generations.last().map_or(fresh.secret, |g| g.secret))
         })
         .await?;
-    core.wal().begin_generation(secret);
+    core.wal().begin_generation(secret?);
     Ok(())
 }
 
@@ -531,6 +537,9 @@ impl<E: Env> Partition<E> {
             return Err(Error::Follower { leader: upstream.address });
         }
         if !self.writable() {
+            if core.min_replicas() > 0 {
+                return Err(Error::NotLeader);
+            }
             // What is left is an empty leader.
             self.promote().await?;
         }
@@ -551,7 +560,8 @@ impl<E: Env> Partition<E> {
             flush_with(core, cost, check, |core, version| enqueue(core, version, &[], cost, Builder::add_flush))
                 .await?;
         self.wait_outcome(version).await?;
-        core.wait_for_flush().await?;
+        // It counts already; who closes does not wait for what it made superfluous.
+        let _ = core.wait_for_flush().await;
         Ok(core.position_of(version))
     }
 }

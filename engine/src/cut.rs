@@ -6,7 +6,7 @@
 
 use crate::buffer::AlignedBuf;
 use crate::disk::{BLOCK, Disk, File, IoClass, OpenMode};
-use crate::env::{Env, Level, Sabotage};
+use crate::env::{Env, Level};
 use crate::error::Error;
 use crate::manifest::{Generation, Manifest, sync_names};
 use crate::names;
@@ -143,15 +143,10 @@ impl<E: Env> Partition<E> {
                 core.describe(&batch, last, aside).await?;
             }
         }
-        let forgets = core.env.sabotage() == Some(Sabotage::CutForgetsPromise);
-        let agree = |m: &mut Manifest| {
-            m.adopted = adopted.unwrap_or(m.adopted);
-            if forgets {
-                m.adopted = m.epochs.iter().rfind(|e| e.first_version <= last).map_or(m.adopted, |e| e.epoch);
-            }
-        };
+        let agree = |m: &mut Manifest| m.adopted = adopted.unwrap_or(m.adopted);
         let Some(aside) = aside else {
             core.manifest.update(agree).await?;
+            core.manifest.seal();
             return Ok(Cut { last, versions: 0, file: None });
         };
         aside.finish().await?;
@@ -164,6 +159,10 @@ impl<E: Env> Partition<E> {
                 m.generations.retain(|g| g.start < end);
                 m.generations.push(fresh);
                 m.epochs.retain(|e| e.first_version <= last);
+                if let Some(first) = m.members.first_mut().filter(|r| r.version > last) {
+                    // Which list was in force there is not known any more: this one is better than none.
+                    first.version = last;
+                }
                 m.members.retain(|r| r.version <= last);
                 m.segments = core.wal().segments();
                 m.segments.retain(|s| s.number <= end.segment());
@@ -175,6 +174,7 @@ impl<E: Env> Partition<E> {
                 }
             })
             .await?;
+        core.manifest.seal();
         core.log(Level::Warn, format_args!("{versions} versions behind {last} were cut; they are kept in {name}"));
         Ok(Cut { last, versions, file: Some(name) })
     }

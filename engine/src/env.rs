@@ -58,7 +58,7 @@ pub enum Sabotage {
     PendingShownByFollower,
     PendingShownAfterRestart,
     PublishedBeforeFlush,
-    CutForgetsPromise,
+    HistoryNotCompared,
     MemberCountedTwice,
 }
 
@@ -79,7 +79,7 @@ impl Sabotage {
         Sabotage::PendingShownByFollower,
         Sabotage::PendingShownAfterRestart,
         Sabotage::PublishedBeforeFlush,
-        Sabotage::CutForgetsPromise,
+        Sabotage::HistoryNotCompared,
         Sabotage::MemberCountedTwice,
     ];
 

@@ -56,7 +56,7 @@ impl<E: Env> Partition<E> {
         let core = &self.0;
         // Nothing is appended and no role changes meanwhile.
         let _alone = core.slow_gate.enter().await;
-        if core.manifest.get().role != Role::Follower(upstream.clone()) {
+        if !core.takes_from(upstream) || core.closing.get() {
             return Err(Error::Upstream("the partition follows this leader no more".to_string()));
         }
         let agreed = core.manifest.get().adopted;
@@ -87,6 +87,7 @@ impl<E: Env> Partition<E> {
         }
         let _turn = core.begin_gate.enter().await;
         let begun = core.wal().has_begun();
+        let changed = core.manifest.get().epochs != epochs;
         let fresh = Generation { secret: core.env.random(), start: core.wal().end() };
         let oldest = core.wal().segments().first().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
         let sabotaged = core.env.sabotage() == Some(Sabotage::OldLeaderFollowed);
@@ -98,6 +99,8 @@ impl<E: Env> Partition<E> {
                 }
                 m.adopted = adopted;
                 m.epochs = epochs;
+                // A list that is not in the log was lost, and must not come into force with what is written now.
+                m.members.retain(|record| record.version <= last);
                 if !begun {
                     crate::commit::begin_generation(&mut m.generations, fresh, oldest);
                 }
@@ -105,6 +108,10 @@ impl<E: Env> Partition<E> {
             })
             .await?;
         let secret = recorded?;
+        if changed && core.gate.get() != Version::MAX {
+            // What was allowed was of another history.
+            core.gate.set(core.published.get());
+        }
         if !begun {
             core.wal().begin_generation(secret);
         }
@@ -188,6 +195,8 @@ impl<E: Env> Incoming<E> {
         if value.len() != length as usize || crate::codec::crc(&[&value]) != checksum {
             return Err(Error::Upstream("a large value is not the one that its batch names".to_string()));
         }
+        // A FlushDB that is being carried out retires every file that there is.
+        self.core.wait_for_flush().await?;
         let written = self.core.values.append(&self.core.manifest, Stream::Commit, &[(key, value)]).await;
         match written {
             Err(Error::Disk(error)) => {
@@ -213,7 +222,14 @@ impl<E: Env> Incoming<E> {
             other => other?,
         }
         // Who cannot settle what it has takes no more.
-        wait_until(&core, || core.overlay.borrow().bytes() < core.overlay_budget.get()).await?;
+        let only_lists = self.body.transactions.iter().flatten().all(|o| matches!(o, Operation::Members(_)));
+        wait_until(&core, || {
+            let overlay = core.overlay.borrow();
+            // A checkpoint that waits for the leader to show what is here ends only if more is let in.
+            let waits = overlay.frozen_last().is_some_and(|last| last > core.published.get());
+            overlay.bytes() < core.overlay_budget.get() || waits || only_lists
+        })
+        .await?;
         let cost = wal::cost(self.bytes.len().saturating_sub(BODY_HEADER + 4), self.places.len());
         let last = self.body.last_version();
         let (first_version, epoch) = (self.body.first_version, self.body.epoch);
@@ -227,7 +243,6 @@ impl<E: Env> Incoming<E> {
             return Ok(last);
         }
         let lists = self.lists();
-        let only_lists = self.body.transactions.iter().flatten().all(|o| matches!(o, Operation::Members(_)));
         let _alone = loop {
             if !only_lists {
                 // The leader sends nothing else before it shows the flush.
@@ -242,7 +257,8 @@ impl<E: Env> Incoming<E> {
         core.wal().reserve(cost).await?;
         let checked = async {
             check(&core)?;
-            if !lists.is_empty() {
+            let lost = core.manifest.get().members.last().is_some_and(|record| record.version > core.prepared.get());
+            if !lists.is_empty() || lost {
                 let mut records = core.active_members();
                 records.extend(lists);
                 core.update_manifest(|m| m.members = records).await?;
@@ -301,7 +317,7 @@ fn continues<E: Env>(
         return Err(Error::ShuttingDown);
     }
     let manifest = core.manifest.get();
-    if manifest.role != Role::Follower(upstream.clone()) {
+    if !core.takes_from(upstream) {
         return Err(Error::Upstream("the partition follows this leader no more".to_string()));
     }
     if manifest.adopted != adopted && core.env.sabotage() != Some(Sabotage::OldLeaderFollowed) {

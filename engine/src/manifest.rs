@@ -16,7 +16,7 @@ use crate::names;
 use crate::sync::Gate;
 use crate::types::{Epoch, LogPosition, Members, PartitionId, Version};
 use crate::wal::body::{put_members, take_members};
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 
 /// A stretch of the log written by one opening; its batches carry `secret`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -452,6 +452,8 @@ pub struct ManifestStore<E: Env> {
     data: RefCell<Manifest>,
     gate: Gate,
     reserved: RefCell<Option<Reserved<E>>>,
+    /// Another one has taken its place.
+    sealed: Cell<bool>,
 }
 
 /// A file with space for a manifest.
@@ -466,7 +468,14 @@ const RESERVED_SLACK: u64 = 64 << 10;
 impl<E: Env> ManifestStore<E> {
     /// Takes over what was read (or the default for a fresh partition, which has no file yet).
     pub fn new(env: E, partition: PartitionId, data: Manifest) -> ManifestStore<E> {
-        ManifestStore { env, partition, data: RefCell::new(data), gate: Gate::default(), reserved: RefCell::default() }
+        ManifestStore {
+            env,
+            partition,
+            data: RefCell::new(data),
+            gate: Gate::default(),
+            reserved: RefCell::default(),
+            sealed: Cell::new(false),
+        }
     }
 
     /// Reads the file; `None` where there is none.
@@ -496,6 +505,9 @@ impl<E: Env> ManifestStore<E> {
     /// process ends, since nobody can know which of the two manifests a restart would find.
     pub async fn update<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
         let _turn = self.gate.enter().await;
+        if self.sealed.get() {
+            return Err(Error::ShuttingDown);
+        }
         let mut next = self.data.borrow().clone();
         let answer = change(&mut next);
         match self.write(&next).await {
@@ -505,6 +517,11 @@ impl<E: Env> ManifestStore<E> {
         }
         *self.data.borrow_mut() = next;
         Ok(answer)
+    }
+
+    /// The last change was made: the file is another opening's now.
+    pub fn seal(&self) {
+        self.sealed.set(true);
     }
 
     /// Sets space aside for one [`ManifestStore::update_reserved`]. Called before a point of no return, where a lack of

@@ -12,7 +12,7 @@ use crate::commit::{Batch, Ticket};
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::index::{Found, Index};
-use crate::manifest::ManifestStore;
+use crate::manifest::{ManifestStore, Upstream};
 use crate::memory::hash::{Hashed, KeyHasher};
 use crate::memory::hot::{HotCache, Known};
 use crate::memory::overlay::Overlay;
@@ -81,6 +81,10 @@ pub(crate) struct Core<E: Env> {
     /// Too few followers are there: nothing is prepared.
     pub quorum_missing: Cell<bool>,
     pub quorum_changed: Watch,
+    /// Somebody has waited for followers since the opening.
+    pub wanted: Cell<bool>,
+    /// A candidate fetches the end of the log from here, whatever its role.
+    pub fetching: RefCell<Option<Upstream>>,
     /// The version of a FlushDB that is not published yet, and what keeps checkpoints away meanwhile. Behind it the log has
     /// nothing but lists of members.
     pub pending_flush: Cell<Option<Version>>,
@@ -101,6 +105,8 @@ pub(crate) struct Core<E: Env> {
     /// Value files that a purge lets go, until the manifest no longer names them.
     pub doomed_values: RefCell<Vec<u32>>,
     pub checkpoints: Watch,
+    /// Generations that were frozen.
+    pub freezes: Watch,
     pub checkpoint_refused: RefCell<Option<Error>>,
     pub checkpoint_wanted: Cell<bool>,
     pub checkpoint_running: Cell<bool>,
@@ -409,6 +415,7 @@ impl<E: Env> Partition<E> {
         let core = &self.0;
         core.closing.set(true);
         core.stop_waiting();
+        self.let_go();
         // Transactions that wait for space or for their large values see `closing` when their turn comes.
         drop(core.slow_gate.enter().await);
         core.flushed.reached(core.prepared.get()).await;
@@ -429,11 +436,21 @@ impl<E: Env> Partition<E> {
         core.closing.set(true);
         core.abandoned.raise(1);
         core.stop_waiting();
+        self.let_go();
         core.checkpoints.raise(core.checkpoints.get() + 1);
         drop(core.slow_gate.enter().await);
         core.flushed.reached(core.prepared.get()).await;
         core.snapshots.give_up_below(Version::MAX);
         self.end().await;
+    }
+
+    /// Where followers must hold a commit, nobody waits for them any more.
+    fn let_go(&self) {
+        let core = &self.0;
+        if core.gate.get() != Version::MAX && core.published.get() < core.prepared.get() {
+            core.abandoned.raise(1);
+            core.expired.raise(core.prepared.get());
+        }
     }
 
     async fn end(&self) {

@@ -59,8 +59,13 @@ impl<E: Env> Core<E> {
 
     /// A list of members that is published replaces those before it; the gate opens where none asks for followers.
     async fn settle_members(self: &Rc<Self>) {
-        let active = self.active_members();
-        if let Err(error) = self.update_manifest(|m| m.members = active).await {
+        let published = self.published.get();
+        // Looked at within the change: another one may come in between.
+        let settle = |m: &mut crate::manifest::Manifest| {
+            let from = m.members.iter().rposition(|r| r.version <= published).unwrap_or(0);
+            m.members.drain(..from);
+        };
+        if let Err(error) = self.update_manifest(settle).await {
             self.log(Level::Warn, format_args!("the list of members cannot be settled now: {error}"));
         }
         self.open_gate();
@@ -127,6 +132,7 @@ impl<E: Env> Core<E> {
     pub(crate) async fn wait_for_quorum(&self) -> Result<(), Error> {
         let deadline = self.env.now() + self.settings.quorum_timeout;
         while !self.may_write() {
+            self.wanted.set(true);
             if self.closing.get() {
                 return Err(Error::ShuttingDown);
             }
@@ -198,7 +204,18 @@ impl<E: Env> Partition<E> {
 
     /// Ends when something beyond these is published, or has expired.
     pub async fn wait_news(&self, published: Version, expired: Version) {
-        first_of(self.0.published.reached(published + 1), self.0.expired.reached(expired + 1)).await;
+        let news = first_of(self.0.published.reached(published + 1), self.0.expired.reached(expired + 1));
+        first_of(news, self.0.abandoned.reached(1)).await;
+    }
+
+    /// Whether somebody has asked for a leader: a new partition that asks for followers does not lead before.
+    pub fn is_wanted(&self) -> bool {
+        self.0.wanted.get() || self.0.prepared.get() > 0
+    }
+
+    /// The last version that a checkpoint has settled: the log cannot be cut before it.
+    pub fn settled(&self) -> Version {
+        self.0.manifest.get().mark.version
     }
 
     /// What has expired.

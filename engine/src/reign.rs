@@ -49,6 +49,7 @@ impl<E: Env> Core<E> {
     /// It leads no more, or another one: what is pending has no known outcome, and the gate is shut.
     async fn depose(self: &Rc<Self>) {
         self.confirmed.set(false);
+        *self.fetching.borrow_mut() = None;
         self.deposed.raise(self.deposed.get() + 1);
         self.stop_waiting();
         let (free, last) = (self.gate.get() == Version::MAX, self.prepared.get());
@@ -92,9 +93,30 @@ impl<E: Env> Partition<E> {
         self.0.manifest.get().adopted
     }
 
-    /// A leader that could not lead again stays one that tries.
-    pub async fn stay_leader(&self) -> Result<(), Error> {
-        self.0.update_manifest(|m| m.role = Role::Leader).await
+    /// A leader, or one that would be, follows another one, if it still is what it was when it learned of that.
+    pub async fn follow_newer(&self, upstream: Upstream, adopted: Epoch) -> Result<bool, Error> {
+        let follow = |m: &mut crate::manifest::Manifest| {
+            let same = m.role == Role::Leader && m.adopted == adopted;
+            if same {
+                m.role = Role::Follower(upstream);
+            }
+            same
+        };
+        let follows = !self.0.closing.get() && self.0.update_manifest(follow).await?;
+        if follows {
+            self.0.depose().await;
+        }
+        Ok(follows)
+    }
+
+    /// A candidate takes the end of the log from there, whatever its role is; until it leads, or follows anybody.
+    pub fn fetch_from(&self, upstream: Option<Upstream>) {
+        *self.0.fetching.borrow_mut() = upstream;
+    }
+
+    /// Whether batches come from there.
+    pub fn takes_from(&self, upstream: &Upstream) -> bool {
+        self.0.takes_from(upstream)
     }
 
     /// A planted bug: a restarted leader goes on in its old epoch.
@@ -118,12 +140,15 @@ impl<E: Env> Partition<E> {
         let core = &self.0;
         let ids_compared = core.env.sabotage() != Some(crate::env::Sabotage::EpochIdNotCompared);
         let is_same = |adopted: Epoch| adopted == epoch || (!ids_compared && adopted.number == epoch.number);
+        if core.closing.get() {
+            return Err(Error::ShuttingDown);
+        }
         let refused = |adopted: Epoch| (!is_same(adopted) && adopted.number >= epoch.number).then_some(adopted);
         let adopted = core.manifest.get().adopted;
         if let Some(adopted) = refused(adopted) {
             return Err(Error::Fenced { adopted });
         }
-        let follows = candidate.is_some();
+        let stays = core.env.sabotage() == Some(crate::env::Sabotage::OldLeaderFollowed);
         if !self.sabotaged_promise() {
             let adopted = core
                 .update_manifest(|m| {
@@ -132,7 +157,7 @@ impl<E: Env> Partition<E> {
                         return Some(adopted);
                     }
                     m.adopted = epoch;
-                    if let Some(candidate) = candidate {
+                    if let Some(candidate) = candidate.filter(|_| !stays) {
                         m.role = Role::Follower(candidate);
                     }
                     None
@@ -142,12 +167,8 @@ impl<E: Env> Partition<E> {
                 return Err(Error::Fenced { adopted });
             }
         }
-        if follows {
-            core.depose().await;
-        } else {
-            drop(core.slow_gate.enter().await);
-            core.flushed.reached(core.prepared.get()).await;
-        }
+        // One that led leads no more, also if it asks itself: what is confirmed from now on is not of its old epoch.
+        core.depose().await;
         Ok(self.standing())
     }
 
@@ -156,13 +177,17 @@ impl<E: Env> Partition<E> {
     }
 
     /// Leads in an epoch that was agreed to, beginning with a record of who holds copies where followers are asked for.
-    pub async fn lead(&self, epoch: Epoch, members: Members) -> Result<(), Error> {
+    /// `by_force` the lists before it count no more: too few of their members are left to ever change them.
+    pub async fn lead(&self, epoch: Epoch, members: Members, by_force: bool) -> Result<(), Error> {
         let core = &self.0;
-        let asks = members.min_replicas > 0 || core.min_replicas() > 0;
+        let asks = members.min_replicas > 0 || core.min_replicas() > 0 || members != self.members();
         let cost = wal::cost(members_len(&members), 0);
         let begun = core
             .paused(async || {
                 core.flushed.reached(core.prepared.get()).await;
+                if core.closing.get() {
+                    return Err(Error::ShuttingDown);
+                }
                 core.manifest.reserve().await?;
                 if asks {
                     core.wal().reserve(cost).await?;
@@ -172,7 +197,7 @@ impl<E: Env> Partition<E> {
                 let fresh = Generation { secret: core.env.random(), start: core.wal().end() };
                 let oldest = core.wal().segments().first().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
                 let version = core.prepared.get() + 1;
-                let active = core.active_members();
+                let active = if by_force { Vec::new() } else { core.active_members() };
                 let recorded = core
                     .update_manifest(|m| {
                         if m.adopted != epoch {
@@ -183,8 +208,8 @@ impl<E: Env> Partition<E> {
                         }
                         begin_agreed(m, epoch, version);
                         m.role = Role::Leader;
+                        m.members = active;
                         if asks {
-                            m.members = active;
                             m.members.push(MembersRecord { version, members: members.clone() });
                         }
                         Ok(m.generations.last().map_or(fresh.secret, |g| g.secret))
@@ -204,6 +229,7 @@ impl<E: Env> Partition<E> {
                     core.wal().begin_generation(secret);
                 }
                 core.confirmed.set(true);
+                *core.fetching.borrow_mut() = None;
                 if asks {
                     core.gate.set(core.published.get());
                     core.prepared.set(version);
@@ -228,7 +254,7 @@ impl<E: Env> Partition<E> {
         };
         let epoch = Epoch { number, id: core.env.random() };
         self.promise(epoch, None).await?;
-        self.lead(epoch, Members { min_replicas: 0, ..self.members() }).await
+        self.lead(epoch, Members { min_replicas: 0, ..self.members() }, false).await
     }
 
     /// Changes who holds copies, or how many must: a record of the log, in force once enough hold it under the old rule and
@@ -240,7 +266,7 @@ impl<E: Env> Partition<E> {
             begin_writing(core).await?;
         }
         core.paused(async || {
-            if !core.leads() {
+            if !core.leads() || core.closing.get() {
                 return Err(core.manifest.get().refusal());
             }
             if core.members_pending() {
@@ -288,6 +314,9 @@ impl<E: Env> Partition<E> {
     /// Refuses writes from now on, until promoted; durable. What was prepared is published where nobody else must hold it.
     pub async fn step_down(&self) -> Result<(), Error> {
         let core = &self.0;
+        if core.closing.get() {
+            return Err(Error::ShuttingDown);
+        }
         core.update_manifest(|m| m.role = Role::SteppedDown).await?;
         core.depose().await;
         core.log(Level::Info, "stepped down: writes are refused until it is promoted");
@@ -296,6 +325,9 @@ impl<E: Env> Partition<E> {
 
     /// Follows from now on, and refuses writes of its own; durable.
     pub async fn follow(&self, upstream: Upstream) -> Result<(), Error> {
+        if self.0.closing.get() {
+            return Err(Error::ShuttingDown);
+        }
         self.0.update_manifest(|m| m.role = Role::Follower(upstream)).await?;
         self.0.depose().await;
         Ok(())
@@ -303,6 +335,13 @@ impl<E: Env> Partition<E> {
 }
 
 impl<E: Env> Core<E> {
+    pub(crate) fn takes_from(&self, upstream: &Upstream) -> bool {
+        match &*self.fetching.borrow() {
+            Some(fetching) => fetching == upstream && !self.confirmed.get(),
+            None => self.manifest.get().role == Role::Follower(upstream.clone()),
+        }
+    }
+
     /// One that has fewer followers than it asks for cannot come into force by itself: it may be replaced.
     fn members_pending(&self) -> bool {
         let followers = |members: &Members| members.nodes.len().saturating_sub(1) as u32;

@@ -237,7 +237,8 @@ impl<E: Env> Partition<E> {
 
     /// The oldest version that the log still has (the next to come, if it has none).
     pub fn oldest_version(&self) -> Version {
-        self.0.wal().segments().first().map_or(self.0.prepared.get() + 1, |s| s.first_version)
+        // What is prepared and not flushed will be in it.
+        self.0.wal().segments().first().map_or(self.0.flushed.get() + 1, |s| s.first_version)
     }
 
     /// Figures for `stat`.

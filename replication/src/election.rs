@@ -31,8 +31,6 @@ pub enum Best {
     Own,
     /// This member's.
     Of(Member),
-    /// Two logs have records of different epochs with one number: they were led without being agreed to.
-    Unclear(u64),
 }
 
 fn rank(standing: &Standing) -> (Epoch, Version) {
@@ -120,15 +118,14 @@ impl Election {
         self.records().iter().flat_map(|record| &record.members.nodes).find(leads).cloned()
     }
 
-    /// Among those who have agreed, whose log has everything that counts.
+    /// Among those who have agreed, whose log has everything that counts. Two logs may end in different epochs of one number,
+    /// where few promises are needed: both were begun with enough promises then, which leaves neither with enough members to
+    /// hold any record of it. Each has all that counts, and one is as good as the other.
     pub fn best(&self) -> Best {
         let Some(own) = self.answers.get(&self.own) else { return Best::Own };
         let (mut best, mut whose) = (rank(own), Best::Own);
         for (key, standing) in self.answers.iter().filter(|(key, _)| self.agreed.contains(key)) {
             let theirs = rank(standing);
-            if theirs.0.number == best.0.number && theirs.0.id != best.0.id && theirs.1 > 0 && best.1 > 0 {
-                return Best::Unclear(theirs.0.number);
-            }
             if (theirs.0.number, theirs.1) > (best.0.number, best.1) {
                 let member = self.records().iter().rev().flat_map(|r| &r.members.nodes).find(|m| m.key() == *key);
                 let Some(member) = member else { continue };
@@ -136,6 +133,18 @@ impl Election {
             }
         }
         whose
+    }
+
+    /// Whether a member has agreed to another epoch that this node must outdo.
+    pub fn has_stray(&self) -> bool {
+        let Some(own) = self.answers.get(&self.own) else { return false };
+        let outdoes = |s: &Standing| s.adopted != own.adopted && s.adopted.number >= own.adopted.number;
+        self.answers.values().any(outdoes)
+    }
+
+    /// Whether a member has agreed.
+    pub fn has_agreed(&self, key: Key) -> bool {
+        self.agreed.contains(&key)
     }
 
     /// What a member has.
@@ -183,7 +192,7 @@ mod tests {
         election.answered((3, 1), true, standing(5, (2, 2), 90, 1, &[1, 2, 3]));
         assert_eq!(election.best(), Best::Own);
         election.answered((3, 1), true, standing(5, (3, 4), 11, 1, &[1, 2, 3]));
-        assert_eq!(election.best(), Best::Unclear(3));
+        assert_eq!(election.best(), Best::Of(member(3)), "of two epochs with one number the longer log is taken");
     }
 
     #[test]

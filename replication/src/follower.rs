@@ -126,12 +126,24 @@ pub enum Rejoin {
     Wait(String),
 }
 
+/// On whose word a log is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// The other log's own.
+    Log,
+    /// Enough members have agreed, and theirs is the best log of all ([`crate::election`]).
+    Members,
+    /// A person's.
+    Person,
+}
+
 /// Decides whether `own` may be cut to follow who sent `theirs`.
 ///
-/// What enough members hold must stay. It is in the log of whoever leads in a higher epoch, so what that log does not have
-/// was held by too few. Where the other log is only shorter nothing follows from that, unless its node leads: another
+/// What enough members hold must stay. It is in the log of whoever leads in a higher epoch, and in every log with a record of
+/// that epoch: what such a log does not have was held by too few. Where the other log is only shorter nothing follows from that, unless its node leads: another
 /// follower may simply not have it yet, and a leader that was restarted must hear of it before it goes on.
-pub fn rejoin(own: &Standing, theirs: &Standing, force: bool) -> Rejoin {
+pub fn rejoin(own: &Standing, theirs: &Standing, word: Word) -> Rejoin {
+    let force = word == Word::Person;
     let older = theirs.adopted != own.adopted && theirs.adopted.number <= own.adopted.number;
     if older && !force {
         return Rejoin::Wait(format!(
@@ -141,15 +153,16 @@ pub fn rejoin(own: &Standing, theirs: &Standing, force: bool) -> Rejoin {
     }
     let at = match common_point((&theirs.epochs, theirs.last), (&own.epochs, own.last)) {
         Common::Prefix(at) => {
-            if !theirs.leads && !force {
+            if !theirs.leads && word == Word::Log {
                 return Rejoin::Wait(format!("the other log ends at {at}, and its node does not lead"));
             }
             at
         }
         Common::Diverged(at) => {
-            let number = |epochs: &[EpochStart]| reign(epochs, at + 1).map_or(0, |epoch| epoch.number);
-            if number(&theirs.epochs) <= number(&own.epochs) && !force {
-                return Rejoin::Force { at, shown: own.published.saturating_sub(at) };
+            let newest = |s: &Standing| reign(&s.epochs, s.last).map_or(0, |epoch| epoch.number);
+            if newest(theirs) <= newest(own) && at >= own.published && word == Word::Log {
+                let text = "and the other log has no record of a newer epoch";
+                return Rejoin::Wait(format!("the histories part behind version {at}, {text}"));
             }
             at
         }
@@ -178,7 +191,9 @@ mod tests {
     #[test]
     fn nothing_is_taken_before_the_stream_is_open() {
         let (address, dialed) = (":2".to_string(), "a:1".to_string());
-        let hello = Hello { version: 0, node: 2, own: 1, partition: 3, last: 7, epochs: Vec::new(), address, dialed };
+        let adopted = Epoch::default();
+        let hello =
+            Hello { version: 0, node: 2, own: 1, partition: 3, last: 7, adopted, epochs: Vec::new(), address, dialed };
         let (mut follower, hello) = Follower::open(hello, NOW);
         assert!(matches!(hello, Frame::Hello(Hello { version: PROTOCOL, own: 1, partition: 3, last: 7, .. })));
         assert!(follower.take(Frame::Batch(vec![1]), NOW).is_err());
@@ -207,19 +222,19 @@ mod tests {
         let new = [reign_of(1, 7, 1), reign_of(2, 8, 11)];
         // The new leader does not have what lies behind 10.
         let own = standing(&old, 8, 14, false);
-        assert_eq!(rejoin(&own, &standing(&new, 11, 20, true), false), Rejoin::Cut(10));
-        assert_eq!(rejoin(&own, &standing(&new, 11, 20, false), false), Rejoin::Cut(10), "nor do its followers");
+        assert_eq!(rejoin(&own, &standing(&new, 11, 20, true), Word::Log), Rejoin::Cut(10));
+        assert_eq!(rejoin(&own, &standing(&new, 11, 20, false), Word::Log), Rejoin::Cut(10), "nor do its followers");
         let shown = standing(&old, 12, 14, false);
         let theirs = standing(&new, 11, 20, true);
-        assert_eq!(rejoin(&shown, &theirs, false), Rejoin::Force { at: 10, shown: 2 });
-        assert_eq!(rejoin(&shown, &theirs, true), Rejoin::Cut(10));
+        assert_eq!(rejoin(&shown, &theirs, Word::Log), Rejoin::Force { at: 10, shown: 2 });
+        assert_eq!(rejoin(&shown, &theirs, Word::Person), Rejoin::Cut(10));
         // A log that is only shorter.
-        assert!(matches!(rejoin(&own, &standing(&old, 8, 9, false), false), Rejoin::Wait(_)));
-        assert_eq!(rejoin(&own, &standing(&old, 8, 9, true), false), Rejoin::Cut(9));
+        assert!(matches!(rejoin(&own, &standing(&old, 8, 9, false), Word::Log), Rejoin::Wait(_)));
+        assert_eq!(rejoin(&own, &standing(&old, 8, 9, true), Word::Log), Rejoin::Cut(9));
         // An old leader is not followed, and equal numbers say nothing.
-        assert!(matches!(rejoin(&theirs, &own, false), Rejoin::Wait(_)));
+        assert!(matches!(rejoin(&theirs, &own, Word::Log), Rejoin::Wait(_)));
         let twin = standing(&[reign_of(1, 7, 1), reign_of(2, 9, 13)], 9, 20, true);
-        assert!(matches!(rejoin(&theirs, &twin, false), Rejoin::Wait(_)));
-        assert_eq!(rejoin(&theirs, &twin, true), Rejoin::Cut(10));
+        assert!(matches!(rejoin(&theirs, &twin, Word::Log), Rejoin::Wait(_)));
+        assert_eq!(rejoin(&theirs, &twin, Word::Person), Rejoin::Cut(10));
     }
 }

@@ -38,6 +38,12 @@ pub struct Leader {
     said: Duration,
 }
 
+/// Whether a follower has agreed to an epoch that this leader must outdo before it can be followed again: that of a
+/// candidate that never came to lead.
+pub fn is_stray(adopted: Epoch, leader: &Standing) -> bool {
+    leader.leads && adopted != leader.adopted && adopted.number >= leader.adopted.number
+}
+
 impl Leader {
     /// Answers a hello: the stream, or why there is none.
     pub fn open(hello: &Hello, view: &View, now: Duration) -> Result<(Leader, Frame), Frame> {
@@ -169,7 +175,8 @@ mod tests {
 
     fn hello(last: Version, epochs: &[EpochStart]) -> Hello {
         let (address, dialed) = (":2".to_string(), "a:1".to_string());
-        Hello { version: PROTOCOL, node: 2, own: 1, partition: 1, last, epochs: epochs.to_vec(), address, dialed }
+        let (adopted, epochs) = (Epoch::default(), epochs.to_vec());
+        Hello { version: PROTOCOL, node: 2, own: 1, partition: 1, last, adopted, epochs, address, dialed }
     }
 
     fn view(published: Version, last: Version, oldest: Version, epochs: &[EpochStart]) -> View {
@@ -204,6 +211,10 @@ mod tests {
         assert_eq!(answer(&hello(12, &epochs[..1]), &view), Seen::Parted, "a tail of the old reign");
         assert_eq!(answer(&hello(21, &epochs), &view), Seen::Parted, "it is ahead");
         assert_eq!(answer(&hello(15, &[reign(1, 7, 1), reign(2, 9, 11)]), &view), Seen::Parted);
+        // It decides by itself whether it may follow; the leader only notes that it will have to outdo that epoch.
+        let stray = Epoch { number: 2, id: 9 };
+        assert_eq!(answer(&Hello { adopted: stray, ..hello(20, &epochs) }, &view), Seen::Stream);
+        assert!(is_stray(stray, &view.standing) && !is_stray(epochs[0].epoch, &view.standing));
         assert_eq!(answer(&Hello { node: 1, ..hello(0, &[]) }, &view), Seen::Refused(Reason::Itself));
         assert_eq!(answer(&Hello { version: 9, ..hello(0, &[]) }, &view), Seen::Refused(Reason::Protocol));
     }

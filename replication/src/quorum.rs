@@ -40,6 +40,8 @@ fn held(members: &Members, leader: Key, acks: &BTreeMap<Key, Version>, needed: u
     if needed == 0 {
         return Version::MAX;
     }
+    // A leader that is no member counts for none: one member more must hold it.
+    let needed = needed + usize::from(!members.nodes.iter().any(|m| m.key() == leader));
     let followers = members.nodes.iter().map(|m| m.key()).filter(|key| *key != leader || broken.counts_itself);
     let mut versions: Vec<Version> =
         followers.map(|key| if key == leader { Version::MAX } else { acks.get(&key).copied().unwrap_or(0) }).collect();

@@ -5,10 +5,10 @@
 //!
 //! | kind | from | frame | payload |
 //! |---|---|---|---|
-//! | 1 | follower | hello | `version u16, node u64, own u8, partition u8, last u64, epochs, address, dialed` |
+//! | 1 | follower | hello | `version u16, node u64, own u8, partition u8, last u64, epoch, epochs, address, dialed` |
 //! | 2 | follower | ack | `epoch, durable u64` |
 //! | 3 | both | beat | `published u64`, of the sender |
-//! | 4 | candidate | ask | `version u16, node u64, own u8, partition u8, epoch, address`: number 0 only asks |
+//! | 4 | candidate | ask | `version u16, node u64, own u8, member u64, partition u8, epoch, address`: number 0 only asks |
 //! | 16 | leader | accept | `node u64, leads u8, standing`: the stream begins behind the follower's last version |
 //! | 17 | leader | refuse | `reason u8, text up to the end` |
 //! | 18 | leader | batch | the body, as it is in the log |
@@ -35,6 +35,8 @@ pub const PAYLOAD_MAX: usize = (1 << 30) + (64 << 20);
 pub const AROUND: usize = 1 + 4 + 4;
 /// Reigns that a history may have: those without a commit are dropped, and a node that restarts a million times is not one.
 pub const EPOCHS_MAX: usize = 1 << 20;
+/// The highest number of an epoch.
+pub const EPOCH_MAX: u64 = 1 << 62;
 /// Longest address, bytes.
 pub const ADDRESS_MAX: usize = 300;
 
@@ -118,6 +120,8 @@ pub struct Ask {
     pub node: u64,
     /// The candidate's partition.
     pub own: u8,
+    /// The member's node: who is somebody else does not answer.
+    pub member: u64,
     /// The member's partition.
     pub partition: u8,
     /// To agree to; number 0 to agree to nothing.
@@ -148,6 +152,8 @@ pub struct Hello {
     pub partition: u8,
     /// The follower's newest version.
     pub last: Version,
+    /// The highest epoch that it has agreed to.
+    pub adopted: Epoch,
     /// Its history.
     pub epochs: Vec<EpochStart>,
     /// Where the follower listens: `host:port`, or `:port` on the host that it comes from.
@@ -182,7 +188,7 @@ fn epochs(take: &mut Take<'_>) -> Result<Vec<EpochStart>, BadFrame> {
     }
     let mut epochs = Vec::new();
     for _ in 0..count {
-        let epoch = Epoch { number: take.u64()?, id: take.u64()? };
+        let epoch = epoch(take)?;
         let first_version = take.u64()?;
         if first_version == 0 {
             return Err(BadFrame("an epoch begins at version 0"));
@@ -198,7 +204,9 @@ fn put_epoch(epoch: Epoch, out: &mut Vec<u8>) {
 }
 
 fn epoch(take: &mut Take<'_>) -> Result<Epoch, BadFrame> {
-    Ok(Epoch { number: take.u64()?, id: take.u64()? })
+    let epoch = Epoch { number: take.u64()?, id: take.u64()? };
+    // There is always a next one.
+    if epoch.number > EPOCH_MAX { Err(BadFrame("an epoch has a number that none can have")) } else { Ok(epoch) }
 }
 
 fn put_text(text: &str, out: &mut Vec<u8>) {
@@ -290,6 +298,7 @@ impl Frame {
                 out.put_u8(hello.own);
                 out.put_u8(hello.partition);
                 out.put_u64(hello.last);
+                put_epoch(hello.adopted, out);
                 put_epochs(&hello.epochs, out);
                 put_text(&hello.address, out);
                 put_text(&hello.dialed, out);
@@ -303,6 +312,7 @@ impl Frame {
                 out.put_u16(ask.version);
                 out.put_u64(ask.node);
                 out.put_u8(ask.own);
+                out.put_u64(ask.member);
                 out.put_u8(ask.partition);
                 put_epoch(ask.epoch, out);
                 put_text(&ask.address, out);
@@ -364,6 +374,7 @@ impl Frame {
                 own: take.u8()?,
                 partition: take.u8()?,
                 last: take.u64()?,
+                adopted: epoch(take)?,
                 epochs: epochs(take)?,
                 address: text(take)?,
                 dialed: text(take)?,
@@ -374,6 +385,7 @@ impl Frame {
                 version: take.u16()?,
                 node: take.u64()?,
                 own: take.u8()?,
+                member: take.u64()?,
                 partition: take.u8()?,
                 epoch: epoch(take)?,
                 address: text(take)?,
@@ -424,11 +436,12 @@ mod tests {
             own: 2,
             partition: 3,
             last: 40,
+            adopted: epoch,
             epochs: epochs.clone(),
             address: ":6379".to_string(),
             dialed: "b:2".to_string(),
         };
-        let ask = Ask { version: 1, node: 5, own: 1, partition: 2, epoch, address: ":1".to_string() };
+        let ask = Ask { version: 1, node: 5, own: 1, member: 6, partition: 2, epoch, address: ":1".to_string() };
         vec![
             Frame::Hello(hello),
             Frame::Ack(epoch, 41),

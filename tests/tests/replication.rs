@@ -243,6 +243,7 @@ fn only_a_servers_certificate_replicates() {
             own: 1,
             partition: 1,
             last: 0,
+            adopted: turnstone_engine::types::Epoch::default(),
             epochs: Vec::new(),
             address: ":1".to_string(),
             dialed: "localhost:1".to_string(),

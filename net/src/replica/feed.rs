@@ -6,12 +6,12 @@ use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Error;
 use turnstone_engine::Partition;
-use turnstone_engine::env::{Env, Level};
+use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::manifest::{Role, Upstream};
 use turnstone_engine::sync::first_of;
 use turnstone_engine::tail::{LogReader, Scope, Shipment};
 use turnstone_engine::types::Member;
-use turnstone_replication::leader::{Leader, View};
+use turnstone_replication::leader::{Leader, View, is_stray};
 use turnstone_replication::wire::{Answer, Ask, Frame, Hello, PROTOCOL, Reason};
 
 /// Bytes of bodies that are read at once.
@@ -38,13 +38,14 @@ impl<H: Host> Replication<H> {
     pub async fn serve(self: &Rc<Self>, link: Rc<H::Link>, env: H::Env) -> Result<(), String> {
         let deadline = self.host.now() + GREETING;
         let answer = loop {
-            match link.next()? {
-                Some(Frame::Hello(hello)) => break self.feed(&link, &hello).await,
-                Some(Frame::Ask(ask)) => break self.answer(&link, ask).await,
-                Some(_) => break Err("it did not begin with a hello".to_string()),
-                None if link.gone().is_some() => return Ok(()),
-                None if self.host.now() > deadline => break Err("it said nothing".to_string()),
-                None => wait_for(&env, &*link).await,
+            match link.next() {
+                Err(why) => break Err(why),
+                Ok(Some(Frame::Hello(hello))) => break self.feed(&link, &hello).await,
+                Ok(Some(Frame::Ask(ask))) => break self.answer(&link, ask).await,
+                Ok(Some(_)) => break Err("it did not begin with a hello".to_string()),
+                Ok(None) if link.gone().is_some() => return Ok(()),
+                Ok(None) if self.host.now() > deadline => break Err("it said nothing".to_string()),
+                Ok(None) => wait_for(&env, &*link).await,
             }
         };
         link.close();
@@ -58,6 +59,10 @@ impl<H: Host> Replication<H> {
         };
         if ask.version != PROTOCOL {
             return refuse(Reason::Protocol, format!("protocol {} is not spoken here, {PROTOCOL} is", ask.version));
+        }
+        let itself = ask.node == self.host.node() && ask.own == ask.partition;
+        if ask.member != self.host.node() || itself {
+            return refuse(Reason::Itself, "somebody else is asked".to_string());
         }
         let Some(partition) = self.host.partition(ask.partition) else {
             return refuse(Reason::NoPartition, format!("partition {} is not here, or offline", ask.partition));
@@ -102,6 +107,15 @@ impl<H: Host> Replication<H> {
             standing: partition.standing(),
             oldest: partition.oldest_version(),
         };
+        if is_stray(hello.adopted, &view.standing) {
+            self.note_stray(partition.id());
+        }
+        let mut hello = hello.clone();
+        if partition.env().sabotage() == Some(Sabotage::HistoryNotCompared) {
+            hello.last = hello.last.min(view.standing.last);
+            hello.epochs = view.standing.epochs.clone();
+        }
+        let hello = &hello;
         let (leader, accept) = match Leader::open(hello, &view, self.host.now()) {
             Ok(opened) => opened,
             Err(refusal) => return refuse(refusal),
@@ -130,7 +144,7 @@ impl<H: Host> Stream<'_, H> {
     async fn run(&mut self) -> Result<(), String> {
         let deposed = self.partition.deposed();
         loop {
-            if self.link.gone().is_some() || self.node.host.stopping() {
+            if self.link.gone().is_some() {
                 return Ok(());
             }
             self.room().await?;
@@ -232,8 +246,10 @@ impl<H: Host> Stream<'_, H> {
         if !self.partition.leads() {
             return;
         }
-        let known = self.partition.members().nodes.contains(&self.member);
-        if known {
+        let members = self.partition.members();
+        let key = self.node.key(self.partition.id());
+        let own_known = members.nodes.iter().any(|m| m.key() == key && !m.address.is_empty());
+        if own_known && members.nodes.contains(&self.member) {
             return;
         }
         let own = Member {
@@ -245,8 +261,10 @@ impl<H: Host> Stream<'_, H> {
         self.partition.env().spawn(async move {
             let added = partition.change_members(|members| {
                 let mut next = members.clone();
-                if !next.nodes.iter().any(|m| m.key() == own.key()) {
-                    next.nodes.push(own.clone());
+                match next.nodes.iter_mut().find(|m| m.key() == own.key()) {
+                    Some(known) if known.address.is_empty() => known.address = own.address.clone(),
+                    Some(_) => {}
+                    None => next.nodes.push(own.clone()),
                 }
                 match next.nodes.iter_mut().find(|m| m.key() == member.key()) {
                     Some(known) => known.address = member.address.clone(),

@@ -16,7 +16,7 @@ use turnstone_engine::sync::first_of;
 use turnstone_engine::types::{Epoch, Version};
 use turnstone_engine::{Error, Partition};
 use turnstone_replication::BEAT;
-use turnstone_replication::follower::{Follower, Rejoin, Step, rejoin};
+use turnstone_replication::follower::{Follower, Rejoin, Step, Word, rejoin};
 use turnstone_replication::wire::{Frame, Hello, PROTOCOL, Reason, Welcome};
 
 /// From the connection to the leader's answer.
@@ -138,7 +138,15 @@ impl<H: Host> Replication<H> {
             }
         }
         if let Err(welcome) = &opened {
-            match rejoin(&partition.standing(), &welcome.standing, force) {
+            let word = if force { Word::Person } else { Word::Log };
+            match rejoin(&partition.standing(), &welcome.standing, word) {
+                Rejoin::Cut(at) if at < partition.settled() => {
+                    let text = format!(
+                        "the histories part behind version {at}, before this node's checkpoint at {}: it needs a copy",
+                        partition.settled()
+                    );
+                    return Err(Trouble::Refused(Reason::Diverged, text));
+                }
                 Rejoin::Cut(at) => {
                     partition.follow(upstream.clone()).await?;
                     let adopted = force.then_some(welcome.standing.adopted);
@@ -206,6 +214,7 @@ impl<H: Host> Replication<H> {
             own: partition.id(),
             partition: upstream.partition,
             last,
+            adopted: standing.adopted,
             epochs: standing.epochs,
             address: self.host.address(),
             dialed: upstream.address.clone(),
@@ -249,7 +258,10 @@ impl<H: Host> Replication<H> {
         last: Option<Version>,
     ) -> Result<(), Trouble> {
         let Stream { link, mut follower, adopted, epochs, .. } = stream;
-        partition.adopt_history(upstream, adopted, epochs).await?;
+        if let Err(error) = partition.adopt_history(upstream, adopted, epochs).await {
+            link.close();
+            return Err(error.into());
+        }
         partition.allow(follower.shown());
         let over = Rc::new(Cell::new(false));
         // By itself: an append may wait for a checkpoint, and the leader must not take this node for gone.
@@ -313,7 +325,10 @@ impl<H: Host> Replication<H> {
                 Step::Show(version) => partition.allow(version),
                 Step::Refused(reason, text) => return Err(Trouble::Refused(reason, text)),
                 Step::Parted(_) => return Err(Trouble::Broken("the leader's log has changed".to_string())),
-                Step::Adopt(adopted, epochs) => partition.adopt_history(upstream, adopted, epochs).await?,
+                Step::Adopt(adopted, epochs) => {
+                    partition.adopt_history(upstream, adopted, epochs).await?;
+                    partition.allow(follower.shown());
+                }
                 Step::Batch(bytes) => {
                     partition.env().give_way().await;
                     if incoming.is_some() {
@@ -345,9 +360,15 @@ impl<H: Host> Replication<H> {
     }
 
     /// This log has what the leader's has not: it is cut where that may be, and what is wrong otherwise.
-    pub(super) async fn part(&self, partition: &Partition<H::Env>, welcome: &Welcome) -> Result<(), Trouble> {
+    pub(super) async fn part(
+        &self,
+        partition: &Partition<H::Env>,
+        welcome: &Welcome,
+        word: Word,
+    ) -> Result<(), Trouble> {
         let ahead_is_cut = partition.env().sabotage() == Some(Sabotage::AheadIsCut);
-        match rejoin(&partition.standing(), &welcome.standing, ahead_is_cut) {
+        let word = if ahead_is_cut { Word::Person } else { word };
+        match rejoin(&partition.standing(), &welcome.standing, word) {
             Rejoin::Cut(at) => {
                 self.host.cut(partition.id(), at, None).await?;
                 Ok(())
@@ -418,7 +439,7 @@ async fn keep_following<H: Host>(
             if !node.is_current(&partition, &upstream, attempt) {
                 return;
             }
-            match node.part(&partition, welcome).await {
+            match node.part(&partition, welcome, Word::Log).await {
                 Ok(()) => continue,
                 Err(other) => trouble = other,
             }

@@ -3,6 +3,7 @@
 
 use super::promotion::Order;
 use super::{Host, Replication, broken};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
@@ -19,11 +20,23 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// ...to here.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// So often in a row a leader finds followers that agreed to a candidate which does not lead, before it asks them back.
+const STRAYS: u32 = 3;
+
 /// What a leader has been told in its epoch.
 #[derive(Default)]
 pub struct Counting {
     epoch: Epoch,
     quorum: Quorum,
+}
+
+impl Counting {
+    /// What was confirmed in another epoch does not count in this one.
+    fn begin(&mut self, epoch: Epoch, broken: bool) {
+        if self.epoch != epoch && !broken {
+            *self = Counting { epoch, quorum: Quorum::default() };
+        }
+    }
 }
 
 impl<H: Host> Replication<H> {
@@ -37,12 +50,26 @@ impl<H: Host> Replication<H> {
         {
             let mut counting = self.counting.borrow_mut();
             let counting = counting.entry(partition.id()).or_default();
-            if counting.epoch != current && !broken.epoch {
-                *counting = Counting { epoch: current, quorum: Quorum::default() };
-            }
+            counting.begin(current, broken.epoch);
             counting.quorum.confirm(key, epoch, version, current, broken);
         }
         self.count_open(partition);
+    }
+
+    /// A follower cannot follow because it has agreed to somebody else.
+    pub(super) fn note_stray(&self, number: u8) {
+        *self.strays.borrow_mut().entry(number).or_default() += 1;
+    }
+
+    /// Whether so many came in vain that this leader begins a new epoch for them.
+    fn has_strays(&self, number: u8) -> bool {
+        self.strays.borrow().get(&number).is_some_and(|count| *count >= STRAYS)
+    }
+
+    /// Whether a member is not there: it may follow somebody else, or nobody.
+    fn misses_somebody(&self, partition: &Partition<H::Env>) -> bool {
+        let (own, present) = (self.key(partition.id()), self.board.present(partition.id()));
+        partition.members().nodes.iter().any(|m| m.key() != own && !present.contains(&m.key()))
     }
 
     /// Looks anew at what is confirmed and who is there.
@@ -63,6 +90,7 @@ impl<H: Host> Replication<H> {
         let reached = {
             let mut counting = self.counting.borrow_mut();
             let counting = counting.entry(number).or_default();
+            counting.begin(partition.adopted(), broken(partition.env()).epoch);
             counting.quorum.reached(own, &records, first, broken(partition.env()))
         };
         if records.iter().any(|record| record.members.min_replicas > 0) {
@@ -76,79 +104,106 @@ impl<H: Host> Replication<H> {
         partition.role() == Role::Leader && partition.standing().members.iter().any(|r| r.members.min_replicas > 0)
     }
 
-    /// A leader that was restarted, or has too few followers: asks the members, and returns, or follows who leads now.
-    /// Answers whether anything has changed.
-    async fn look_around(self: &Rc<Self>, partition: &Partition<H::Env>) -> bool {
+    /// A leader that was restarted, or has too few followers, asks the members. It follows who leads in a newer epoch; it
+    /// leads again if it may, or if the others have agreed to a candidate that never came to lead. Answers whether there was
+    /// such a one.
+    async fn look_around(self: &Rc<Self>, partition: &Partition<H::Env>, again: bool) -> bool {
         let number = partition.id();
-        let election = self.ask_all(partition, Epoch::default()).await;
-        if partition.is_closed() || partition.role() != Role::Leader {
-            return true;
+        let (adopted, leads) = (partition.adopted(), partition.leads());
+        // Who missed the promotion learns of it by the question, and follows.
+        let election = self.ask_all(partition, if leads { adopted } else { Epoch::default() }).await;
+        if partition.is_closed() || partition.role() != Role::Leader || partition.adopted() != adopted {
+            return false;
         }
         if let Some(leader) = election.newer_leader() {
             let text = format!("{} leads in a newer epoch: this node follows it", leader.address);
             self.log(number, Level::Info, text);
             let upstream = Upstream { address: leader.address, partition: leader.partition };
-            if partition.follow(upstream).await.is_ok() {
+            if matches!(partition.follow_newer(upstream, adopted).await, Ok(true)) {
                 self.go_on(partition);
             }
-            return true;
-        }
-        if partition.leads() || !election.may_return() {
             return false;
         }
-        let order = Order { min_replicas: None, force: false, returning: true };
-        match self.promote(number, order).await {
-            Ok(_) => true,
-            Err(why) => {
-                self.log(number, Level::Debug, format_args!("does not lead again yet: {}", why.text()));
-                false
-            }
+        let stray = election.has_stray();
+        let again = again && stray;
+        if if leads { !again } else { !election.may_return() && !again } {
+            return stray;
         }
+        let order = Order { min_replicas: None, force: false, returning: true };
+        if let Err(why) = self.promote(number, order).await {
+            self.log(number, Level::Debug, format_args!("does not lead again yet: {}", why.text()));
+        }
+        false
     }
+}
+
+/// Looks around with pauses that grow, until a partition needs it no more.
+async fn look_around<H: Host>(node: Rc<Replication<H>>, number: u8, looking: Rc<Cell<bool>>) {
+    let (mut pause, mut strays) = (PAUSE, 0);
+    while !node.host.stopping() {
+        let Some(partition) = node.host.partition(number) else { break };
+        let troubled = node.asks(&partition) && (!partition.leads() || node.misses_somebody(&partition));
+        let called_for = node.has_strays(number);
+        if !troubled && !called_for {
+            break;
+        }
+        node.strays.borrow_mut().remove(&number);
+        let env = partition.env().clone();
+        // Whoever promotes another one needs a moment for it.
+        let again = strays >= STRAYS || called_for;
+        strays = if node.look_around(&partition, again).await { strays + 1 } else { 0 };
+        drop(partition);
+        env.sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+    looking.set(false);
 }
 
 /// Looks after a partition for as long as the node lives.
 pub(super) async fn keep_leading<H: Host>(node: Rc<Replication<H>>, number: u8) {
-    let (mut pause, mut next_look) = (PAUSE, Duration::ZERO);
     // When something was prepared, oldest first.
     let mut prepared: VecDeque<(Duration, Version)> = VecDeque::new();
     let mut env: Option<H::Env> = None;
-    while !node.host.stopping() {
+    let looking = Rc::new(Cell::new(false));
+    loop {
         let now = node.host.now();
-        if let Some(partition) = node.host.partition(number) {
-            let asks = node.asks(&partition);
-            if asks && !partition.leads() && partition.env().sabotage() == Some(Sabotage::RestartUnconfirmed) {
-                let _ = partition.promote_as_it_was().await;
-            }
-            if asks && partition.leads() {
-                node.count_open(&partition);
-            }
-            let timeout = partition.settings().quorum_timeout;
-            if prepared.back().is_none_or(|(_, version)| *version != partition.prepared()) {
-                prepared.push_back((now, partition.prepared()));
-            }
-            while prepared.front().is_some_and(|(_, version)| *version <= partition.published()) {
-                prepared.pop_front();
-            }
-            let due = prepared.iter().take_while(|(since, _)| now > *since + timeout).last();
-            if let Some((_, version)) = due {
-                partition.expire(*version);
-            }
-            let troubled = asks && (!partition.leads() || partition.is_quorum_missing());
-            if troubled && now >= next_look {
-                pause = if node.look_around(&partition).await { PAUSE } else { (pause * 2).min(PAUSE_MAX) };
-                next_look = node.host.now() + pause;
-            }
-            if !troubled {
-                pause = PAUSE;
-            }
-            env = Some(partition.env().clone());
-        } else {
+        let partition = node.host.partition(number);
+        let Some(partition) = partition.filter(|p| !p.is_closed()) else {
             prepared.clear();
+            match &env {
+                Some(env) if !node.host.stopping() => env.sleep(LOOK).await,
+                _ => return,
+            }
+            continue;
+        };
+        let asks = node.asks(&partition);
+        if asks && !partition.leads() && partition.env().sabotage() == Some(Sabotage::RestartUnconfirmed) {
+            // A planted bug; it may fail as anything may.
+            let _ = partition.promote_as_it_was().await;
         }
-        match &env {
-            Some(env) => env.sleep(LOOK).await,
-            None => return,
+        if asks && partition.leads() {
+            node.count_open(&partition);
         }
+        if !asks {
+            prepared.clear();
+        } else if prepared.back().is_none_or(|(_, version)| *version != partition.prepared()) {
+            prepared.push_back((now, partition.prepared()));
+        }
+        while prepared.front().is_some_and(|(_, version)| *version <= partition.published()) {
+            prepared.pop_front();
+        }
+        let timeout = partition.settings().quorum_timeout;
+        if let Some((_, version)) = prepared.iter().take_while(|(since, _)| now > *since + timeout).last() {
+            partition.expire(*version);
+        }
+        let alone = !partition.leads() || node.misses_somebody(&partition);
+        let troubled = asks && ((partition.is_wanted() && alone) || node.has_strays(number));
+        if troubled && !looking.replace(true) {
+            partition.env().spawn(look_around(node.clone(), number, looking.clone()));
+        }
+        let world = partition.env().clone();
+        drop(partition);
+        world.sleep(LOOK).await;
+        env = Some(world);
     }
 }

@@ -94,6 +94,8 @@ pub struct Replication<H: Host> {
     /// How many orders about a partition's role there were.
     orders: RefCell<BTreeMap<u8, u64>>,
     counting: RefCell<BTreeMap<u8, Counting>>,
+    /// Followers that were refused because they had agreed to a candidate that does not lead, by partition.
+    strays: RefCell<BTreeMap<u8, u32>>,
 }
 
 impl<H: Host> Replication<H> {
@@ -105,6 +107,7 @@ impl<H: Host> Replication<H> {
             following: RefCell::default(),
             orders: RefCell::default(),
             counting: RefCell::default(),
+            strays: RefCell::default(),
         })
     }
 

@@ -6,13 +6,14 @@ use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::error::Error;
-use turnstone_engine::manifest::{Role, Upstream};
+use turnstone_engine::manifest::Upstream;
 use turnstone_engine::sync::all;
 use turnstone_engine::types::{Epoch, Member, Members, Version};
 use turnstone_engine::{Partition, Standing};
 use turnstone_replication::election::{Best, Election};
+use turnstone_replication::follower::Word;
 use turnstone_replication::quorum::Promises;
-use turnstone_replication::wire::{Answer, Ask, Frame, PROTOCOL, Reason};
+use turnstone_replication::wire::{Answer, Ask, Frame, PROTOCOL};
 
 /// A member answers within this time, the connection included.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -44,14 +45,10 @@ impl<H: Host> Replication<H> {
     pub async fn promote(self: &Rc<Self>, number: u8, order: Order) -> Result<Promoted, Trouble> {
         let mine = self.next_order(number);
         let partition = self.open_partition(number)?;
-        let sabotage = partition.env().sabotage();
-        let standing = partition.standing();
-        if standing.members.iter().all(|record| record.members.min_replicas == 0) {
-            return self.promote_alone(&partition, &standing, order).await;
-        }
         let election = self.ask_all(&partition, Epoch::default()).await;
+        let partition = self.open_partition(number)?;
+        let lenient = order.force || partition.env().sabotage() == Some(Sabotage::FenceSkipped);
         let in_reach = election.in_reach();
-        let lenient = order.force || sabotage == Some(Sabotage::FenceSkipped);
         if !in_reach.suffice() && !lenient {
             return Err(too_few(in_reach));
         }
@@ -59,55 +56,59 @@ impl<H: Host> Replication<H> {
         let epoch = Epoch { number: election.next_number(), id: partition.env().random() };
         let promised = partition.promise(epoch, None).await?;
         self.next_attempt(number);
-        let mut election = self.ask_all(&partition, epoch).await;
-        election.answered(self.key(number), true, promised);
-        let promises = election.promises();
-        if !promises.suffice() && !lenient {
+        let led = self.win(number, mine, order, election, promised).await;
+        if led.is_err()
+            && let Some(partition) = self.host.partition(number)
+        {
+            partition.fetch_from(None);
             // A follower goes on to follow; who has agreed to the epoch is there for the next attempt.
             self.go_on(&partition);
+        }
+        led
+    }
+
+    /// Asks for promises, fetches what is missing, and leads.
+    async fn win(
+        self: &Rc<Self>,
+        number: u8,
+        mine: u64,
+        order: Order,
+        election: Election,
+        promised: Standing,
+    ) -> Result<Promoted, Trouble> {
+        let partition = self.open_partition(number)?;
+        let (sabotage, epoch) = (partition.env().sabotage(), promised.adopted);
+        // Where nobody else must hold a commit there is nothing to promise: the others go on as they are.
+        let alone = election.records().iter().all(|record| record.members.min_replicas == 0);
+        let mut election = if alone { election } else { self.ask_all(&partition, epoch).await };
+        election.answered(self.key(number), true, promised);
+        let promises = election.promises();
+        if !promises.suffice() && !order.force && sabotage != Some(Sabotage::FenceSkipped) {
             return Err(too_few(promises));
         }
         let partition = match election.best() {
             Best::Of(member) if sabotage != Some(Sabotage::BestLogNotFetched) => {
                 let last = election.answer(member.key()).map_or(0, |standing| standing.last);
-                self.fetch(&partition, &member, last, mine, order.returning).await?
+                self.fetch(number, &member, last, mine).await?
             }
-            Best::Unclear(number) if !order.force => {
-                let text = format!("two logs have records of different epochs {number}; promote with `force`");
-                return Err(Trouble::Refused(Reason::Diverged, text));
-            }
-            Best::Own | Best::Of(_) | Best::Unclear(_) => partition,
+            Best::Own | Best::Of(_) => self.open_partition(number)?,
         };
         self.check_order(number, mine)?;
         let mut members = election.records().last().map(|record| record.members.clone()).unwrap_or_default();
         members.min_replicas = order.min_replicas.unwrap_or(members.min_replicas);
+        let by_force = order.force && !promises.suffice();
+        if by_force {
+            // The others are given up; one that comes back joins anew.
+            members.nodes.retain(|member| election.has_agreed(member.key()));
+        }
         self.join_own(number, &mut members);
-        partition.lead(epoch, members).await?;
+        partition.lead(epoch, members, by_force).await?;
         self.count(number);
         Ok(Promoted { epoch, missing: promises.needed.saturating_sub(promises.there) })
     }
 
-    /// Nobody is asked where no followers were asked for.
-    async fn promote_alone(
-        self: &Rc<Self>,
-        partition: &Partition<H::Env>,
-        standing: &Standing,
-        order: Order,
-    ) -> Result<Promoted, Trouble> {
-        let number = partition.id();
-        let newest = standing.adopted.number.max(standing.epochs.last().map_or(0, |e| e.epoch.number));
-        let epoch = Epoch { number: newest + 1, id: partition.env().random() };
-        partition.promise(epoch, None).await?;
-        self.next_attempt(number);
-        let mut members = partition.members();
-        members.min_replicas = order.min_replicas.unwrap_or(0);
-        self.join_own(number, &mut members);
-        partition.lead(epoch, members).await?;
-        self.count(number);
-        Ok(Promoted { epoch, missing: 0 })
-    }
-
-    fn join_own(&self, number: u8, members: &mut Members) {
+    /// The leader is a member wherever followers are asked for, or listed.
+    pub fn join_own(&self, number: u8, members: &mut Members) {
         if members.min_replicas == 0 && members.nodes.is_empty() {
             return;
         }
@@ -161,6 +162,7 @@ impl<H: Host> Replication<H> {
             version: PROTOCOL,
             node: self.host.node(),
             own: partition.id(),
+            member: member.node,
             partition: member.partition,
             epoch,
             address: self.own_address(partition),
@@ -197,55 +199,42 @@ impl<H: Host> Replication<H> {
         known.map(|member| member.address).filter(|address| !address.is_empty()).unwrap_or(own)
     }
 
-    /// Follows a member until its log is here.
+    /// Takes a member's log, up to `last`. What is durable of this node's role stays: if it ends meanwhile, it begins anew.
     async fn fetch(
         self: &Rc<Self>,
-        partition: &Partition<H::Env>,
+        number: u8,
         member: &Member,
         last: Version,
         order: u64,
-        returning: bool,
     ) -> Result<Partition<H::Env>, Trouble> {
-        let number = partition.id();
         let upstream = Upstream { address: member.address.clone(), partition: member.partition };
         self.log(number, Level::Info, format_args!("fetches the log up to version {last} from {}", member.address));
-        let before = partition.role();
-        partition.follow(upstream.clone()).await?;
         let deadline = self.host.now() + FETCH;
-        let mut partition = partition.clone();
-        let fetched = loop {
+        loop {
             self.check_order(number, order)?;
+            let partition = self.open_partition(number)?;
+            partition.fetch_from(Some(upstream.clone()));
+            let current = || {
+                !partition.is_closed()
+                    && partition.takes_from(&upstream)
+                    && self.check_order(number, order).is_ok()
+                    && self.host.now() < deadline
+            };
             let tried = match self.open_stream(&partition, &upstream).await {
-                Ok(stream) => {
-                    let current = || {
-                        !partition.is_closed()
-                            && partition.role() == Role::Follower(upstream.clone())
-                            && self.check_order(number, order).is_ok()
-                            && self.host.now() < deadline
-                    };
-                    self.apply(&partition, &upstream, stream, &current, Some(last)).await
+                Ok(stream) => self.apply(&partition, &upstream, stream, &current, Some(last)).await,
+                Err(Trouble::Parted(welcome)) if current() => {
+                    self.part(&partition, &welcome, Word::Members).await?;
+                    continue;
                 }
-                Err(Trouble::Parted(welcome)) => match self.part(&partition, &welcome).await {
-                    Ok(()) => {
-                        partition = self.open_partition(number)?;
-                        continue;
-                    }
-                    Err(other) => Err(other),
-                },
                 Err(other) => Err(other),
             };
             match tried {
-                Ok(()) => break Ok(partition.clone()),
-                Err(trouble) if self.host.now() > deadline || self.host.stopping() => break Err(trouble),
-                Err(Trouble::Engine(error @ Error::Fenced { .. })) => break Err(error.into()),
+                Ok(()) => return Ok(partition),
+                Err(trouble) if self.host.now() > deadline || self.host.stopping() => return Err(trouble),
+                Err(Trouble::Engine(error @ Error::Fenced { .. })) => return Err(error.into()),
                 Err(_) => partition.env().sleep(Duration::from_millis(50)).await,
             }
-        };
-        if fetched.is_err() && returning && before == Role::Leader {
-            // It asks again later.
-            partition.stay_leader().await?;
         }
-        fetched
     }
 }
 

@@ -210,7 +210,8 @@ impl<E: Env> Conversation<E> {
     /// Whether its partition was closed, and nothing of it is needed any more.
     pub fn needs_partition(&self) -> bool {
         let closed = self.partition.as_ref().is_some_and(Partition::is_closed);
-        closed && self.is_settled() && self.transaction.is_none()
+        let none = self.partition.is_none() && self.session.selected != 0;
+        (closed || none) && self.is_settled() && self.transaction.is_none()
     }
 
     /// The peer sends no more: what came is still run, then it is over.

@@ -911,9 +911,13 @@ async fn follow(server: Weak<ServerCore>, partition: Partition<RealEnv>) {
     let (mut seen, mut expired) = (partition.published(), partition.expired());
     loop {
         partition.wait_news(seen, expired).await;
+        let closed = partition.is_closed();
         (seen, expired) = (partition.published(), partition.expired());
         let Some(server) = server.upgrade() else { return };
         let keys = server.waiting.borrow_mut().remove(&partition.id()).unwrap_or_default();
         keys.into_iter().for_each(|key| server.mark(key));
+        if closed && partition.published() == seen {
+            return;
+        }
     }
 }

@@ -165,15 +165,16 @@ impl Host for Here {
         let away = Slot::Offline("its log is being cut; try again".to_string());
         server.partitions.borrow_mut().insert(number, away);
         old.abandon().await;
+        let cut = old.cut(version, adopted).await;
         let opened = async {
-            old.cut(version, adopted).await?;
             let env = server.core.env(number).await?;
             Partition::open(env, number, server.settings.engine.clone()).await
         };
         match opened.await {
             Ok(partition) => {
                 server.serve_partition(number, partition.clone());
-                Ok(partition)
+                // Where it could not be cut it serves as it is.
+                cut.map(|_| partition)
             }
             Err(error) => {
                 let text = format!("partition {number} is offline: its log could not be cut: {error}");
@@ -366,12 +367,7 @@ impl ServerCore {
                 let changed = partition.change_members(|members| {
                     let mut next = members.clone();
                     next.min_replicas = min_replicas;
-                    let own = (self.settings.node, partition.id());
-                    if next.nodes.is_empty() {
-                        let address = self.settings.advertise.clone();
-                        let (node, partition) = own;
-                        next.nodes.push(turnstone_engine::types::Member { node, partition, address });
-                    }
+                    replication.join_own(partition.id(), &mut next);
                     (next != *members).then_some(next)
                 });
                 settled(&partition, changed.await?).await?;

@@ -1,4 +1,6 @@
 //! The scheduler: any task that is ready may run next, by the seed; time jumps to the next timer when none is.
+//!
+//! Tasks have an owner, which those that they start inherit: the tasks of a node go when it crashes.
 
 use super::rng::{Rng, mix};
 use std::cell::{Cell, RefCell};
@@ -29,12 +31,17 @@ pub struct World {
     pub rng: Rng,
     now: Cell<Duration>,
     tasks: RefCell<Vec<Option<Task>>>,
-    spawned: RefCell<Vec<Task>>,
+    owners: RefCell<Vec<u32>>,
+    spawned: RefCell<Vec<(u32, Task)>>,
+    /// Whose task runs.
+    owner: Cell<u32>,
     ready: Arc<Mutex<Vec<usize>>>,
     timers: RefCell<BTreeMap<(Duration, u64), Waker>>,
     serial: Cell<u64>,
     halted: RefCell<Option<String>>,
     trace: Cell<u64>,
+    /// Devices take so many times as long.
+    pub slowness: Cell<u64>,
     /// Operations so far.
     pub steps: Cell<u64>,
     /// The lines that were logged.
@@ -59,12 +66,15 @@ impl World {
             rng: Rng::new(seed),
             now: Cell::new(Duration::ZERO),
             tasks: RefCell::default(),
+            owners: RefCell::default(),
+            owner: Cell::new(0),
             spawned: RefCell::default(),
             ready: Arc::default(),
             timers: RefCell::default(),
             serial: Cell::new(0),
             halted: RefCell::default(),
             trace: Cell::new(0),
+            slowness: Cell::new(1),
             steps: Cell::new(0),
             log: RefCell::default(),
         })
@@ -85,9 +95,29 @@ impl World {
         self.trace.set(mix(self.trace.get() ^ what));
     }
 
-    /// Starts a task.
+    /// Starts a task of whoever runs now.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        self.spawned.borrow_mut().push(Box::pin(task));
+        self.spawn_for(self.owner.get(), task);
+    }
+
+    /// Starts a task of this owner.
+    pub fn spawn_for(&self, owner: u32, task: impl Future<Output = ()> + 'static) {
+        self.spawned.borrow_mut().push((owner, Box::pin(task)));
+    }
+
+    /// Drops the tasks of an owner, which must not be the one that runs.
+    pub fn drop_tasks_of(&self, owner: u32) {
+        assert_ne!(owner, self.owner.get(), "a task cannot drop itself");
+        let ids: Vec<usize> = {
+            let owners = self.owners.borrow();
+            (0..owners.len()).filter(|id| owners[*id] == owner).collect()
+        };
+        let gone: Vec<Option<Task>> = ids.into_iter().map(|id| self.tasks.borrow_mut()[id].take()).collect();
+        drop(gone);
+        let (gone, kept) = self.spawned.take().into_iter().partition(|(whose, _)| *whose == owner);
+        *self.spawned.borrow_mut() = kept;
+        let gone: Vec<(u32, Task)> = gone;
+        drop(gone);
     }
 
     /// The process ends itself.
@@ -112,14 +142,15 @@ impl World {
 
     /// The time an operation of a device takes.
     pub async fn device_time(&self) {
-        let micros = 1 + self.rng.below(300);
+        let micros = (1 + self.rng.below(300)) * self.slowness.get();
         self.sleep(Duration::from_micros(micros)).await;
     }
 
     fn adopt(&self) {
-        for task in self.spawned.borrow_mut().drain(..) {
+        for (owner, task) in self.spawned.borrow_mut().drain(..) {
             let mut tasks = self.tasks.borrow_mut();
             tasks.push(Some(task));
+            self.owners.borrow_mut().push(owner);
             self.ready.lock().expect("one thread").push(tasks.len() - 1);
         }
     }
@@ -160,10 +191,12 @@ impl World {
             let task = self.tasks.borrow_mut()[id].take();
             let Some(mut task) = task else { continue };
             self.note(id as u64);
+            self.owner.set(self.owners.borrow()[id]);
             let waker = Waker::from(Arc::new(TaskWaker { id, ready: self.ready.clone() }));
             if task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
                 self.tasks.borrow_mut()[id] = Some(task);
             }
+            self.owner.set(0);
         }
     }
 
@@ -171,6 +204,7 @@ impl World {
     pub fn drop_tasks(&self) {
         let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
         drop(tasks);
+        self.owners.borrow_mut().clear();
         self.spawned.borrow_mut().clear();
         self.timers.borrow_mut().clear();
     }

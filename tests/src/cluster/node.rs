@@ -1,0 +1,239 @@
+//! Simulated nodes: a real partition and the server's real replication around it, on a disk that a crash leaves as it was.
+
+use super::network::{SimLink, Weather, connect};
+use crate::sim::disk::Loss;
+use crate::sim::{DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+use turnstone_engine::env::Sabotage;
+use turnstone_engine::types::{Epoch, Version};
+use turnstone_engine::{Error, Partition, Settings};
+use turnstone_net::replica::{Host, Replication};
+
+/// The partition that is replicated.
+pub const PARTITION: u8 = 1;
+/// Dialing gives up after this time.
+const DIAL: Duration = Duration::from_secs(1);
+
+/// A node that runs.
+pub struct Running {
+    /// Grows with every start.
+    pub life: u32,
+    env: SimEnv,
+    partition: RefCell<Option<Partition<SimEnv>>>,
+    replication: RefCell<Option<Rc<Replication<SimHost>>>>,
+    links: RefCell<Vec<Weak<SimLink>>>,
+}
+
+/// All nodes.
+pub struct Cluster {
+    /// Time, tasks, choices.
+    pub world: Rc<World>,
+    /// What is wrong with the network.
+    pub weather: Rc<Weather>,
+    nodes: Vec<RefCell<Option<Rc<Running>>>>,
+    disks: Vec<RefCell<(DiskImage, IndexImage)>>,
+    settings: Settings,
+    sabotage: Option<Sabotage>,
+    lives: Cell<u32>,
+    /// What must not be.
+    pub failure: RefCell<Option<String>>,
+}
+
+/// One node, as its replication sees it.
+pub struct SimHost {
+    cluster: Weak<Cluster>,
+    node: usize,
+    life: u32,
+}
+
+impl Cluster {
+    /// So many nodes, none of which runs.
+    pub fn new(world: Rc<World>, nodes: usize, settings: Settings, sabotage: Option<Sabotage>) -> Rc<Cluster> {
+        Rc::new(Cluster {
+            world,
+            weather: Rc::default(),
+            nodes: (0..nodes).map(|_| RefCell::default()).collect(),
+            disks: (0..nodes).map(|_| RefCell::default()).collect(),
+            settings,
+            sabotage,
+            lives: Cell::new(0),
+            failure: RefCell::default(),
+        })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Says what must not be; the first time counts.
+    pub fn fail(&self, what: String) {
+        self.failure.borrow_mut().get_or_insert(what);
+    }
+
+    /// Owner of a node's tasks.
+    pub fn owner(node: usize) -> u32 {
+        node as u32 + 1
+    }
+
+    /// A node that runs.
+    pub fn running(&self, node: usize) -> Option<Rc<Running>> {
+        self.nodes[node].borrow().clone()
+    }
+
+    /// The partition of a node that runs and has it open.
+    pub fn partition(&self, node: usize) -> Option<Partition<SimEnv>> {
+        self.running(node).and_then(|running| running.partition.borrow().clone())
+    }
+
+    /// The replication of a node that runs.
+    pub fn replication(&self, node: usize) -> Option<Rc<Replication<SimHost>>> {
+        self.running(node).and_then(|running| running.replication.borrow().clone())
+    }
+
+    /// Starts a node on what its disk has.
+    pub fn start(self: &Rc<Self>, node: usize) {
+        let (disk, index) = self.disks[node].borrow().clone();
+        self.lives.set(self.lives.get() + 1);
+        let env = SimEnv {
+            world: self.world.clone(),
+            disk: SimDisk::new(self.world.clone(), disk),
+            index: SimIndex::new(self.world.clone(), index, false),
+            sabotage: self.sabotage,
+            shared: None,
+        };
+        let running = Rc::new(Running {
+            life: self.lives.get(),
+            env: env.clone(),
+            partition: RefCell::default(),
+            replication: RefCell::default(),
+            links: RefCell::default(),
+        });
+        *self.nodes[node].borrow_mut() = Some(running.clone());
+        let (cluster, settings) = (Rc::downgrade(self), self.settings.clone());
+        self.world.spawn_for(Cluster::owner(node), async move {
+            let opened = Partition::open(env, PARTITION, settings).await;
+            let Some(up) = cluster.upgrade() else { return };
+            match opened {
+                Ok(partition) => {
+                    let replication = Replication::new(SimHost { cluster: cluster.clone(), node, life: running.life });
+                    *running.partition.borrow_mut() = Some(partition.clone());
+                    *running.replication.borrow_mut() = Some(replication.clone());
+                    replication.begin(&partition);
+                }
+                Err(error) => up.fail(format!("node {node} does not open: {error}")),
+            }
+        });
+    }
+
+    /// The power goes, or the process dies.
+    pub fn crash(&self, node: usize, loss: Loss) {
+        let Some(running) = self.nodes[node].borrow_mut().take() else { return };
+        self.world.drop_tasks_of(Cluster::owner(node));
+        let disk = running.env.disk.image().crash(loss);
+        let index = running.env.index.image().crash(self.world.rng.next());
+        *self.disks[node].borrow_mut() = (disk, index);
+        for link in running.links.borrow().iter().filter_map(Weak::upgrade) {
+            link.reset();
+        }
+    }
+
+    /// Connections of a node break.
+    pub fn reset(&self, node: usize) {
+        if let Some(running) = self.running(node) {
+            running.links.borrow().iter().filter_map(Weak::upgrade).for_each(|link| link.reset());
+            running.links.borrow_mut().retain(|link| link.strong_count() > 0);
+        }
+    }
+}
+
+impl SimHost {
+    fn running(&self) -> Option<Rc<Running>> {
+        let cluster = self.cluster.upgrade()?;
+        cluster.running(self.node).filter(|running| running.life == self.life)
+    }
+}
+
+impl Host for SimHost {
+    type Env = SimEnv;
+    type Link = SimLink;
+
+    fn partition(&self, number: u8) -> Option<Partition<SimEnv>> {
+        if number != PARTITION {
+            return None;
+        }
+        self.running()?.partition.borrow().clone()
+    }
+
+    async fn cut(&self, _: u8, version: Version, adopted: Option<Epoch>) -> Result<Partition<SimEnv>, Error> {
+        let running = self.running().ok_or(Error::ShuttingDown)?;
+        let cluster = self.cluster.upgrade().ok_or(Error::ShuttingDown)?;
+        let old = running.partition.borrow_mut().take().ok_or(Error::ShuttingDown)?;
+        old.abandon().await;
+        if let Err(error) = old.cut(version, adopted).await {
+            cluster.fail(format!("node {} cannot cut behind {version}: {error}", self.node));
+            return Err(error);
+        }
+        let opened = Partition::open(running.env.clone(), PARTITION, cluster.settings.clone()).await;
+        match opened {
+            Ok(partition) => {
+                *running.partition.borrow_mut() = Some(partition.clone());
+                Ok(partition)
+            }
+            Err(error) => {
+                cluster.fail(format!("node {} does not open after a cut: {error}", self.node));
+                Err(error)
+            }
+        }
+    }
+
+    async fn dial(&self, address: String, _: u8) -> Result<Rc<SimLink>, String> {
+        let cluster = self.cluster.upgrade().ok_or("over")?;
+        let digits = address.trim_start_matches('n').split(':').next().unwrap_or_default();
+        let to: usize = digits.parse().map_err(|_| format!("{address} is nowhere"))?;
+        let world = cluster.world.clone();
+        world.sleep(Duration::from_micros(100 + world.rng.below(2000))).await;
+        if cluster.weather.is_cut(self.node, to) || cluster.weather.is_cut(to, self.node) {
+            world.sleep(DIAL).await;
+            return Err(format!("{address} does not answer"));
+        }
+        let Some(there) = cluster.running(to) else { return Err(format!("{address} refuses")) };
+        let Some(replication) = there.replication.borrow().clone() else {
+            return Err(format!("{address} is not ready"));
+        };
+        let (near, far) = connect(&world, &cluster.weather, self.node, to);
+        if let Some(here) = self.running() {
+            here.links.borrow_mut().push(Rc::downgrade(&near));
+        }
+        there.links.borrow_mut().push(Rc::downgrade(&far));
+        let env = there.env.clone();
+        world.spawn_for(Cluster::owner(to), async move {
+            // Why it ended interests only people.
+            let _ = replication.serve(far, env).await;
+        });
+        Ok(near)
+    }
+
+    fn node(&self) -> u64 {
+        self.node as u64 + 100
+    }
+
+    fn address(&self) -> String {
+        format!("n{}:9", self.node)
+    }
+
+    fn now(&self) -> Duration {
+        self.cluster.upgrade().map_or(Duration::ZERO, |cluster| cluster.world.now())
+    }
+
+    fn stopping(&self) -> bool {
+        self.running().is_none()
+    }
+}
