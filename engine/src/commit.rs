@@ -23,7 +23,7 @@ use crate::vlog::Stream;
 use crate::wal::body::{self, Builder};
 use crate::wal::{self, Append};
 use std::cell::RefCell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
@@ -556,9 +556,8 @@ impl<E: Env> Partition<E> {
             }
         };
         let cost = wal::cost(body::FLUSH_LEN, 0);
-        let version =
-            flush_with(core, cost, check, |core, version| enqueue(core, version, &[], cost, Builder::add_flush))
-                .await?;
+        let push = |core: &Core<E>, version| enqueue(core, version, &[], cost, Builder::add_flush);
+        let version = flush_with(core, cost, check, core.abandoned.reached(1), push).await?;
         self.wait_outcome(version).await?;
         // It counts already; who closes does not wait for what it made superfluous.
         let _ = core.wait_for_flush().await;
@@ -567,15 +566,21 @@ impl<E: Env> Partition<E> {
 }
 
 /// Deletes every key by a batch of its own, which `push` adds to the queue. It answers the version when that is prepared;
-/// nothing else is prepared and nothing checkpointed until it is published and all runs are retired.
+/// nothing else is prepared and nothing checkpointed until it is published and all runs are retired. Who waits for a
+/// checkpoint to end waits no longer when `in_vain` ends.
 pub(crate) async fn flush_with<E: Env>(
     core: &Rc<Core<E>>,
     cost: u64,
     check: impl Fn(&Rc<Core<E>>) -> Result<(), Error>,
+    in_vain: impl Future<Output = ()>,
     push: impl FnOnce(&Core<E>, Version),
 ) -> Result<Version, Error> {
-    let no_checkpoint = core.checkpoint_gate.enter().await;
-    core.wait_for_flush().await?;
+    let mut entered = None;
+    first_of(async { entered = Some(core.checkpoint_gate.enter().await) }, in_vain).await;
+    let Some(no_checkpoint) = entered else {
+        check(core)?;
+        return Err(Error::Upstream("a flush came twice".to_string()));
+    };
     core.paused(async || {
         check(core)?;
         core.manifest.reserve().await?;

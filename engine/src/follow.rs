@@ -236,7 +236,9 @@ impl<E: Env> Incoming<E> {
         let check = |core: &Rc<Core<E>>| continues(core, &self.upstream, self.adopted, first_version, epoch);
         if self.body.transactions.iter().flatten().any(|o| *o == Operation::Flush) {
             let bytes = self.bytes;
-            flush_with(&core, cost, check, |core, _| {
+            // A stream that was replaced may bring it first: that one is pending then, and holds checkpoints off.
+            let in_vain = core.appending.reached(first_version);
+            flush_with(&core, cost, check, in_vain, |core, _| {
                 push_batch(core, Content::Whole { bytes, first_version }, last, Vec::new(), cost);
             })
             .await?;

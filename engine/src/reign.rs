@@ -143,7 +143,9 @@ impl<E: Env> Partition<E> {
         if core.closing.get() {
             return Err(Error::ShuttingDown);
         }
-        let refused = |adopted: Epoch| (!is_same(adopted) && adopted.number >= epoch.number).then_some(adopted);
+        let lenient = core.env.sabotage() == Some(crate::env::Sabotage::LowerPromise);
+        let is_lower = |adopted: Epoch| !is_same(adopted) && adopted.number >= epoch.number && !lenient;
+        let refused = |adopted: Epoch| is_lower(adopted).then_some(adopted);
         let adopted = core.manifest.get().adopted;
         if let Some(adopted) = refused(adopted) {
             return Err(Error::Fenced { adopted });
@@ -169,7 +171,10 @@ impl<E: Env> Partition<E> {
         }
         // One that led leads no more, also if it asks itself: what is confirmed from now on is not of its old epoch.
         core.depose().await;
-        Ok(self.standing())
+        let standing = self.standing();
+        // Somebody else may have been agreed to in between, who must not be taken for the one who asked.
+        let kept = is_same(standing.adopted) || self.sabotaged_promise();
+        if kept { Ok(standing) } else { Err(Error::Fenced { adopted: standing.adopted }) }
     }
 
     fn sabotaged_promise(&self) -> bool {

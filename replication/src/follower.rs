@@ -140,8 +140,9 @@ pub enum Word {
 /// Decides whether `own` may be cut to follow who sent `theirs`.
 ///
 /// What enough members hold must stay. It is in the log of whoever leads in a higher epoch, and in every log with a record of
-/// that epoch: what such a log does not have was held by too few. Where the other log is only shorter nothing follows from that, unless its node leads: another
-/// follower may simply not have it yet, and a leader that was restarted must hear of it before it goes on.
+/// that epoch: what such a log does not have was held by too few. Where the other log is only shorter nothing follows
+/// from that, unless its node leads: another follower may simply not have it yet, and a leader that was restarted must
+/// hear of it before it goes on.
 pub fn rejoin(own: &Standing, theirs: &Standing, word: Word) -> Rejoin {
     let force = word == Word::Person;
     let older = theirs.adopted != own.adopted && theirs.adopted.number <= own.adopted.number;

@@ -186,7 +186,7 @@ fn epochs(take: &mut Take<'_>) -> Result<Vec<EpochStart>, BadFrame> {
     if count > EPOCHS_MAX {
         return Err(BadFrame("a history has more epochs than any has"));
     }
-    let mut epochs = Vec::new();
+    let mut epochs = Vec::with_capacity(if cfg!(feature = "planted") { count } else { 0 });
     for _ in 0..count {
         let epoch = epoch(take)?;
         let first_version = take.u64()?;

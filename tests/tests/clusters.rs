@@ -64,7 +64,9 @@ fn every_planted_bug_among_nodes_is_found() {
     let tries = number("TURNSTONE_TRIES").unwrap_or(400);
     let mut missed = Vec::new();
     let only = std::env::var("TURNSTONE_BUG").ok();
-    for bug in Sabotage::AMONG_NODES.into_iter().filter(|bug| only.as_ref().is_none_or(|o| *o == format!("{bug:?}"))) {
+    let seldom = Sabotage::SELDOM_SEEN.into_iter().filter(|_| only.is_some());
+    let asked = |bug: &Sabotage| only.as_ref().is_none_or(|only| *only == format!("{bug:?}"));
+    for bug in Sabotage::AMONG_NODES.into_iter().chain(seldom).filter(asked) {
         let found = (0..tries).find_map(|seed| {
             let effort = Effort { quarrels: if seed % 2 == 0 { 0 } else { 100 }, ..effort };
             let outcome = std::panic::catch_unwind(|| run_seed(seed, effort, Some(bug)));

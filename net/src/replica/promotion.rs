@@ -56,7 +56,7 @@ impl<H: Host> Replication<H> {
         let epoch = Epoch { number: election.next_number(), id: partition.env().random() };
         let promised = partition.promise(epoch, None).await?;
         self.next_attempt(number);
-        let led = self.win(number, mine, order, election, promised).await;
+        let led = self.win(number, mine, order, epoch, election, promised).await;
         if led.is_err()
             && let Some(partition) = self.host.partition(number)
         {
@@ -73,11 +73,12 @@ impl<H: Host> Replication<H> {
         number: u8,
         mine: u64,
         order: Order,
+        epoch: Epoch,
         election: Election,
         promised: Standing,
     ) -> Result<Promoted, Trouble> {
         let partition = self.open_partition(number)?;
-        let (sabotage, epoch) = (partition.env().sabotage(), promised.adopted);
+        let sabotage = partition.env().sabotage();
         // Where nobody else must hold a commit there is nothing to promise: the others go on as they are.
         let alone = election.records().iter().all(|record| record.members.min_replicas == 0);
         let mut election = if alone { election } else { self.ask_all(&partition, epoch).await };

@@ -436,16 +436,24 @@ async fn recover(run: &Rc<Run>) -> Result<(), String> {
         if world.now() > healed + RECOVERY * 2 {
             return Err(format!("no commit within {:?} after the last fault: {}", RECOVERY * 2, describe(run)));
         }
-        let leads =
-            (0..cluster.len()).any(|node| cluster.partition(node).is_some_and(|p| p.leads() && !p.is_quorum_missing()));
-        if world.now() > person && !leads {
-            person = world.now() + Duration::from_millis(1500);
-            promote(run, world.rng.below(cluster.len() as u64) as usize);
-        }
+        person = lend_a_hand(run, person);
         world.sleep(Duration::from_millis(20)).await;
     }
     run.count(|tally| tally.recovery = tally.recovery.max(run.last_ack.get() - healed));
     Ok(())
+}
+
+/// Somebody looks now and then, next at the time that this answers: where nobody leads a node is promoted.
+fn lend_a_hand(run: &Rc<Run>, at: Duration) -> Duration {
+    let (cluster, now) = (&run.cluster, run.cluster.world.now());
+    let leads = |node| cluster.partition(node).is_some_and(|p| p.leads() && !p.is_quorum_missing());
+    if now < at {
+        return at;
+    }
+    if !(0..cluster.len()).any(leads) {
+        promote(run, cluster.world.rng.below(cluster.len() as u64) as usize);
+    }
+    now + Duration::from_millis(1500)
 }
 
 fn describe(run: &Run) -> String {
@@ -473,7 +481,9 @@ async fn settle(run: &Rc<Run>) -> Result<(), String> {
     let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
     let began = world.now();
     let shown = |node: usize| cluster.partition(node).map(|p| (p.published(), p.standing().last));
+    let mut person = began + Duration::from_millis(1500);
     loop {
+        person = lend_a_hand(run, person);
         if cluster.failure.borrow().is_some() {
             return Ok(());
         }
@@ -523,7 +533,7 @@ async fn compare(run: &Rc<Run>, last: Version) -> Result<bool, String> {
     for node in 1..cluster.len() {
         let differ = logs[0].iter().zip(&logs[node]).find(|(a, b)| a != b);
         if let Some((a, b)) = differ {
-            let show = |b: &Body| (b.epoch.number, b.first_version, b.transactions.len());
+            let show = |b: &Body| (b.epoch, b.first_version, b.commit_ms, b.transactions.clone());
             return Err(format!("nodes 0 and {node} have different logs: {:?}, {:?}", show(a), show(b)));
         }
         if digests[node] != digests[0] {

@@ -34,6 +34,9 @@ impl Weather {
     }
 }
 
+/// Frames on their way: when they are due, and their bytes.
+type Underway = Rc<RefCell<VecDeque<(Duration, Vec<u8>)>>>;
+
 struct Half {
     inbox: RefCell<VecDeque<Frame>>,
     heard: Cell<bool>,
@@ -49,7 +52,7 @@ pub struct SimLink {
     pub ends: (usize, usize),
     own: Rc<Half>,
     /// Frames on their way to the other end: when they are due, and their bytes.
-    outbox: Rc<RefCell<VecDeque<(Duration, Vec<u8>)>>>,
+    outbox: Underway,
     underway: Rc<Cell<usize>>,
     wake: Rc<Notify>,
     closing: Rc<Cell<bool>>,
@@ -100,7 +103,7 @@ struct Pump {
     world: Rc<World>,
     weather: Rc<Weather>,
     ends: (usize, usize),
-    outbox: Rc<RefCell<VecDeque<(Duration, Vec<u8>)>>>,
+    outbox: Underway,
     underway: Rc<Cell<usize>>,
     wake: Rc<Notify>,
     closing: Rc<Cell<bool>>,

@@ -9,6 +9,7 @@ pub mod config;
 pub mod frames;
 pub mod manifest;
 pub mod memory;
+pub mod replication;
 pub mod runs;
 pub mod session;
 pub mod values;
@@ -25,7 +26,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "frames_v1", run: frames::v1, seeds: frames::seeds_v1 },
     Target { name: "frames_turnstone2", run: frames::turnstone2, seeds: frames::seeds_turnstone2 },
     Target { name: "session", run: session::run, seeds: session::seeds },
@@ -34,6 +35,7 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "manifest", run: manifest::run, seeds: manifest::seeds },
     Target { name: "runs", run: runs::run, seeds: runs::seeds },
     Target { name: "config", run: config::run, seeds: config::seeds },
+    Target { name: "replication", run: replication::run, seeds: replication::seeds },
 ];
 
 /// Takes the parts of a script off the front of an input. Where the input ends, everything is zero or empty.

@@ -57,6 +57,10 @@ impl Env for SimEnv {
         self.world.spawn(task);
     }
     fn log(&self, _level: Level, line: String) {
+        let line = match self.world.owner() {
+            0 => line,
+            owner => format!("{:9.4} node {}: {line}", self.world.now().as_secs_f64(), owner - 1),
+        };
         self.world.log.borrow_mut().push(line);
     }
     async fn halt(&self, why: String) -> Infallible {

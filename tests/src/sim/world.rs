@@ -85,6 +85,11 @@ impl World {
         self.now.get()
     }
 
+    /// Whose task runs.
+    pub fn owner(&self) -> u32 {
+        self.owner.get()
+    }
+
     /// A number that depends on everything that happened, in order.
     pub fn trace(&self) -> u64 {
         self.trace.get()

@@ -1,0 +1,153 @@
+//! Frames between nodes, and what the state machines of both sides make of any that a peer may send.
+
+use super::Script;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use turnstone_engine::Standing;
+use turnstone_engine::codec::crc;
+use turnstone_engine::manifest::{EpochStart, MembersRecord};
+use turnstone_engine::types::{Epoch, Member, Members};
+use turnstone_replication::election::Election;
+use turnstone_replication::follower::{Follower, Step, Word, rejoin};
+use turnstone_replication::leader::{Leader, View};
+use turnstone_replication::quorum::promises;
+use turnstone_replication::wire::{Answer, Ask, Frame, Hello, PROTOCOL, Reason, Welcome};
+
+const NOW: Duration = Duration::from_secs(100);
+
+/// Whatever decodes is what its bytes say, and nothing else.
+fn decoded(bytes: &[u8]) -> Option<Frame> {
+    match Frame::decode(bytes) {
+        Ok(Some((frame, used))) => {
+            assert!(used <= bytes.len());
+            let mut again = Vec::new();
+            frame.encode(&mut again);
+            // A text that was no UTF-8 is mended; all else comes back as it was.
+            if !matches!(frame, Frame::Refuse(..)) {
+                assert_eq!(again, bytes[..used]);
+            }
+            Some(frame)
+        }
+        Ok(None) | Err(_) => None,
+    }
+}
+
+/// A frame of any kind with any payload, its length and checksum as they should be.
+fn mended(script: &mut Script<'_>) -> Option<Frame> {
+    let (kind, length) = (script.u8(), usize::from(script.u16() & 0x3ff));
+    let payload = script.bytes(length);
+    let mut bytes = vec![kind];
+    bytes.extend((payload.len() as u32).to_le_bytes());
+    bytes.extend(payload);
+    bytes.extend(crc(&[&bytes]).to_le_bytes());
+    decoded(&bytes)
+}
+
+fn own_standing() -> Standing {
+    let epochs = [(1, 7, 1), (3, 9, 41)];
+    let start = |(number, id, first_version)| EpochStart { epoch: Epoch { number, id }, first_version };
+    let nodes = (1..4).map(|node| Member { node, partition: 1, address: format!("n{node}:1") }).collect();
+    let members = vec![MembersRecord { version: 5, members: Members { min_replicas: 1, nodes } }];
+    let epochs = epochs.into_iter().map(start).collect();
+    Standing { adopted: Epoch { number: 3, id: 9 }, epochs, last: 60, published: 50, members, leads: true }
+}
+
+/// A peer that says what it likes, to each side.
+fn conversation(mut script: Script<'_>) {
+    let own = own_standing();
+    let (address, dialed) = (":1".to_string(), "n1:1".to_string());
+    let (adopted, epochs) = (own.adopted, own.epochs.clone());
+    let hello = Hello { version: PROTOCOL, node: 2, own: 1, partition: 1, last: 60, adopted, epochs, address, dialed };
+    let (mut follower, _) = Follower::open(hello, NOW);
+    let view = View { node: 1, partition: 1, standing: own.clone(), oldest: 20 };
+    let mut leader: Option<Leader> = None;
+    let mut election = Election::new((1, 1), own.clone());
+    while !script.is_over() {
+        let Some(frame) = mended(&mut script) else { continue };
+        match &frame {
+            Frame::Hello(hello) => leader = Leader::open(hello, &view, NOW).ok().map(|(leader, _)| leader),
+            Frame::Answer(answer) => {
+                let asked = election.unasked();
+                let key = asked.first().map_or((2, 1), Member::key);
+                election.answered(key, answer.granted, answer.standing.clone());
+                let _ = (election.best(), election.promises(), election.may_return(), election.newer_leader());
+                assert!(election.next_number() > own.adopted.number);
+                let _ = promises(&answer.standing.members, &BTreeSet::from([key]));
+            }
+            Frame::Accept(welcome) | Frame::Parted(welcome) => {
+                for word in [Word::Log, Word::Members] {
+                    if let turnstone_replication::follower::Rejoin::Cut(at) = rejoin(&own, &welcome.standing, word) {
+                        assert!(at >= own.published, "what was shown is cut without a person's word");
+                    }
+                }
+            }
+            _ => {}
+        }
+        if let Some(leader) = &mut leader {
+            // A violation ends the connection.
+            let _ = leader.take(&frame, NOW);
+        }
+        if let Ok(Step::Adopt(epoch, _)) = follower.take(frame, NOW) {
+            assert_eq!(epoch, follower.epoch());
+        }
+    }
+}
+
+/// See the parent.
+pub fn run(input: &[u8]) {
+    let mut script = Script(input);
+    match script.u8() % 3 {
+        0 => {
+            decoded(script.0);
+        }
+        1 => {
+            mended(&mut script);
+        }
+        _ => conversation(script),
+    }
+}
+
+/// Every kind of frame, in each mode.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let own = own_standing();
+    let (epoch, epochs) = (own.adopted, own.epochs.clone());
+    let (address, dialed) = (":1".to_string(), "n1:1".to_string());
+    let bare = Standing { members: Vec::new(), ..own.clone() };
+    let adopted = epoch;
+    let frames = [
+        Frame::Hello(Hello {
+            version: PROTOCOL,
+            node: 2,
+            own: 1,
+            partition: 1,
+            last: 60,
+            adopted,
+            epochs: epochs.clone(),
+            address: address.clone(),
+            dialed,
+        }),
+        Frame::Ack(epoch, 60),
+        Frame::Beat(50),
+        Frame::Ask(Ask { version: PROTOCOL, node: 2, own: 1, member: 1, partition: 1, epoch, address }),
+        Frame::Answer(Answer { granted: true, standing: own }),
+        Frame::Accept(Welcome { node: 1, standing: bare.clone() }),
+        Frame::Parted(Welcome { node: 1, standing: bare }),
+        Frame::Refuse(Reason::Diverged, "they part".to_string()),
+        Frame::Batch(vec![7; 20]),
+        Frame::Value(vec![8; 20]),
+        Frame::Epochs(epoch, epochs),
+    ];
+    let mut seeds = Vec::new();
+    let mut all = vec![2];
+    for frame in frames {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        let payload = &bytes[5..bytes.len() - 4];
+        let script = [&[bytes[0]], (payload.len() as u16).to_le_bytes().as_slice(), payload].concat();
+        seeds.push([&[0], bytes.as_slice()].concat());
+        seeds.push([&[1], script.as_slice()].concat());
+        all.extend(script);
+    }
+    seeds.push(all);
+    seeds
+}
