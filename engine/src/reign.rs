@@ -151,6 +151,8 @@ impl<E: Env> Partition<E> {
             return Err(Error::Fenced { adopted });
         }
         let stays = core.env.sabotage() == Some(crate::env::Sabotage::OldLeaderFollowed);
+        // A first write that is about to begin an epoch of its own does so before this, or not at all.
+        let begin = core.begin_gate.enter().await;
         if !self.sabotaged_promise() {
             let adopted = core
                 .update_manifest(|m| {
@@ -170,6 +172,8 @@ impl<E: Env> Partition<E> {
             }
         }
         // One that led leads no more, also if it asks itself: what is confirmed from now on is not of its old epoch.
+        core.confirmed.set(false);
+        drop(begin);
         core.depose().await;
         let standing = self.standing();
         // Somebody else may have been agreed to in between, who must not be taken for the one who asked.
@@ -250,15 +254,28 @@ impl<E: Env> Partition<E> {
         Ok(())
     }
 
+    /// Agrees to lead in an epoch above all that it knows, numbered `at_least` so. A first write may begin one just before.
+    pub async fn promise_next(&self, at_least: u64) -> Result<(Epoch, Standing), Error> {
+        let core = &self.0;
+        let mut tries = 0;
+        loop {
+            let newest = {
+                let m = core.manifest.get();
+                m.adopted.number.max(m.epochs.last().map_or(0, |e| e.epoch.number))
+            };
+            let epoch = Epoch { number: at_least.max(newest + 1), id: core.env.random() };
+            tries += 1;
+            match self.promise(epoch, None).await {
+                Ok(standing) => return Ok((epoch, standing)),
+                Err(Error::Fenced { .. }) if tries < 3 => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Begins a new epoch and takes writes again, asking nobody: for where no followers are asked for, or by force.
     pub async fn promote(&self) -> Result<(), Error> {
-        let core = &self.0;
-        let number = {
-            let m = core.manifest.get();
-            m.adopted.number.max(m.epochs.last().map_or(0, |e| e.epoch.number)) + 1
-        };
-        let epoch = Epoch { number, id: core.env.random() };
-        self.promise(epoch, None).await?;
+        let (epoch, _) = self.promise_next(0).await?;
         self.lead(epoch, Members { min_replicas: 0, ..self.members() }, false).await
     }
 

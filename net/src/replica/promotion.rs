@@ -53,8 +53,7 @@ impl<H: Host> Replication<H> {
             return Err(too_few(in_reach));
         }
         self.check_order(number, mine)?;
-        let epoch = Epoch { number: election.next_number(), id: partition.env().random() };
-        let promised = partition.promise(epoch, None).await?;
+        let (epoch, promised) = partition.promise_next(election.next_number()).await?;
         self.next_attempt(number);
         let led = self.win(number, mine, order, epoch, election, promised).await;
         if led.is_err()
