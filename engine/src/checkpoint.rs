@@ -404,7 +404,7 @@ impl<E: Env> Core<E> {
         match replaced {
             Ok(old) => {
                 for run in old {
-                    self.env.disk().remove(&crate::names::run(run.number)).await?;
+                    self.remove_run(run.number).await?;
                 }
                 Ok(())
             }

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::manifest::{Generation, Manifest, sync_names};
 use crate::names;
 use crate::partition::{Core, Partition};
-use crate::types::{Epoch, Key, Version};
+use crate::types::{Epoch, Key, LogPosition, Version};
 use crate::wal::body::Operation;
 use crate::wal::envelope::pointer;
 use crate::wal::scan::{Batch, Scanner};
@@ -107,6 +107,39 @@ impl<E: Env> Core<E> {
 }
 
 impl<E: Env> Partition<E> {
+    /// Describes what the log of an abandoned partition has behind `parted` in a file for people.
+    pub(crate) async fn keep_aside(&self, parted: Version) -> Result<(), Error> {
+        let core = &self.0;
+        let manifest = core.manifest.get().clone();
+        let segments = core.wal().segments();
+        let numbers: Vec<u32> = segments.iter().map(|s| s.number).collect();
+        let first = segments.iter().rev().find(|s| s.first_version <= parted + 1).or(segments.first());
+        let start = first.map_or(core.wal().end(), |s| LogPosition::new(s.number, BLOCK as u32));
+        let number = core.manifest.update(Manifest::take_number).await?;
+        let name = names::cut(number);
+        let mut aside = Aside::create(&core.env, &name).await?;
+        let oldest = self.oldest_version();
+        if oldest > parted + 1 {
+            // A String takes everything.
+            let _ = writeln!(aside.text, "# versions {} to {} are not in the log any more", parted + 1, oldest - 1);
+        }
+        let mut scanner = Scanner::new(&core.env, core.id, &manifest, &numbers, start, None);
+        let mut versions = 0;
+        while let Some(batch) = scanner.next().await? {
+            if batch.body.last_version() > parted {
+                versions += batch.body.transactions.len();
+                core.describe(&batch, parted, &mut aside).await?;
+            }
+        }
+        aside.finish().await?;
+        sync_names(&core.env).await?;
+        core.log(
+            Level::Warn,
+            format_args!("{versions} versions behind {parted} are replaced; they are kept in {name}"),
+        );
+        Ok(())
+    }
+
     /// Cuts the log of an abandoned partition behind `version`, or behind the batch before it; open it anew afterwards.
     /// `adopted` replaces the epoch that it has agreed to, by a person's order.
     pub async fn cut(&self, version: Version, adopted: Option<Epoch>) -> Result<Cut, Error> {

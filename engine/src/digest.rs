@@ -19,7 +19,7 @@ fn mix(mut hash: u64) -> u64 {
     hash ^ (hash >> 33)
 }
 
-fn of_key(key: &[u8], length: u32, checksum: u32) -> u64 {
+pub(crate) fn of_key(key: &[u8], length: u32, checksum: u32) -> u64 {
     let mut place = Vec::with_capacity(8);
     place.put_u32(length);
     place.put_u32(checksum);

@@ -61,6 +61,7 @@ pub enum Sabotage {
     HistoryNotCompared,
     MemberCountedTwice,
     LowerPromise,
+    CopyAheadOfItsRuns,
 }
 
 impl Sabotage {
@@ -69,7 +70,7 @@ impl Sabotage {
         [Sabotage::AckBeforeDisk, Sabotage::OldEpochCounted, Sabotage::OldTailCounted];
 
     /// Those that break what nodes promise each other.
-    pub const AMONG_NODES: [Sabotage; 14] = [
+    pub const AMONG_NODES: [Sabotage; 15] = [
         Sabotage::PromiseNotKept,
         Sabotage::OldLeaderFollowed,
         Sabotage::LowerPromise,
@@ -84,6 +85,7 @@ impl Sabotage {
         Sabotage::PublishedBeforeFlush,
         Sabotage::HistoryNotCompared,
         Sabotage::MemberCountedTwice,
+        Sabotage::CopyAheadOfItsRuns,
     ];
 
     /// Those that one partition shows by itself.

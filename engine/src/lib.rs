@@ -12,6 +12,7 @@ pub mod buffer;
 mod checkpoint;
 pub mod codec;
 pub mod commit;
+pub mod copy;
 pub mod cut;
 mod digest;
 pub mod disk;

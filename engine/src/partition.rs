@@ -9,6 +9,7 @@
 //! waits until that version is published ([`RunAhead`]).
 
 use crate::commit::{Batch, Ticket};
+use crate::copy::Pins;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::index::{Found, Index};
@@ -104,6 +105,10 @@ pub(crate) struct Core<E: Env> {
     pub purge_gate: Gate,
     /// Value files that a purge lets go, until the manifest no longer names them.
     pub doomed_values: RefCell<Vec<u32>>,
+    /// What copies that are being sent keep.
+    pub pins: RefCell<Pins>,
+    /// A copy is coming in.
+    pub copying: Cell<bool>,
     pub checkpoints: Watch,
     /// Generations that were frozen.
     pub freezes: Watch,

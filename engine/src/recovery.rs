@@ -113,6 +113,8 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         checkpoint_gate: Gate::default(),
         purge_gate: Gate::default(),
         doomed_values: RefCell::default(),
+        pins: RefCell::default(),
+        copying: Cell::new(false),
         checkpoints: Watch::new(0),
         freezes: Watch::new(0),
         checkpoint_refused: RefCell::new(None),
@@ -649,7 +651,7 @@ impl<E: Env> Core<E> {
             self.env.index().remove(index).await.map_err(|e| Error::Index(e.0))?;
         }
         for run in runs {
-            self.env.disk().remove(&names::run(run)).await?;
+            self.remove_run(run).await?;
         }
         if self.wal.get().is_some() { self.purge().await } else { Ok(()) }
     }

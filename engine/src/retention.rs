@@ -9,7 +9,7 @@ use crate::disk::BLOCK;
 use crate::env::{Env, Level};
 use crate::error::Error;
 use crate::index::Index;
-use crate::manifest::{Hold, Manifest, Segment};
+use crate::manifest::{Hold, Manifest, Segment, ValueFile};
 use crate::partition::{Core, Partition};
 use crate::stats::{Status, add};
 use crate::types::{LogPosition, Version};
@@ -78,13 +78,19 @@ impl<E: Env> Core<E> {
             let manifest = self.manifest.get();
             self.wal().checkpointed(manifest.mark.position, now);
             let kept = self.kept(&manifest);
-            let gone = purgeable(&kept, self.retention_bytes.get(), oldest_ms, &manifest.holds);
+            let pins = self.pins.borrow();
+            let holds: Vec<Hold> = manifest.holds.iter().chain(pins.holds()).cloned().collect();
+            let gone = purgeable(&kept, self.retention_bytes.get(), oldest_ms, &holds);
             let numbers: Vec<u32> = kept.segments[..gone].iter().map(|s| s.number).collect();
             // In one step with the count, so that nobody ever sees more kept than is allowed.
             self.wal().doom(&numbers);
             let oldest =
                 self.wal().segments().first().map_or(self.wal().end(), |s| LogPosition::new(s.number, BLOCK as u32));
-            let retired = manifest.values.iter().filter(|f| f.retired.is_some_and(|at| at <= oldest));
+            let free = |f: &&ValueFile| {
+                let coming_in = self.copying.get() && f.retired == Some(LogPosition::default());
+                f.retired.is_some_and(|at| at <= oldest) && !coming_in && !pins.has_values(f.number)
+            };
+            let retired = manifest.values.iter().filter(free);
             let files: Vec<u32> = retired.map(|f| f.number).collect();
             *self.doomed_values.borrow_mut() = files.clone();
             (numbers, files)

@@ -43,6 +43,8 @@ pub struct Settings {
     pub min_replicas: u32,
     /// How long a commit waits for its followers.
     pub quorum_timeout: Duration,
+    /// A copy for another node is sent at most so fast, bytes per second; 0 for no limit.
+    pub copy_rate: u64,
     /// An idle log vouches for its last batch after this long.
     pub idle_vouch: Duration,
 }
@@ -69,6 +71,7 @@ impl Default for Settings {
             base_run_slack: 100_000,
             min_replicas: 0,
             quorum_timeout: Duration::from_secs(5),
+            copy_rate: 64 << 20,
             idle_vouch: Duration::from_millis(50),
         }
     }

@@ -4,9 +4,10 @@
 use crate::SILENCE;
 use crate::history::{Common, common_point};
 use crate::leader::Violation;
-use crate::wire::{Frame, Hello, PROTOCOL, Reason, Welcome};
+use crate::wire::{Copying, Frame, Hello, PROTOCOL, Reason, Welcome};
 use std::time::Duration;
 use turnstone_engine::Standing;
+use turnstone_engine::copy::CopySum;
 use turnstone_engine::manifest::{EpochStart, reign};
 use turnstone_engine::types::{Epoch, Version};
 
@@ -27,12 +28,26 @@ pub enum Step {
     Refused(Reason, String),
     /// There is no stream: this node has what the leader has not ([`rejoin`]).
     Parted(Welcome),
+    /// There is no stream, but a copy.
+    Copy(Box<Copying>),
+    /// These keys are the next of it.
+    Keys(Vec<u8>),
+    /// It is whole, if it came to this.
+    CopyEnd(CopySum),
+}
+
+/// Where a conversation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Asked,
+    Stream,
+    Copy,
 }
 
 /// One stream from its hello on.
 #[derive(Debug)]
 pub struct Follower {
-    accepted: bool,
+    stage: Stage,
     epoch: Epoch,
     acked: Version,
     leader_published: Version,
@@ -43,7 +58,8 @@ impl Follower {
     /// Begins with this hello: the frame to send first.
     pub fn open(hello: Hello, now: Duration) -> (Follower, Frame) {
         let hello = Hello { version: PROTOCOL, ..hello };
-        let follower = Follower { accepted: false, epoch: Epoch::default(), acked: 0, leader_published: 0, heard: now };
+        let (stage, epoch) = (Stage::Asked, Epoch::default());
+        let follower = Follower { stage, epoch, acked: 0, leader_published: 0, heard: now };
         (follower, Frame::Hello(hello))
     }
 
@@ -51,23 +67,31 @@ impl Follower {
     pub fn take(&mut self, frame: Frame, now: Duration) -> Result<Step, Violation> {
         self.heard = now;
         match frame {
-            Frame::Accept(Welcome { standing, .. }) if !self.accepted => {
-                self.accepted = true;
+            Frame::Accept(Welcome { standing, .. }) if self.stage == Stage::Asked => {
+                self.stage = Stage::Stream;
                 self.epoch = standing.adopted;
                 self.leader_published = standing.published;
                 Ok(Step::Adopt(standing.adopted, standing.epochs))
             }
             Frame::Refuse(reason, text) => Ok(Step::Refused(reason, text)),
-            Frame::Parted(welcome) if !self.accepted => Ok(Step::Parted(welcome)),
-            Frame::Batch(bytes) if self.accepted => Ok(Step::Batch(bytes)),
-            Frame::Value(bytes) if self.accepted => Ok(Step::Value(bytes)),
-            Frame::Epochs(epoch, epochs) if self.accepted => {
+            Frame::Copy(copy) if self.stage == Stage::Asked => {
+                self.stage = Stage::Copy;
+                Ok(Step::Copy(Box::new(copy)))
+            }
+            Frame::Keys(bytes) if self.stage == Stage::Copy => Ok(Step::Keys(bytes)),
+            Frame::CopyEnd(sum) if self.stage == Stage::Copy => Ok(Step::CopyEnd(sum)),
+            // It lives: a copy takes its time, also to begin.
+            Frame::Beat(_) if self.stage != Stage::Stream => Ok(Step::Nothing),
+            Frame::Parted(welcome) if self.stage == Stage::Asked => Ok(Step::Parted(welcome)),
+            Frame::Batch(bytes) if self.stage == Stage::Stream => Ok(Step::Batch(bytes)),
+            Frame::Value(bytes) if self.stage == Stage::Stream => Ok(Step::Value(bytes)),
+            Frame::Epochs(epoch, epochs) if self.stage == Stage::Stream => {
                 self.epoch = epoch;
                 // What was confirmed counts in the new epoch only once it is confirmed in it.
                 self.acked = 0;
                 Ok(Step::Adopt(epoch, epochs))
             }
-            Frame::Beat(published) if self.accepted => {
+            Frame::Beat(published) => {
                 self.leader_published = self.leader_published.max(published);
                 Ok(Step::Show(published))
             }
@@ -177,6 +201,7 @@ pub fn rejoin(own: &Standing, theirs: &Standing, word: Word) -> Rejoin {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Wish;
 
     const NOW: Duration = Duration::from_secs(100);
 
@@ -193,8 +218,9 @@ mod tests {
     fn nothing_is_taken_before_the_stream_is_open() {
         let (address, dialed) = (":2".to_string(), "a:1".to_string());
         let adopted = Epoch::default();
-        let hello =
-            Hello { version: 0, node: 2, own: 1, partition: 3, last: 7, adopted, epochs: Vec::new(), address, dialed };
+        let (epochs, wish, resume) = (Vec::new(), Wish::Log, None);
+        let (version, node, own, partition, last) = (0, 2, 1, 3, 7);
+        let hello = Hello { version, node, own, partition, last, adopted, epochs, address, dialed, wish, resume };
         let (mut follower, hello) = Follower::open(hello, NOW);
         assert!(matches!(hello, Frame::Hello(Hello { version: PROTOCOL, own: 1, partition: 3, last: 7, .. })));
         assert!(follower.take(Frame::Batch(vec![1]), NOW).is_err());

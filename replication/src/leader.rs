@@ -1,7 +1,7 @@
 //! One follower as its leader sees it: from its hello to what it has on its disk.
 
 use crate::history::{Common, common_point};
-use crate::wire::{Frame, Hello, PROTOCOL, Reason, Welcome};
+use crate::wire::{Frame, Hello, PROTOCOL, Reason, Welcome, Wish};
 use crate::{BEAT, SILENCE};
 use std::time::Duration;
 use turnstone_engine::Standing;
@@ -23,6 +23,17 @@ pub struct View {
 /// What a follower did that no follower does: the connection ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(pub String);
+
+/// What becomes of a hello: how the follower catches up.
+#[derive(Debug)]
+pub enum Opening {
+    /// From the log: this is the answer.
+    Stream(Box<Leader>, Frame),
+    /// By a copy.
+    Copy,
+    /// Not at all: this is the answer.
+    Refused(Frame),
+}
 
 /// One follower.
 #[derive(Debug)]
@@ -46,8 +57,8 @@ pub fn is_stray(adopted: Epoch, leader: &Standing) -> bool {
 
 impl Leader {
     /// Answers a hello: the stream, or why there is none.
-    pub fn open(hello: &Hello, view: &View, now: Duration) -> Result<(Leader, Frame), Frame> {
-        let refuse = |reason, text: String| Err(Frame::Refuse(reason, text));
+    pub fn open(hello: &Hello, view: &View, now: Duration) -> Opening {
+        let refuse = |reason, text: String| Opening::Refused(Frame::Refuse(reason, text));
         if hello.version != PROTOCOL {
             let text = format!("protocol {} is not spoken here, {PROTOCOL} is", hello.version);
             return refuse(Reason::Protocol, text);
@@ -55,13 +66,19 @@ impl Leader {
         if hello.node == view.node && hello.own == view.partition {
             return refuse(Reason::Itself, "a partition cannot follow itself".to_string());
         }
+        if hello.wish == Wish::Copy {
+            return Opening::Copy;
+        }
         let standing = &view.standing;
         let welcome = Welcome { node: view.node, standing: Standing { members: Vec::new(), ..standing.clone() } };
         match common_point((&standing.epochs, standing.last), (&hello.epochs, hello.last)) {
             Common::Prefix(at) if hello.last == at => {}
-            Common::Diverged(_) | Common::Prefix(_) => return Err(Frame::Parted(welcome)),
+            Common::Diverged(_) | Common::Prefix(_) => return Opening::Refused(Frame::Parted(welcome)),
         }
         if hello.last < standing.last && hello.last + 1 < view.oldest {
+            if hello.wish == Wish::CopyIfNeeded {
+                return Opening::Copy;
+            }
             let text = format!(
                 "the leader's log begins with version {}, the follower has {}: it needs a copy",
                 view.oldest, hello.last
@@ -80,7 +97,7 @@ impl Leader {
             heard: now,
             said: now,
         };
-        Ok((leader, Frame::Accept(welcome)))
+        Opening::Stream(Box::new(leader), Frame::Accept(welcome))
     }
 
     /// The follower's node.
@@ -176,7 +193,8 @@ mod tests {
     fn hello(last: Version, epochs: &[EpochStart]) -> Hello {
         let (address, dialed) = (":2".to_string(), "a:1".to_string());
         let (adopted, epochs) = (Epoch::default(), epochs.to_vec());
-        Hello { version: PROTOCOL, node: 2, own: 1, partition: 1, last, adopted, epochs, address, dialed }
+        let (wish, resume) = (Wish::Log, None);
+        Hello { version: PROTOCOL, node: 2, own: 1, partition: 1, last, adopted, epochs, address, dialed, wish, resume }
     }
 
     fn view(published: Version, last: Version, oldest: Version, epochs: &[EpochStart]) -> View {
@@ -188,15 +206,24 @@ mod tests {
     #[derive(Debug, PartialEq)]
     enum Seen {
         Stream,
+        Copy,
         Parted,
         Refused(Reason),
     }
 
     fn answer(hello: &Hello, view: &View) -> Seen {
         match Leader::open(hello, view, NOW) {
-            Ok((_, Frame::Accept(_))) => Seen::Stream,
-            Err(Frame::Parted(_)) => Seen::Parted,
-            Err(Frame::Refuse(reason, _)) => Seen::Refused(reason),
+            Opening::Stream(_, Frame::Accept(_)) => Seen::Stream,
+            Opening::Copy => Seen::Copy,
+            Opening::Refused(Frame::Parted(_)) => Seen::Parted,
+            Opening::Refused(Frame::Refuse(reason, _)) => Seen::Refused(reason),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn served(hello: &Hello, view: &View) -> Box<Leader> {
+        match Leader::open(hello, view, NOW) {
+            Opening::Stream(leader, _) => leader,
             other => panic!("{other:?}"),
         }
     }
@@ -208,6 +235,10 @@ mod tests {
         assert_eq!(answer(&hello(20, &epochs), &view), Seen::Stream, "what is pending is served, too");
         assert_eq!(answer(&hello(5, &epochs[..1]), &view), Seen::Stream);
         assert_eq!(answer(&hello(4, &epochs[..1]), &view), Seen::Refused(Reason::Purged));
+        assert_eq!(answer(&Hello { wish: Wish::CopyIfNeeded, ..hello(4, &epochs[..1]) }, &view), Seen::Copy);
+        assert_eq!(answer(&Hello { wish: Wish::CopyIfNeeded, ..hello(5, &epochs[..1]) }, &view), Seen::Stream);
+        assert_eq!(answer(&Hello { wish: Wish::CopyIfNeeded, ..hello(12, &epochs[..1]) }, &view), Seen::Parted);
+        assert_eq!(answer(&Hello { wish: Wish::Copy, ..hello(12, &epochs[..1]) }, &view), Seen::Copy, "by order");
         assert_eq!(answer(&hello(12, &epochs[..1]), &view), Seen::Parted, "a tail of the old reign");
         assert_eq!(answer(&hello(21, &epochs), &view), Seen::Parted, "it is ahead");
         assert_eq!(answer(&hello(15, &[reign(1, 7, 1), reign(2, 9, 11)]), &view), Seen::Parted);
@@ -232,7 +263,7 @@ mod tests {
     #[test]
     fn acks_are_of_what_was_sent_and_never_fall() {
         let epochs = [reign(1, 7, 1)];
-        let (mut leader, _) = Leader::open(&hello(5, &epochs), &view(9, 9, 1, &epochs), NOW).expect("it is served");
+        let mut leader = served(&hello(5, &epochs), &view(9, 9, 1, &epochs));
         let epoch = epochs[0].epoch;
         assert!(leader.take(&Frame::Ack(epoch, 6), NOW).is_err(), "6 was not sent");
         leader.sent(8, NOW);
@@ -250,7 +281,7 @@ mod tests {
 
     #[test]
     fn silence_ends_a_stream_and_beats_keep_it() {
-        let (mut leader, _) = Leader::open(&hello(0, &[]), &view(0, 0, 1, &[]), NOW).expect("it is served");
+        let mut leader = served(&hello(0, &[]), &view(0, 0, 1, &[]));
         assert_eq!(leader.beat(0, NOW), None);
         assert_eq!(leader.beat(0, NOW + BEAT), Some(Frame::Beat(0)));
         assert!(!leader.is_gone(NOW + SILENCE));

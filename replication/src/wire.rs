@@ -5,7 +5,7 @@
 //!
 //! | kind | from | frame | payload |
 //! |---|---|---|---|
-//! | 1 | follower | hello | `version u16, node u64, own u8, partition u8, last u64, epoch, epochs, address, dialed` |
+//! | 1 | follower | hello | `version u16, node u64, own u8, partition u8, last u64, epoch, epochs, address, dialed, copy u8, resume` |
 //! | 2 | follower | ack | `epoch, durable u64` |
 //! | 3 | both | beat | `published u64`, of the sender |
 //! | 4 | candidate | ask | `version u16, node u64, own u8, member u64, partition u8, epoch, address`: number 0 only asks |
@@ -15,16 +15,22 @@
 //! | 19 | leader | value | a large value of the batch before, in the body's order |
 //! | 20 | leader | epochs | `epoch, epochs`: what it has agreed to, and the history, before the first batch of a new one |
 //! | 21 | leader | parted | as accept: the follower has what this log has not |
+//! | 23 | leader | copy | as accept, then `version u64, keys u64, members, resumed u8`: no stream, but a copy at that version |
+//! | 24 | leader | keys | `length u16, key, version u64, length u32, value` of each, in the order of the keys |
+//! | 25 | leader | end of a copy | `keys u64, digest u64`: everything was sent |
 //! | 22 | member | answer | `granted u8, leads u8, standing, members` to an ask |
 //!
 //! `epoch` is `number u64, id u64`; `epochs` is `count u32`, then `epoch, first version u64` of each; `standing` is
 //! `adopted epoch, last u64, published u64, epochs`; `members` is `count u32`, then `version u64` and the list of each, as
-//! in a body; `address` and `dialed` are `length u16` and that many bytes.
+//! in a body; `address` and `dialed` are `length u16` and that many bytes. `copy` is 0 for a log or nothing, 1 for a copy if
+//! the log does not reach back, 2 for a copy in any case; `resume` is `u8`, and if that is 1 `version u64, length u16, key`: so
+//! far the follower has a copy at that version.
 
 use turnstone_engine::Standing;
 use turnstone_engine::codec::{Put, Take, Truncated, crc};
+use turnstone_engine::copy::{CopyEntry, CopyHead, CopySum};
 use turnstone_engine::manifest::{EpochStart, MembersRecord};
-use turnstone_engine::types::{Epoch, Version};
+use turnstone_engine::types::{Epoch, Key, Version};
 use turnstone_engine::wal::body::{put_members, take_members};
 
 /// The newest version of this protocol that this program speaks.
@@ -92,6 +98,12 @@ pub enum Frame {
     Ask(Ask),
     /// What a member has.
     Answer(Answer),
+    /// There is no stream, but a copy.
+    Copy(Copying),
+    /// Keys of a copy, encoded by [`put_entry`]: [`take_entries`] reads them.
+    Keys(Vec<u8>),
+    /// Everything of a copy was sent, and what it came to.
+    CopyEnd(CopySum),
     /// There will be no stream.
     Refuse(Reason, String),
     /// A batch.
@@ -100,6 +112,46 @@ pub enum Frame {
     Value(Vec<u8>),
     /// The history has grown, or the sender has agreed to a new epoch.
     Epochs(Epoch, Vec<EpochStart>),
+}
+
+/// Whether a follower takes a copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wish {
+    /// The log, or nothing.
+    #[default]
+    Log,
+    /// A copy if the log does not reach back.
+    CopyIfNeeded,
+    /// A copy in any case: it replaces another history.
+    Copy,
+}
+
+impl Wish {
+    const ALL: [Wish; 3] = [Wish::Log, Wish::CopyIfNeeded, Wish::Copy];
+}
+
+/// A copy begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copying {
+    /// The sender.
+    pub welcome: Welcome,
+    /// What it is of: the sender's standing has the rest.
+    pub version: Version,
+    /// How many keys it has.
+    pub keys: u64,
+    /// The lists of members up to there.
+    pub members: Vec<MembersRecord>,
+    /// It goes on behind the key that the follower has named.
+    pub resumed: bool,
+}
+
+impl Copying {
+    /// What the copy is of.
+    pub fn head(&self) -> CopyHead {
+        let standing = &self.welcome.standing;
+        let epochs = standing.epochs.iter().filter(|e| e.first_version <= self.version).copied().collect();
+        CopyHead { version: self.version, adopted: standing.adopted, epochs, members: self.members.clone() }
+    }
 }
 
 /// What a leader says of itself at the beginning of a stream.
@@ -160,6 +212,10 @@ pub struct Hello {
     pub address: String,
     /// Where it reached the leader.
     pub dialed: String,
+    /// Whether it takes a copy.
+    pub wish: Wish,
+    /// It has a copy at this version up to this key.
+    pub resume: Option<(Version, Key)>,
 }
 
 /// Why bytes are no frame. The connection ends: there is no place to go on from.
@@ -258,6 +314,44 @@ fn members(take: &mut Take<'_>) -> Result<Vec<MembersRecord>, BadFrame> {
     Ok(records)
 }
 
+/// Appends a key of a copy.
+pub fn put_entry(entry: &CopyEntry, out: &mut Vec<u8>) {
+    put_key(&entry.key, out);
+    out.put_u64(entry.version);
+    out.put_u32(entry.value.len() as u32);
+    out.put(&entry.value);
+}
+
+/// The keys of a frame.
+pub fn take_entries(bytes: &[u8]) -> Result<Vec<CopyEntry>, BadFrame> {
+    let mut take = Take(bytes);
+    let mut entries = Vec::new();
+    while take.left() > 0 {
+        let (key, version) = (key(&mut take)?, take.u64()?);
+        let length = take.u32()? as usize;
+        entries.push(CopyEntry { key, version, value: take.bytes(length)?.into() });
+    }
+    Ok(entries)
+}
+
+fn put_key(key: &[u8], out: &mut Vec<u8>) {
+    out.put_u16(key.len() as u16);
+    out.put(key);
+}
+
+fn key(take: &mut Take<'_>) -> Result<Key, BadFrame> {
+    let length = usize::from(take.u16()?);
+    Ok(take.bytes(length)?.into())
+}
+
+fn put_records(records: &[MembersRecord], out: &mut Vec<u8>) {
+    out.put_u32(records.len() as u32);
+    for record in records {
+        out.put_u64(record.version);
+        put_members(&record.members, out);
+    }
+}
+
 fn put_welcome(welcome: &Welcome, out: &mut Vec<u8>) {
     out.put_u64(welcome.node);
     out.put_u8(u8::from(welcome.standing.leads));
@@ -283,6 +377,9 @@ impl Frame {
             Frame::Epochs(..) => 20,
             Frame::Parted(_) => 21,
             Frame::Answer(_) => 22,
+            Frame::Copy(_) => 23,
+            Frame::Keys(_) => 24,
+            Frame::CopyEnd(_) => 25,
         }
     }
 
@@ -302,6 +399,12 @@ impl Frame {
                 put_epochs(&hello.epochs, out);
                 put_text(&hello.address, out);
                 put_text(&hello.dialed, out);
+                out.put_u8(hello.wish as u8);
+                out.put_u8(u8::from(hello.resume.is_some()));
+                if let Some((version, key)) = &hello.resume {
+                    out.put_u64(*version);
+                    put_key(key, out);
+                }
             }
             Frame::Ack(epoch, version) => {
                 put_epoch(*epoch, out);
@@ -321,18 +424,25 @@ impl Frame {
                 out.put_u8(u8::from(answer.granted));
                 out.put_u8(u8::from(answer.standing.leads));
                 put_standing(&answer.standing, out);
-                out.put_u32(answer.standing.members.len() as u32);
-                for record in &answer.standing.members {
-                    out.put_u64(record.version);
-                    put_members(&record.members, out);
-                }
+                put_records(&answer.standing.members, out);
+            }
+            Frame::Copy(copy) => {
+                put_welcome(&copy.welcome, out);
+                out.put_u64(copy.version);
+                out.put_u64(copy.keys);
+                put_records(&copy.members, out);
+                out.put_u8(u8::from(copy.resumed));
+            }
+            Frame::CopyEnd(sum) => {
+                out.put_u64(sum.keys);
+                out.put_u64(sum.digest);
             }
             Frame::Accept(welcome) | Frame::Parted(welcome) => put_welcome(welcome, out),
             Frame::Refuse(reason, text) => {
                 out.put_u8(reason.code());
                 out.put(text.as_bytes());
             }
-            Frame::Batch(bytes) | Frame::Value(bytes) => out.put(bytes),
+            Frame::Batch(bytes) | Frame::Value(bytes) | Frame::Keys(bytes) => out.put(bytes),
             Frame::Epochs(epoch, epochs) => {
                 put_epoch(*epoch, out);
                 put_epochs(epochs, out);
@@ -378,6 +488,11 @@ impl Frame {
                 epochs: epochs(take)?,
                 address: text(take)?,
                 dialed: text(take)?,
+                wish: {
+                    let wish = Wish::ALL.get(usize::from(take.u8()?));
+                    *wish.ok_or(BadFrame("a follower wishes for what there is not"))?
+                },
+                resume: if flag(take)? { Some((take.u64()?, key(take)?)) } else { None },
             }),
             2 => Frame::Ack(epoch(take)?, take.u64()?),
             3 => Frame::Beat(take.u64()?),
@@ -407,6 +522,12 @@ impl Frame {
                 standing.members = members(take)?;
                 Frame::Answer(Answer { granted, standing })
             }
+            23 => {
+                let (welcome, version, keys) = (welcome(take)?, take.u64()?, take.u64()?);
+                Frame::Copy(Copying { welcome, version, keys, members: members(take)?, resumed: flag(take)? })
+            }
+            24 => Frame::Keys(rest(take)?),
+            25 => Frame::CopyEnd(CopySum { keys: take.u64()?, digest: take.u64()? }),
             _ => return Err(BadFrame("a frame of unknown kind")),
         })
     }
@@ -440,6 +561,15 @@ mod tests {
             epochs: epochs.clone(),
             address: ":6379".to_string(),
             dialed: "b:2".to_string(),
+            wish: Wish::CopyIfNeeded,
+            resume: Some((39, b"k".as_slice().into())),
+        };
+        let copy = Copying {
+            welcome: Welcome { node: 5, standing: standing.clone() },
+            version: 44,
+            keys: 3,
+            members: members.clone(),
+            resumed: true,
         };
         let ask = Ask { version: 1, node: 5, own: 1, member: 6, partition: 2, epoch, address: ":1".to_string() };
         vec![
@@ -449,6 +579,9 @@ mod tests {
             Frame::Ask(ask),
             Frame::Answer(Answer { granted: true, standing: Standing { members, ..standing.clone() } }),
             Frame::Accept(Welcome { node: 5, standing: standing.clone() }),
+            Frame::Copy(copy),
+            Frame::Keys(vec![3; 900]),
+            Frame::CopyEnd(CopySum { keys: 1, digest: 2 }),
             Frame::Parted(Welcome { node: 5, standing }),
             Frame::Refuse(Reason::Itself, "this is the same node".to_string()),
             Frame::Batch(vec![1; 5000]),
@@ -469,6 +602,16 @@ mod tests {
             at = next;
         }
         assert_eq!((seen, at), (samples(), bytes.len()));
+    }
+
+    #[test]
+    fn keys_of_a_copy_come_back_and_half_ones_do_not() {
+        let entry = |key: &[u8], value: &[u8]| CopyEntry { key: key.into(), version: 7, value: value.into() };
+        let entries = vec![entry(b"a", b""), entry(b"b", &[9; 300])];
+        let mut bytes = Vec::new();
+        entries.iter().for_each(|entry| put_entry(entry, &mut bytes));
+        assert_eq!(take_entries(&bytes), Ok(entries));
+        assert!(take_entries(&bytes[..bytes.len() - 1]).is_err());
     }
 
     #[test]

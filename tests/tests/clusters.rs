@@ -36,6 +36,7 @@ fn no_fault_loses_what_was_acknowledged_or_shows_what_may_vanish() {
                 sum.crashes += tally.crashes;
                 sum.promotions += tally.promotions;
                 sum.cuts += tally.cuts;
+                sum.copies += tally.copies;
                 sum.recovery = sum.recovery.max(tally.recovery);
             }
             Ok(Err(what)) => panic!("{what}; repeat with TURNSTONE_SEED={seed}"),
@@ -46,6 +47,7 @@ fn no_fault_loses_what_was_acknowledged_or_shows_what_may_vanish() {
     println!("seeds: {seeds}, {per_minute:.0} per minute; {sum:?}");
     assert!(sum.acked > seeds * 50, "hardly anything was committed");
     assert!(sum.promotions >= seeds / 2 && sum.crashes >= seeds * 5, "hardly anything happened");
+    assert!(sum.copies * 10 >= seeds, "hardly any copy was taken");
 }
 
 #[test]

@@ -247,6 +247,8 @@ fn only_a_servers_certificate_replicates() {
             epochs: Vec::new(),
             address: ":1".to_string(),
             dialed: "localhost:1".to_string(),
+            wish: turnstone_replication::wire::Wish::Log,
+            resume: None,
         };
         let mut bytes = Vec::new();
         turnstone_replication::wire::Frame::Hello(hello).encode(&mut bytes);

@@ -111,6 +111,7 @@ pub fn engine_settings(config: &Config) -> Settings {
         max_tx_age: config.max_tx_age,
         min_replicas: config.min_replicas as u32,
         quorum_timeout: config.quorum_timeout,
+        copy_rate: config.copy_rate,
         value_separation: config.value_separation as usize,
         value_file_size: config.value_file_size,
         value_allocation: VALUE_ALLOCATION,

@@ -1,5 +1,5 @@
-//! The value log: append-only files of values. Two streams write it, each into a file of its own: large values on their
-//! way to a commit, and values that a checkpoint settles in key order.
+//! The value log: append-only files of values. Three streams write it, each into a file of its own: large values on their
+//! way to a commit, values that a checkpoint settles in key order, and those of a copy.
 //!
 //! A file is in the flushed manifest before anything points into it. Every opening writes into new files, made at the
 //! first write. Space is assured ahead of the end, so that a full disk is noticed where it can be refused.
@@ -15,7 +15,7 @@ use crate::manifest::{ManifestStore, ValueFile, sync_names};
 use crate::names;
 use crate::settings::Settings;
 use crate::sync::Gate;
-use crate::types::{Key, PartitionId, Value, ValuePointer};
+use crate::types::{Key, LogPosition, PartitionId, Value, ValuePointer};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +28,8 @@ pub enum Stream {
     Commit,
     /// Values settled by a checkpoint.
     Checkpoint,
+    /// Values of a copy that comes in. Its files count as retired until the copy is whole.
+    Copy,
 }
 
 struct Tail<E: Env> {
@@ -44,14 +46,18 @@ pub struct ValueLog<E: Env> {
     file_bytes: u64,
     step_bytes: u64,
     readers: RefCell<BTreeMap<u32, FileOf<E>>>,
-    tails: [RefCell<Option<Tail<E>>>; 2],
+    tails: [RefCell<Option<Tail<E>>>; 3],
     /// Bytes in use of every file that this opening wrote.
     written: RefCell<BTreeMap<u32, u64>>,
-    gates: [Gate; 2],
+    gates: [Gate; 3],
+    /// Files of the copy that comes in.
+    copied: RefCell<Vec<u32>>,
 }
 
 /// Records are written in groups of about this size.
 const GROUP: usize = 1 << 20;
+/// Records that are no further apart than this are read at once.
+const GAP: u64 = 32 << 10;
 
 impl<E: Env> ValueLog<E> {
     /// A log that continues in new files.
@@ -62,9 +68,10 @@ impl<E: Env> ValueLog<E> {
             file_bytes: settings.value_file_size,
             step_bytes: settings.value_allocation,
             readers: RefCell::default(),
-            tails: [RefCell::new(None), RefCell::new(None)],
+            tails: Default::default(),
             written: RefCell::default(),
-            gates: [Gate::default(), Gate::default()],
+            gates: Default::default(),
+            copied: RefCell::default(),
         }
     }
 
@@ -122,7 +129,7 @@ impl<E: Env> ValueLog<E> {
         let tail = &self.tails[stream as usize];
         let full = tail.borrow().as_ref().is_none_or(|t| t.end > BLOCK as u64 && t.end + bytes > self.file_bytes);
         if full {
-            let fresh = self.create(manifest).await?;
+            let fresh = self.create(manifest, stream).await?;
             *tail.borrow_mut() = Some(fresh);
         }
         let (file, end, allocated) = {
@@ -145,7 +152,7 @@ impl<E: Env> ValueLog<E> {
         Ok((tail.number, file, end))
     }
 
-    async fn create(&self, manifest: &ManifestStore<E>) -> Result<Tail<E>, Error> {
+    async fn create(&self, manifest: &ManifestStore<E>, stream: Stream) -> Result<Tail<E>, Error> {
         let sabotaged = self.env.sabotage() == Some(Sabotage::ValueFileBeforeManifest);
         let number = if sabotaged {
             0x8000_0000 | (self.env.random() as u32 >> 1)
@@ -169,7 +176,11 @@ impl<E: Env> ValueLog<E> {
             }
         };
         if !sabotaged {
-            manifest.update(|m| m.values.push(ValueFile { number, used: BLOCK as u64, retired: None })).await?;
+            let retired = (stream == Stream::Copy).then_some(LogPosition::default());
+            manifest.update(|m| m.values.push(ValueFile { number, used: BLOCK as u64, retired })).await?;
+            if stream == Stream::Copy {
+                self.copied.borrow_mut().push(number);
+            }
         }
         self.readers.borrow_mut().insert(number, file.clone());
         Ok(Tail { number, file, end: BLOCK as u64, allocated: BLOCK as u64 })
@@ -180,9 +191,24 @@ impl<E: Env> ValueLog<E> {
         self.written.borrow().iter().map(|(number, end)| (*number, *end)).collect()
     }
 
+    /// A copy begins, into files of its own.
+    pub fn leave_copy(&self) {
+        *self.tails[Stream::Copy as usize].borrow_mut() = None;
+        self.copied.borrow_mut().clear();
+    }
+
+    /// Makes all values of the copy durable.
+    pub async fn flush_copy(&self) -> Result<(), Error> {
+        let files = self.copied.borrow().clone();
+        for number in files {
+            self.reader(number).await?.sync_data().await?;
+        }
+        Ok(())
+    }
+
     /// Stops writing into the current files; the next append makes new ones.
     pub fn leave_files(&self) {
-        self.tails.iter().for_each(|tail| *tail.borrow_mut() = None);
+        self.tails[..Stream::Copy as usize].iter().for_each(|tail| *tail.borrow_mut() = None);
     }
 
     /// Closes and removes a file that the manifest no longer lists.
@@ -219,18 +245,58 @@ impl<E: Env> ValueLog<E> {
     pub async fn read(&self, key: &[u8], pointer: ValuePointer) -> Result<Value, Error> {
         let file = self.reader(pointer.file).await?;
         let length = record::length(key.len(), pointer.length as usize);
+        // What is longer than a group is worth the question, before memory is made for it.
+        if length > GROUP && pointer.offset.saturating_add(length as u64) > file.length().await? {
+            let what = "a value is longer than its file".to_string();
+            return Err(Error::Corrupt { file: names::values(pointer.file), offset: pointer.offset, what });
+        }
+        let bytes = file.read_at(pointer.offset, length).await?;
+        self.check(&bytes, key, pointer)
+    }
+
+    /// Reads many values, in the order of `keys`: what lies close together is read at once.
+    pub async fn read_many(&self, keys: &[(Key, ValuePointer)]) -> Result<Vec<Value>, Error> {
+        let mut order: Vec<usize> = (0..keys.len()).collect();
+        order.sort_unstable_by_key(|i| (keys[*i].1.file, keys[*i].1.offset));
+        let end = |i: usize| keys[i].1.offset + record::length(keys[i].0.len(), keys[i].1.length as usize) as u64;
+        let mut values: Vec<Option<Value>> = vec![None; keys.len()];
+        let mut rest = order.as_slice();
+        while let Some(first) = rest.first().copied() {
+            let (file, start) = (keys[first].1.file, keys[first].1.offset);
+            let (mut count, mut stop) = (1, end(first));
+            while let Some(i) = rest.get(count).copied() {
+                let close = keys[i].1.file == file && keys[i].1.offset <= stop.saturating_add(GAP);
+                if !close || end(i) - start > GROUP as u64 {
+                    break;
+                }
+                (count, stop) = (count + 1, stop.max(end(i)));
+            }
+            let (together, after) = rest.split_at(count);
+            rest = after;
+            if count == 1 {
+                values[first] = Some(self.read(&keys[first].0, keys[first].1).await?);
+                continue;
+            }
+            let bytes = self.reader(file).await?.read_at(start, (stop - start) as usize).await?;
+            for i in together.iter().copied() {
+                let (key, pointer) = (&keys[i].0, keys[i].1);
+                let from = (pointer.offset - start) as usize;
+                let slice = bytes.get(from..).unwrap_or(&[]);
+                values[i] = Some(self.check(slice, key, pointer)?);
+            }
+        }
+        Ok(values.into_iter().flatten().collect())
+    }
+
+    /// The value of a record, if it is the one that was meant.
+    fn check(&self, bytes: &[u8], key: &[u8], pointer: ValuePointer) -> Result<Value, Error> {
         let check = self.env.sabotage() != Some(Sabotage::ChecksumSkipped);
         let corrupt = |what: &str| Error::Corrupt {
             file: names::values(pointer.file),
             offset: pointer.offset,
             what: what.to_string(),
         };
-        // What is longer than a group is worth the question, before memory is made for it.
-        if length > GROUP && pointer.offset.saturating_add(length as u64) > file.length().await? {
-            return Err(corrupt("a value is longer than its file"));
-        }
-        let bytes = file.read_at(pointer.offset, length).await?;
-        let value = record::decode(&bytes, key, check).map_err(corrupt)?;
+        let value = record::decode(bytes, key, check).map_err(corrupt)?;
         if check && (value.len() != pointer.length as usize || crate::codec::crc(&[value]) != pointer.checksum) {
             return Err(corrupt("a value is not the one that the log vouches for"));
         }

@@ -135,6 +135,11 @@ impl<E: Env> Wal<E> {
         Ok(Wal { env, partition, segment_bytes, state: RefCell::new(state), making: Gate::default() })
     }
 
+    /// A number that no segment has had.
+    pub fn next_segment(&self) -> u32 {
+        self.state.borrow().last_segment + 1
+    }
+
     /// The generation was recorded; appends carry its secret from here on.
     pub fn begin_generation(&self, secret: u64) {
         self.state.borrow_mut().secret = Some(secret);

@@ -29,6 +29,8 @@ pub struct Board {
 pub(super) enum Following {
     /// It has a stream, and is this many versions behind.
     Streaming(u64),
+    /// It takes a copy: so many keys of so many are here.
+    Copying(u64, u64),
     /// It has none, and why.
     Broken(String),
 }
@@ -49,6 +51,7 @@ impl Board {
     pub fn upstream(&self, partition: u8) -> Option<String> {
         self.upstream.borrow().get(&partition).map(|following| match following {
             Following::Streaming(lag) => format!("streaming, {lag} behind"),
+            Following::Copying(here, all) => format!("copying, {here} of {all} keys"),
             Following::Broken(why) => format!("broken: {why}"),
         })
     }

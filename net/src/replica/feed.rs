@@ -6,13 +6,14 @@ use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Error;
 use turnstone_engine::Partition;
+use turnstone_engine::copy::CopyOut;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::manifest::{Role, Upstream};
 use turnstone_engine::sync::first_of;
 use turnstone_engine::tail::{LogReader, Scope, Shipment};
-use turnstone_engine::types::Member;
-use turnstone_replication::leader::{Leader, View, is_stray};
-use turnstone_replication::wire::{Answer, Ask, Frame, Hello, PROTOCOL, Reason};
+use turnstone_engine::types::{Member, Version};
+use turnstone_replication::leader::{Leader, Opening, View, is_stray};
+use turnstone_replication::wire::{Answer, Ask, Frame, Hello, PROTOCOL, Reason, Wish};
 
 /// Bytes of bodies that are read at once.
 const READ: usize = 1 << 20;
@@ -31,6 +32,8 @@ struct Stream<'a, H: Host> {
     member: Member,
     dialed: String,
     joined: Option<Duration>,
+    /// What keeps the log behind a copy, until what there was of it is sent.
+    kept: Option<(CopyOut<H::Env>, Version)>,
 }
 
 impl<H: Host> Replication<H> {
@@ -85,7 +88,7 @@ impl<H: Host> Replication<H> {
         Ok(())
     }
 
-    async fn feed(self: &Rc<Self>, link: &H::Link, hello: &Hello) -> Result<(), String> {
+    async fn feed(self: &Rc<Self>, link: &Rc<H::Link>, hello: &Hello) -> Result<(), String> {
         let refuse = |frame: Frame| {
             link.say(&frame);
             match frame {
@@ -117,9 +120,14 @@ impl<H: Host> Replication<H> {
         }
         let hello = &hello;
         let (leader, accept) = match Leader::open(hello, &view, self.host.now()) {
-            Ok(opened) => opened,
-            Err(refusal) => return refuse(refusal),
+            Opening::Stream(leader, accept) => (leader, accept),
+            Opening::Copy => return self.lend(link, hello, partition).await,
+            Opening::Refused(refusal) => return refuse(refusal),
         };
+        let whole = partition.settled() >= hello.last && partition.settled() > 0;
+        if hello.wish == Wish::CopyIfNeeded && whole && self.host.rather_copies() {
+            return self.lend(link, hello, partition).await;
+        }
         let reader = match partition.log_reader(hello.last + 1, Scope::Everything) {
             Ok(reader) => reader,
             Err(error) => return refuse(Frame::Refuse(Reason::Purged, error.to_string())),
@@ -132,7 +140,10 @@ impl<H: Host> Replication<H> {
         let member = Member { node: hello.node, partition: hello.own, address };
         let (stream, number) = (self.board.stream(), partition.id());
         let dialed = hello.dialed.clone();
-        let mut stream = Stream { node: self, link, partition, leader, reader, stream, member, dialed, joined: None };
+        let kept = self.redeem(number, hello).map(|copy| (copy, partition.prepared()));
+        let leader = *leader;
+        let mut stream =
+            Stream { node: self, link, partition, leader, reader, stream, member, dialed, joined: None, kept };
         let ended = stream.run().await;
         self.board.remove_replica(number, stream.stream);
         self.count(number);
@@ -196,6 +207,7 @@ impl<H: Host> Stream<'_, H> {
             self.link.say(&Frame::Value(value.to_vec()));
         }
         self.leader.sent(shipment.last, self.node.host.now());
+        self.kept.take_if(|(_, last)| *last <= shipment.last);
         Ok(())
     }
 

@@ -13,11 +13,11 @@ use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::follow::Incoming;
 use turnstone_engine::manifest::{EpochStart, Role, Upstream};
 use turnstone_engine::sync::first_of;
-use turnstone_engine::types::{Epoch, Version};
+use turnstone_engine::types::{Epoch, Key, Version};
 use turnstone_engine::{Error, Partition};
 use turnstone_replication::BEAT;
 use turnstone_replication::follower::{Follower, Rejoin, Step, Word, rejoin};
-use turnstone_replication::wire::{Frame, Hello, PROTOCOL, Reason, Welcome};
+use turnstone_replication::wire::{Copying, Frame, Hello, PROTOCOL, Reason, Welcome, Wish};
 
 /// From the connection to the leader's answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -75,8 +75,10 @@ impl From<Error> for Trouble {
 
 /// An open stream.
 pub(super) struct Stream<L> {
-    link: Rc<L>,
-    follower: Follower,
+    pub(super) link: Rc<L>,
+    pub(super) follower: Follower,
+    /// It is not one, but a copy.
+    copy: Option<Box<Copying>>,
     /// What was here when it was opened.
     last: Version,
     adopted: Epoch,
@@ -89,7 +91,7 @@ impl<H: Host> Replication<H> {
         if let Role::Follower(upstream) = partition.role() {
             let attempt = self.next_attempt(partition.id());
             let number = partition.id();
-            partition.env().spawn(keep_following(self.clone(), number, upstream, attempt, None));
+            partition.env().spawn(keep_following(self.clone(), number, upstream, attempt, None, false));
         }
     }
 
@@ -114,12 +116,13 @@ impl<H: Host> Replication<H> {
         let number = partition.id();
         let order = self.next_order(number);
         let before = (partition.role(), partition.history());
-        let opened = match self.open_stream(&partition, &upstream).await {
+        let opened = match self.open_stream(&partition, &upstream, Wish::CopyIfNeeded).await {
             Err(Trouble::Parted(welcome)) => Err(welcome),
             other => Ok(other?),
         };
         // That took its time: another order, a promotion or a step-down since then stands.
         let newest = self.orders.borrow().get(&number).copied();
+        let mut replace = false;
         let changed = newest != Some(order) || before != (partition.role(), partition.history());
         let close = |stream: &Stream<H::Link>| stream.link.close();
         if changed {
@@ -134,27 +137,26 @@ impl<H: Host> Replication<H> {
                     return Err(fenced(own, stream.adopted));
                 }
                 close(stream);
-                partition = self.host.cut(number, Version::MAX, Some(stream.adopted)).await?;
+                partition = self.cut(number, Version::MAX, Some(stream.adopted)).await?;
             }
         }
         if let Err(welcome) = &opened {
             let word = if force { Word::Person } else { Word::Log };
             match rejoin(&partition.standing(), &welcome.standing, word) {
-                Rejoin::Cut(at) if at < partition.settled() => {
-                    let text = format!(
-                        "the histories part behind version {at}, before this node's checkpoint at {}: it needs a copy",
-                        partition.settled()
-                    );
-                    return Err(Trouble::Refused(Reason::Diverged, text));
-                }
+                // The log cannot be cut there: a copy takes the place of everything.
+                Rejoin::Cut(at) if at < partition.settled() => replace = true,
                 Rejoin::Cut(at) => {
                     partition.follow(upstream.clone()).await?;
                     let adopted = force.then_some(welcome.standing.adopted);
-                    partition = self.host.cut(number, at, adopted).await?;
+                    partition = self.cut(number, at, adopted).await?;
                 }
                 Rejoin::Force { at, shown } => return Err(needs_force(at, shown)),
                 Rejoin::Wait(why) => {
-                    return Err(Trouble::Refused(Reason::Diverged, format!("{why}; nothing was changed")));
+                    let text = format!(
+                        "{why}; nothing was changed; `replicaof HOST:PORT PARTITION force` follows it all the same, and \
+                         sets aside what the other does not have"
+                    );
+                    return Err(Trouble::Refused(Reason::Diverged, text));
                 }
             }
         }
@@ -164,7 +166,7 @@ impl<H: Host> Replication<H> {
         }
         let attempt = self.next_attempt(number);
         let usable = opened.ok().filter(|stream| stream.last == partition.prepared() && stream.link.gone().is_none());
-        let task = keep_following(self.clone(), number, upstream, attempt, usable);
+        let task = keep_following(self.clone(), number, upstream, attempt, usable, replace);
         partition.env().spawn(task);
         Ok(())
     }
@@ -181,6 +183,7 @@ impl<H: Host> Replication<H> {
         let mut following = self.following.borrow_mut();
         let attempt = following.entry(partition).or_default();
         *attempt += 1;
+        self.partial.borrow_mut().remove(&partition);
         self.board.clear_upstream(partition);
         *attempt
     }
@@ -190,9 +193,10 @@ impl<H: Host> Replication<H> {
         &self,
         partition: &Partition<H::Env>,
         upstream: &Upstream,
+        wish: Wish,
     ) -> Result<Stream<H::Link>, Trouble> {
         let link = self.host.dial(upstream.address.clone(), upstream.partition).await.map_err(Trouble::Broken)?;
-        let opened = self.introduce(partition, upstream, &link).await;
+        let opened = self.introduce(partition, upstream, &link, wish).await;
         if opened.is_err() {
             link.close();
         }
@@ -204,8 +208,9 @@ impl<H: Host> Replication<H> {
         partition: &Partition<H::Env>,
         upstream: &Upstream,
         link: &Rc<H::Link>,
+        wish: Wish,
     ) -> Result<Stream<H::Link>, Trouble> {
-        let deadline = self.host.now() + ANSWER;
+        let mut deadline = self.host.now() + ANSWER;
         let standing = partition.standing();
         let last = standing.last;
         let hello = Hello {
@@ -218,13 +223,26 @@ impl<H: Host> Replication<H> {
             epochs: standing.epochs,
             address: self.host.address(),
             dialed: upstream.address.clone(),
+            wish,
+            resume: self.partial_copy(partition, wish),
         };
         let (mut follower, hello) = Follower::open(hello, self.host.now());
         link.say(&hello);
         loop {
             if let Some(frame) = link.next().map_err(Trouble::Broken)? {
                 return match follower.take(frame, self.host.now()).map_err(|v| Trouble::Broken(v.0))? {
-                    Step::Adopt(adopted, epochs) => Ok(Stream { link: link.clone(), follower, last, adopted, epochs }),
+                    Step::Adopt(adopted, epochs) => {
+                        Ok(Stream { link: link.clone(), follower, copy: None, last, adopted, epochs })
+                    }
+                    Step::Copy(copy) if wish != Wish::Log => {
+                        let (adopted, epochs) = (copy.head().adopted, copy.head().epochs);
+                        Ok(Stream { link: link.clone(), follower, copy: Some(copy), last, adopted, epochs })
+                    }
+                    Step::Nothing => {
+                        // It looks for where a copy broke off.
+                        deadline = self.host.now() + ANSWER;
+                        continue;
+                    }
                     Step::Refused(reason, text) => Err(Trouble::Refused(reason, text)),
                     Step::Parted(welcome) => Err(Trouble::Parted(Box::new(welcome))),
                     _ => Err(Trouble::Broken("the leader did not answer the hello".to_string())),
@@ -238,6 +256,13 @@ impl<H: Host> Replication<H> {
             }
             wait_for(partition.env(), &**link).await;
         }
+    }
+
+    /// How far a copy has come that broke off.
+    fn partial_copy(&self, partition: &Partition<H::Env>, wish: Wish) -> Option<(Version, Key)> {
+        let partial = self.partial.borrow();
+        let copy = partial.get(&partition.id()).filter(|_| wish != Wish::Log)?;
+        Some((copy.head.version, copy.last()?.clone()))
     }
 
     fn is_current(&self, partition: &Partition<H::Env>, upstream: &Upstream, attempt: u64) -> bool {
@@ -325,6 +350,9 @@ impl<H: Host> Replication<H> {
                 Step::Show(version) => partition.allow(version),
                 Step::Refused(reason, text) => return Err(Trouble::Refused(reason, text)),
                 Step::Parted(_) => return Err(Trouble::Broken("the leader's log has changed".to_string())),
+                Step::Copy(_) | Step::Keys(_) | Step::CopyEnd(_) => {
+                    return Err(Trouble::Broken("a copy came in a stream".to_string()));
+                }
                 Step::Adopt(adopted, epochs) => {
                     partition.adopt_history(upstream, adopted, epochs).await?;
                     partition.allow(follower.shown());
@@ -370,7 +398,7 @@ impl<H: Host> Replication<H> {
         let word = if ahead_is_cut { Word::Person } else { word };
         match rejoin(&partition.standing(), &welcome.standing, word) {
             Rejoin::Cut(at) => {
-                self.host.cut(partition.id(), at, None).await?;
+                self.cut(partition.id(), at, None).await?;
                 Ok(())
             }
             Rejoin::Force { at, shown } => Err(needs_force(at, shown)),
@@ -387,7 +415,7 @@ fn needs_force(at: Version, shown: u64) -> Trouble {
     Trouble::Refused(Reason::Diverged, text)
 }
 
-fn fenced(own: Epoch, theirs: Epoch) -> Trouble {
+pub(super) fn fenced(own: Epoch, theirs: Epoch) -> Trouble {
     let text = format!(
         "this node has agreed to epoch {}, the other one only to {}; `replicaof HOST:PORT PARTITION force` follows it \
          all the same",
@@ -403,6 +431,7 @@ async fn keep_following<H: Host>(
     upstream: Upstream,
     attempt: u64,
     mut opened: Option<Stream<H::Link>>,
+    mut replace: bool,
 ) {
     let (mut pause, mut told) = (PAUSE, None);
     loop {
@@ -416,9 +445,23 @@ async fn keep_following<H: Host>(
         }
         let stream = match opened.take() {
             Some(stream) => Ok(stream),
-            None => node.open_stream(&partition, &upstream).await,
+            None => {
+                let wish = if replace { Wish::Copy } else { Wish::CopyIfNeeded };
+                node.open_stream(&partition, &upstream, wish).await
+            }
         };
         let mut trouble = match stream {
+            Ok(Stream { copy: Some(copying), link, follower, last, adopted, epochs }) => {
+                let stream = Stream { copy: None, link, follower, last, adopted, epochs };
+                let current = || node.is_current(&partition, &upstream, attempt);
+                match node.take_copy(&partition, &upstream, stream, *copying, &current, replace).await {
+                    Ok(()) => {
+                        (replace, pause, told) = (false, PAUSE, None);
+                        continue;
+                    }
+                    Err(trouble) => trouble,
+                }
+            }
             Ok(stream) => {
                 let began = node.host.now();
                 let first = partition.prepared();
@@ -464,7 +507,7 @@ async fn keep_following<H: Host>(
 }
 
 /// Tells the leader that this node lives, as long as the stream does.
-async fn beat<E: Env>(link: Rc<impl Link>, partition: Partition<E>, over: Rc<Cell<bool>>) {
+pub(super) async fn beat<E: Env>(link: Rc<impl Link>, partition: Partition<E>, over: Rc<Cell<bool>>) {
     while !over.get() && link.gone().is_none() && !partition.is_closed() {
         link.say(&Frame::Beat(partition.published()));
         partition.env().sleep(BEAT).await;

@@ -176,6 +176,7 @@ pub(super) async fn keep_leading<H: Host>(node: Rc<Replication<H>>, number: u8) 
             }
             continue;
         };
+        node.forget_copies(number);
         let asks = node.asks(&partition);
         if asks && !partition.leads() && partition.env().sabotage() == Some(Sabotage::RestartUnconfirmed) {
             // A planted bug; it may fail as anything may.

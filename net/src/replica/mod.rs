@@ -5,25 +5,31 @@
 //! * [`following`]: a partition of this node follows: a task dials, applies and confirms.
 //! * [`leading`]: confirmations are counted, commits that wait for too long expire, a restarted leader comes back.
 //! * [`promotion`]: a node becomes leader by the promises of the others.
+//! * [`lending`] and [`copying`]: where the log does not reach back, a copy is sent and taken.
 //! * [`board`]: what `stat` shows of all that.
 
 pub mod board;
+mod copying;
 mod feed;
 mod following;
 mod leading;
+mod lending;
 mod promotion;
 
 pub use board::{Board, Replica};
+pub use copying::COPY_TAKES_PLACE;
 pub use following::Trouble;
 pub use leading::Counting;
 pub use promotion::{Order, Promoted};
 
+use lending::Lent;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Partition;
+use turnstone_engine::copy::CopyIn;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::error::Error;
 use turnstone_engine::sync::{Notify, first_of};
@@ -63,14 +69,13 @@ pub trait Host: 'static {
 
     /// A partition that serves here.
     fn partition(&self, number: u8) -> Option<Partition<Self::Env>>;
-    /// Closes a partition, cuts its log behind `version`, and opens it anew. `adopted` replaces the epoch that it has agreed
-    /// to: a person's order.
-    fn cut(
+    /// Closes a partition as it is, has `change` work on what it left, and opens it anew, whatever that came to.
+    fn reopen<T>(
         &self,
         number: u8,
-        version: Version,
-        adopted: Option<Epoch>,
-    ) -> impl Future<Output = Result<Partition<Self::Env>, Error>>;
+        why: &str,
+        change: impl AsyncFnOnce(&Partition<Self::Env>) -> Result<T, Error>,
+    ) -> impl Future<Output = Result<(T, Partition<Self::Env>), Error>>;
     /// Connects to a node's partition.
     fn dial(&self, address: String, partition: u8) -> impl Future<Output = Result<Rc<Self::Link>, String>>;
     /// This node's number.
@@ -81,7 +86,13 @@ pub trait Host: 'static {
     fn now(&self) -> Duration;
     /// Nothing is to be begun any more.
     fn stopping(&self) -> bool;
+    /// Whether a follower gets a copy although the log would do: tests want to see more of them.
+    fn rather_copies(&self) -> bool {
+        false
+    }
 }
+
+type LentCopies<E> = BTreeMap<(u8, Key), Lent<E>>;
 
 /// Replication of a core's partitions.
 pub struct Replication<H: Host> {
@@ -96,6 +107,10 @@ pub struct Replication<H: Host> {
     counting: RefCell<BTreeMap<u8, Counting>>,
     /// Followers that were refused because they had agreed to a candidate that does not lead, by partition.
     strays: RefCell<BTreeMap<u8, u32>>,
+    /// Copies that nobody receives now, by partition and receiver.
+    lent: RefCell<LentCopies<H::Env>>,
+    /// Copies that broke off, by partition.
+    partial: RefCell<BTreeMap<u8, CopyIn<H::Env>>>,
 }
 
 impl<H: Host> Replication<H> {
@@ -108,6 +123,8 @@ impl<H: Host> Replication<H> {
             orders: RefCell::default(),
             counting: RefCell::default(),
             strays: RefCell::default(),
+            lent: RefCell::default(),
+            partial: RefCell::default(),
         })
     }
 
@@ -115,6 +132,15 @@ impl<H: Host> Replication<H> {
     pub fn begin(self: &Rc<Self>, partition: &Partition<H::Env>) {
         self.go_on(partition);
         partition.env().spawn(leading::keep_leading(self.clone(), partition.id()));
+    }
+
+    /// Closes a partition, cuts its log behind `version`, and opens it anew. `adopted` replaces the epoch that it has agreed
+    /// to: a person's order.
+    async fn cut(&self, number: u8, version: Version, adopted: Option<Epoch>) -> Result<Partition<H::Env>, Error> {
+        self.partial.borrow_mut().remove(&number);
+        self.drop_copies(number);
+        let cut = async |old: &Partition<H::Env>| old.cut(version, adopted).await;
+        self.host.reopen(number, "its log is being cut", cut).await.map(|(_, partition)| partition)
     }
 
     fn key(&self, partition: u8) -> Key {

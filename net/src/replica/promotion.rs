@@ -13,7 +13,7 @@ use turnstone_engine::{Partition, Standing};
 use turnstone_replication::election::{Best, Election};
 use turnstone_replication::follower::Word;
 use turnstone_replication::quorum::Promises;
-use turnstone_replication::wire::{Answer, Ask, Frame, PROTOCOL};
+use turnstone_replication::wire::{Answer, Ask, Frame, PROTOCOL, Reason, Wish};
 
 /// A member answers within this time, the connection included.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -220,7 +220,7 @@ impl<H: Host> Replication<H> {
                     && self.check_order(number, order).is_ok()
                     && self.host.now() < deadline
             };
-            let tried = match self.open_stream(&partition, &upstream).await {
+            let tried = match self.open_stream(&partition, &upstream, Wish::Log).await {
                 Ok(stream) => self.apply(&partition, &upstream, stream, &current, Some(last)).await,
                 Err(Trouble::Parted(welcome)) if current() => {
                     self.part(&partition, &welcome, Word::Members).await?;
@@ -232,6 +232,8 @@ impl<H: Host> Replication<H> {
                 Ok(()) => return Ok(partition),
                 Err(trouble) if self.host.now() > deadline || self.host.stopping() => return Err(trouble),
                 Err(Trouble::Engine(error @ Error::Fenced { .. })) => return Err(error.into()),
+                // A candidate that needs a copy is no candidate.
+                Err(trouble @ Trouble::Refused(Reason::Purged, _)) => return Err(trouble),
                 Err(_) => partition.env().sleep(Duration::from_millis(50)).await,
             }
         }

@@ -51,7 +51,7 @@ fn descriptors_for_sockets(limit: u64) -> u64 {
 pub enum Slot {
     /// It serves.
     Open(Partition<RealEnv>),
-    /// Its files are damaged, or its disk failed; why.
+    /// It is being opened anew, or its files are damaged, or its disk failed; why.
     Offline(String),
 }
 

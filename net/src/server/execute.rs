@@ -109,7 +109,8 @@ pub fn execute<E: Env>(conversation: &mut Conversation<E>, id: u32, request: Req
         request if conversation.session.selected == 0 => return of_node(conversation, id, request),
         request => {
             let Some(partition) = conversation.partition.clone() else {
-                let text = "this partition is offline, its files are damaged; the server's log says which";
+                let text = "this partition is offline: it is being opened anew (try again), or its files are damaged (the \
+                            server's log says which)";
                 refuse_with(conversation, id, ErrorCode::Offline, text);
                 return Outcome::Done;
             };

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use turnstone_engine::env::Level;
 use turnstone_engine::sync::{Notify, first_of};
-use turnstone_engine::types::{Epoch, Version};
+use turnstone_engine::types::Version;
 use turnstone_engine::{Error, Partition};
 use turnstone_executor::RealEnv;
 use turnstone_replication::wire::{AROUND, BadFrame, Frame, PAYLOAD_MAX};
@@ -159,13 +159,18 @@ impl Host for Here {
         }
     }
 
-    async fn cut(&self, number: u8, version: Version, adopted: Option<Epoch>) -> Result<Partition<RealEnv>, Error> {
+    async fn reopen<T>(
+        &self,
+        number: u8,
+        why: &str,
+        change: impl AsyncFnOnce(&Partition<RealEnv>) -> Result<T, Error>,
+    ) -> Result<(T, Partition<RealEnv>), Error> {
         let server = self.0.upgrade().ok_or(Error::ShuttingDown)?;
         let old = self.partition(number).ok_or(Error::ShuttingDown)?;
-        let away = Slot::Offline("its log is being cut; try again".to_string());
+        let away = Slot::Offline(format!("{why}; try again"));
         server.partitions.borrow_mut().insert(number, away);
         old.abandon().await;
-        let cut = old.cut(version, adopted).await;
+        let changed = change(&old).await;
         let opened = async {
             let env = server.core.env(number).await?;
             Partition::open(env, number, server.settings.engine.clone()).await
@@ -173,11 +178,11 @@ impl Host for Here {
         match opened.await {
             Ok(partition) => {
                 server.serve_partition(number, partition.clone());
-                // Where it could not be cut it serves as it is.
-                cut.map(|_| partition)
+                // Where nothing could be changed it serves as it is.
+                changed.map(|changed| (changed, partition))
             }
             Err(error) => {
-                let text = format!("partition {number} is offline: its log could not be cut: {error}");
+                let text = format!("partition {number} is offline: it does not open again ({why}): {error}");
                 server.core.log.line(Level::Error, &text);
                 server.partitions.borrow_mut().insert(number, Slot::Offline(error.to_string()));
                 Err(error)

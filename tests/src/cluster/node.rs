@@ -4,12 +4,14 @@ use super::network::{SimLink, Weather, connect};
 use crate::sim::disk::Loss;
 use crate::sim::{DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use turnstone_engine::env::Sabotage;
-use turnstone_engine::types::{Epoch, Version};
+use turnstone_engine::types::Version;
+use turnstone_engine::wal::body::Body;
 use turnstone_engine::{Error, Partition, Settings};
-use turnstone_net::replica::{Host, Replication};
+use turnstone_net::replica::{COPY_TAKES_PLACE, Host, Replication};
 
 /// The partition that is replicated.
 pub const PARTITION: u8 = 1;
@@ -37,6 +39,12 @@ pub struct Cluster {
     settings: Settings,
     sabotage: Option<Sabotage>,
     lives: Cell<u32>,
+    /// Of 100 followers that could have the log so many get a copy.
+    pub copies_percent: u64,
+    /// What logs had that copies took the place of.
+    pub archive: RefCell<BTreeMap<Version, Body>>,
+    /// Copies that were taken.
+    pub copied: Cell<u64>,
     /// What must not be.
     pub failure: RefCell<Option<String>>,
 }
@@ -51,7 +59,11 @@ pub struct SimHost {
 impl Cluster {
     /// So many nodes, none of which runs.
     pub fn new(world: Rc<World>, nodes: usize, settings: Settings, sabotage: Option<Sabotage>) -> Rc<Cluster> {
+        let copies_percent = if world.rng.percent(30) { 10 + world.rng.below(60) } else { 0 };
         Rc::new(Cluster {
+            copies_percent,
+            archive: RefCell::default(),
+            copied: Cell::new(0),
             world,
             weather: Rc::default(),
             nodes: (0..nodes).map(|_| RefCell::default()).collect(),
@@ -96,6 +108,18 @@ impl Cluster {
     /// The replication of a node that runs.
     pub fn replication(&self, node: usize) -> Option<Rc<Replication<SimHost>>> {
         self.running(node).and_then(|running| running.replication.borrow().clone())
+    }
+
+    /// Keeps batches that were published; a version has one batch only.
+    pub fn keep(&self, log: Vec<Body>) {
+        let mut archive = self.archive.borrow_mut();
+        for batch in log {
+            let first = batch.first_version;
+            if archive.get(&first).is_some_and(|known| *known != batch) {
+                self.fail(format!("two nodes have shown different batches with version {first}"));
+            }
+            archive.insert(first, batch);
+        }
     }
 
     /// Starts a node on what its disk has.
@@ -154,6 +178,17 @@ impl Cluster {
     }
 }
 
+/// Everything that is published, from `next` on.
+pub async fn read_log(partition: &Partition<SimEnv>, mut next: Version) -> Result<Vec<Body>, Error> {
+    let mut log = Vec::new();
+    while next <= partition.published() {
+        let page = partition.read_log(next, 1 << 20).await?;
+        next = page.next;
+        log.extend(page.batches);
+    }
+    Ok(log)
+}
+
 impl SimHost {
     fn running(&self) -> Option<Rc<Running>> {
         let cluster = self.cluster.upgrade()?;
@@ -172,23 +207,39 @@ impl Host for SimHost {
         self.running()?.partition.borrow().clone()
     }
 
-    async fn cut(&self, _: u8, version: Version, adopted: Option<Epoch>) -> Result<Partition<SimEnv>, Error> {
+    async fn reopen<T>(
+        &self,
+        _: u8,
+        why: &str,
+        change: impl AsyncFnOnce(&Partition<SimEnv>) -> Result<T, Error>,
+    ) -> Result<(T, Partition<SimEnv>), Error> {
         let running = self.running().ok_or(Error::ShuttingDown)?;
         let cluster = self.cluster.upgrade().ok_or(Error::ShuttingDown)?;
         let old = running.partition.borrow_mut().take().ok_or(Error::ShuttingDown)?;
         old.abandon().await;
-        if let Err(error) = old.cut(version, adopted).await {
-            cluster.fail(format!("node {} cannot cut behind {version}: {error}", self.node));
-            return Err(error);
+        // A copy takes the place of the log: what is in it was told to clients, and is compared at the end.
+        let log = if why == COPY_TAKES_PLACE { read_log(&old, old.oldest_version()).await } else { Ok(Vec::new()) };
+        let changed = change(&old).await;
+        if let Err(error) = &changed
+            && !matches!(error, Error::Fenced { .. } | Error::Upstream(_))
+        {
+            cluster.fail(format!("node {}, {why}: {error}", self.node));
+        }
+        match log {
+            Ok(log) => cluster.keep(log),
+            Err(error) => cluster.fail(format!("node {}, its log cannot be read before {why}: {error}", self.node)),
+        }
+        if changed.is_ok() && why == COPY_TAKES_PLACE {
+            cluster.copied.set(cluster.copied.get() + 1);
         }
         let opened = Partition::open(running.env.clone(), PARTITION, cluster.settings.clone()).await;
         match opened {
             Ok(partition) => {
                 *running.partition.borrow_mut() = Some(partition.clone());
-                Ok(partition)
+                changed.map(|changed| (changed, partition))
             }
             Err(error) => {
-                cluster.fail(format!("node {} does not open after a cut: {error}", self.node));
+                cluster.fail(format!("node {} does not open after {why}: {error}", self.node));
                 Err(error)
             }
         }
@@ -235,5 +286,10 @@ impl Host for SimHost {
 
     fn stopping(&self) -> bool {
         self.running().is_none()
+    }
+
+    fn rather_copies(&self) -> bool {
+        let copies = |cluster: Rc<Cluster>| cluster.world.rng.percent(cluster.copies_percent);
+        self.cluster.upgrade().is_some_and(copies)
     }
 }

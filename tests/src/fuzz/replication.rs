@@ -5,13 +5,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use turnstone_engine::Standing;
 use turnstone_engine::codec::crc;
+use turnstone_engine::copy::{CopyEntry, CopySum};
 use turnstone_engine::manifest::{EpochStart, MembersRecord};
 use turnstone_engine::types::{Epoch, Member, Members};
 use turnstone_replication::election::Election;
 use turnstone_replication::follower::{Follower, Step, Word, rejoin};
-use turnstone_replication::leader::{Leader, View};
+use turnstone_replication::leader::{Leader, Opening, View};
 use turnstone_replication::quorum::promises;
-use turnstone_replication::wire::{Answer, Ask, Frame, Hello, PROTOCOL, Reason, Welcome};
+use turnstone_replication::wire::{
+    Answer, Ask, Copying, Frame, Hello, PROTOCOL, Reason, Welcome, Wish, put_entry, take_entries,
+};
 
 const NOW: Duration = Duration::from_secs(100);
 
@@ -57,7 +60,10 @@ fn conversation(mut script: Script<'_>) {
     let own = own_standing();
     let (address, dialed) = (":1".to_string(), "n1:1".to_string());
     let (adopted, epochs) = (own.adopted, own.epochs.clone());
-    let hello = Hello { version: PROTOCOL, node: 2, own: 1, partition: 1, last: 60, adopted, epochs, address, dialed };
+    let (wish, resume) = (Wish::CopyIfNeeded, None);
+    let (version, node, own_number, partition, last) = (PROTOCOL, 2, 1, 1, 60);
+    let hello =
+        Hello { version, node, own: own_number, partition, last, adopted, epochs, address, dialed, wish, resume };
     let (mut follower, _) = Follower::open(hello, NOW);
     let view = View { node: 1, partition: 1, standing: own.clone(), oldest: 20 };
     let mut leader: Option<Leader> = None;
@@ -65,7 +71,20 @@ fn conversation(mut script: Script<'_>) {
     while !script.is_over() {
         let Some(frame) = mended(&mut script) else { continue };
         match &frame {
-            Frame::Hello(hello) => leader = Leader::open(hello, &view, NOW).ok().map(|(leader, _)| leader),
+            Frame::Hello(hello) => {
+                leader = match Leader::open(hello, &view, NOW) {
+                    Opening::Stream(leader, _) => Some(*leader),
+                    Opening::Copy | Opening::Refused(_) => None,
+                }
+            }
+            Frame::Keys(bytes) => {
+                if let Ok(entries) = take_entries(bytes) {
+                    let mut again = Vec::new();
+                    entries.iter().for_each(|entry| put_entry(entry, &mut again));
+                    assert_eq!(again, *bytes);
+                }
+            }
+            Frame::Copy(copy) => assert!(copy.head().epochs.iter().all(|e| e.first_version <= copy.version)),
             Frame::Answer(answer) => {
                 let asked = election.unasked();
                 let key = asked.first().map_or((2, 1), Member::key);
@@ -114,6 +133,15 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let (address, dialed) = (":1".to_string(), "n1:1".to_string());
     let bare = Standing { members: Vec::new(), ..own.clone() };
     let adopted = epoch;
+    let mut keys = Vec::new();
+    put_entry(&CopyEntry { key: b"key".as_slice().into(), version: 4, value: vec![9; 20].into() }, &mut keys);
+    let copy = Copying {
+        welcome: Welcome { node: 1, standing: bare.clone() },
+        version: 45,
+        keys: 1,
+        members: own.members.clone(),
+        resumed: false,
+    };
     let frames = [
         Frame::Hello(Hello {
             version: PROTOCOL,
@@ -125,6 +153,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
             epochs: epochs.clone(),
             address: address.clone(),
             dialed,
+            wish: Wish::CopyIfNeeded,
+            resume: Some((50, b"key".as_slice().into())),
         }),
         Frame::Ack(epoch, 60),
         Frame::Beat(50),
@@ -136,6 +166,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Frame::Batch(vec![7; 20]),
         Frame::Value(vec![8; 20]),
         Frame::Epochs(epoch, epochs),
+        Frame::Copy(copy),
+        Frame::Keys(keys),
+        Frame::CopyEnd(CopySum { keys: 1, digest: 3 }),
     ];
     let mut seeds = Vec::new();
     let mut all = vec![2];

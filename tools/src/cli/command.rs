@@ -181,6 +181,10 @@ impl Command {
 fn order(name: &str, arguments: &[Vec<u8>]) -> Result<Command, UsageError> {
     let mut words = vec![name.to_owned()];
     words.extend(arguments.iter().map(|word| String::from_utf8_lossy(word).to_ascii_lowercase()));
+    if words.iter().any(|word| word.is_empty() || word.contains(char::is_whitespace)) {
+        // Joined it would be another order.
+        return Err(UsageError::new(format!("{name}: an empty word, or one with a space, means nothing here")));
+    }
     let text = words.join(" ");
     match turnstone_net::server::orders::parse(text.as_bytes()) {
         Ok(_) => Ok(Command::Order(text)),

@@ -93,7 +93,7 @@ pub const COMMANDS: &[Entry] = &[
         "wait until a position is shown here",
         "To read on a follower what was committed elsewhere.\nExample: wait 1:3:4711 5",
     ),
-    entry("digest", "", "hash everything that is shown, for comparison with another node (admin)", ""),
+    entry("digest", "", "hash everything that is shown, to compare nodes (admin)", ""),
     entry(
         "hold",
         "NAME [LIMIT]",

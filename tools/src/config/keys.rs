@@ -177,6 +177,8 @@ config_keys! {
         "Followers that must hold a commit before it is acknowledged, in new partitions; the command min_replicas changes it.";
     quorum_timeout: Duration = Kind::Duration(1, DAY), "5s", now, hidden,
         "How long a commit waits for its followers.";
+    copy_rate: u64 = Kind::Size(0, TIB), "64MiB", now, hidden,
+        "Bytes per second at which a copy is sent to a follower that the log cannot serve any more; 0 for no limit.";
     metrics_addr: String = Kind::OptionalAddress, "", later, hidden,
         "Where metrics are served; empty for nowhere.";
     id: String = Kind::Name, "", later, hidden,
