@@ -73,6 +73,8 @@ pub enum Error {
         /// The highest one that this node agreed to.
         adopted: Epoch,
     },
+    /// Who calls itself a node of that number has another key than the node that was met before.
+    Stranger(String),
     /// No member of that number.
     NoSuchMember(String),
     /// Too few members agree to a new leader.
@@ -185,7 +187,11 @@ impl fmt::Display for Error {
                     "version {wanted} was purged from the log, the oldest kept is {oldest}; take a copy or start there"
                 )
             }
-            Error::Diverged(text) | Error::BadHold(text) | Error::TooFewAgree(text) | Error::NoSuchMember(text) => {
+            Error::Diverged(text)
+            | Error::BadHold(text)
+            | Error::TooFewAgree(text)
+            | Error::NoSuchMember(text)
+            | Error::Stranger(text) => {
                 write!(f, "{text}")
             }
             Error::NoSuchHold(name) => write!(f, "there is no hold named \"{name}\""),

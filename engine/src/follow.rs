@@ -28,6 +28,8 @@ pub struct Incoming<E: Env> {
     body: Body,
     wanted: VecDeque<(Key, u32, u32)>,
     places: Vec<ValuePointer>,
+    /// What it brings that is new begins here.
+    next: Version,
 }
 
 impl<E: Env> Partition<E> {
@@ -133,7 +135,10 @@ impl<E: Env> Partition<E> {
         if body.transactions.is_empty() || body.last_version() <= prepared {
             return Ok(None);
         }
-        if body.first_version != prepared + 1 {
+        // A checkpoint, and so a copy, may end within a batch: the first one behind a copy may begin before its end.
+        let is_first = prepared == core.manifest.get().mark.version && self.oldest_version() == prepared + 1;
+        let continues = body.first_version == prepared + 1 || (is_first && body.first_version <= prepared);
+        if !continues {
             let text = format!(
                 "versions {} to {} came where {} is next",
                 body.first_version,
@@ -177,7 +182,8 @@ impl<E: Env> Partition<E> {
         });
         let wanted = large.collect();
         let (core, upstream) = (core.clone(), upstream.clone());
-        Ok(Some(Incoming { core, upstream, adopted, bytes, body, wanted, places: Vec::new() }))
+        let next = prepared + 1;
+        Ok(Some(Incoming { core, upstream, adopted, bytes, body, wanted, places: Vec::new(), next }))
     }
 }
 
@@ -233,7 +239,8 @@ impl<E: Env> Incoming<E> {
         let cost = wal::cost(self.bytes.len().saturating_sub(BODY_HEADER + 4), self.places.len());
         let last = self.body.last_version();
         let (first_version, epoch) = (self.body.first_version, self.body.epoch);
-        let check = |core: &Rc<Core<E>>| continues(core, &self.upstream, self.adopted, first_version, epoch);
+        let next = self.next;
+        let check = |core: &Rc<Core<E>>| continues(core, &self.upstream, self.adopted, next, epoch);
         if self.body.transactions.iter().flatten().any(|o| *o == Operation::Flush) {
             let bytes = self.bytes;
             // A stream that was replaced may bring it first: that one is pending then, and holds checkpoints off.
@@ -288,6 +295,10 @@ impl<E: Env> Incoming<E> {
                     Operation::Flush => unreachable!("a flush is alone in its batch"),
                     Operation::Members(_) => continue,
                 };
+                if version < next {
+                    // The copy has it, or what came behind it.
+                    continue;
+                }
                 enter(&core, &key, version, entry);
             }
         }
@@ -303,7 +314,8 @@ impl<E: Env> Incoming<E> {
             });
             members.map(|members: Members| MembersRecord { version, members })
         };
-        (self.body.first_version..).zip(&self.body.transactions).filter_map(list).collect()
+        let new = |record: &MembersRecord| record.version >= self.next;
+        (self.body.first_version..).zip(&self.body.transactions).filter_map(list).filter(new).collect()
     }
 }
 

@@ -29,6 +29,9 @@ impl<E: Env> Core<E> {
         for _ in 0..4 {
             // Not while it is being mended: a half-built index answers wrongly.
             drop(self.index_gate.enter().await);
+            if self.ended.get() {
+                return Err(Error::ShuttingDown);
+            }
             if self.manifest.get().index == 0 {
                 // FlushDB came in between; whoever asked has lost its snapshot to it.
                 return Err(Error::Index("everything was flushed".to_string()));
@@ -64,6 +67,9 @@ impl<E: Env> Core<E> {
         cure: Cure,
     ) -> Result<Mark, Error> {
         let _turn = self.index_gate.enter().await;
+        if self.ended.get() {
+            return Err(Error::ShuttingDown);
+        }
         let (number, mark) = {
             let m = self.manifest.get();
             (m.index, m.mark)

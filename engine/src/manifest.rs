@@ -146,6 +146,23 @@ pub struct Hold {
     pub limit_bytes: u64,
 }
 
+/// A node that this one has met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its number.
+    pub node: u64,
+    /// SHA-256 of the public key that it proved to have.
+    pub key: [u8; 32],
+}
+
+impl Peer {
+    fn decode(take: &mut Take<'_>) -> Result<Peer, Truncated> {
+        let node = take.u64()?;
+        let key = take.bytes(32)?.try_into().map_err(|_| Truncated)?;
+        Ok(Peer { node, key })
+    }
+}
+
 /// The reign of a version in a history, which is ordered.
 pub fn reign(history: &[EpochStart], version: Version) -> Option<Epoch> {
     history.iter().rev().find(|start| start.first_version <= version).map(|start| start.epoch)
@@ -246,6 +263,8 @@ pub struct Manifest {
     pub keys: u64,
     /// Live bytes per value file as of the mark.
     pub live: Vec<(u32, u64)>,
+    /// Nodes that this one has met, with the hashes of their keys.
+    pub peers: Vec<Peer>,
 }
 
 impl Default for Manifest {
@@ -266,6 +285,7 @@ impl Default for Manifest {
             members: Vec::new(),
             keys: 0,
             live: Vec::new(),
+            peers: Vec::new(),
         }
     }
 }
@@ -349,6 +369,10 @@ impl Manifest {
         });
         out.put_u64(self.keys);
         put_counts(&self.live, &mut out);
+        put_list(&self.peers, &mut out, |peer, out| {
+            out.put_u64(peer.node);
+            out.put(&peer.key);
+        });
         let mut whole = Vec::with_capacity(out.len() + 8);
         whole.put_u32(out.len() as u32);
         whole.put_u32(crc(&[&out]));
@@ -398,6 +422,8 @@ impl Manifest {
             })?,
             keys: take.u64()?,
             live: counts(take)?,
+            // Manifests of before there were any end here.
+            peers: if take.left() == 0 { Vec::new() } else { list(take, Peer::decode)? },
         };
         if take.left() != 0 {
             return Err(Truncated);
@@ -646,6 +672,7 @@ mod tests {
             }],
             keys: 1,
             live: vec![(1, 100)],
+            peers: vec![Peer { node: 5, key: [9; 32] }],
         }
     }
 

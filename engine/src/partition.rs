@@ -131,6 +131,8 @@ pub(crate) struct Core<E: Env> {
     /// 1 when nothing is to be waited for any more.
     pub abandoned: Watch,
     pub log_ended: Watch,
+    /// The index is another opening's now: nobody asks or mends it from here.
+    pub ended: Cell<bool>,
     pub stats: Stats,
 }
 
@@ -465,6 +467,10 @@ impl<E: Env> Partition<E> {
         core.log_ended.reached(2).await;
         core.flush_pass.borrow_mut().take();
         drop(core.checkpoint_gate.enter().await);
+        core.ended.set(true);
+        // Who asks now is refused; who mends it comes to an end first.
+        drop(core.ingest_gate.enter().await);
+        drop(core.index_gate.enter().await);
         core.env.index().close().await;
     }
 }

@@ -131,6 +131,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         closing: Cell::new(false),
         abandoned: Watch::new(0),
         log_ended: Watch::new(0),
+        ended: Cell::new(false),
         stats: Default::default(),
         env,
         settings,

@@ -10,12 +10,15 @@
 use crate::commit::{begin_generation, begin_writing, enqueue};
 use crate::env::{Env, Level};
 use crate::error::Error;
-use crate::manifest::{EpochStart, Generation, MembersRecord, Role, Upstream, begin_agreed};
+use crate::manifest::{EpochStart, Generation, MembersRecord, Peer, Role, Upstream, begin_agreed};
 use crate::partition::{Core, Partition};
 use crate::types::{Epoch, LogPosition, Members, Version};
 use crate::wal;
 use crate::wal::body::{MEMBERS_MAX, members_len};
 use std::rc::Rc;
+
+/// Most nodes whose keys a partition remembers.
+pub const PEERS_MAX: usize = 64;
 
 /// What a node has, and has agreed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +130,41 @@ impl<E: Env> Partition<E> {
             begin_writing(core).await?;
         }
         Ok(())
+    }
+
+    /// A node says its number, and has proved to have this key: the first key that was met with a number stays.
+    pub async fn recognise(&self, peer: Peer) -> Result<(), Error> {
+        let known = |peers: &[Peer]| peers.iter().find(|known| known.node == peer.node).copied();
+        let mut found = known(&self.0.manifest.get().peers);
+        if found.is_none() {
+            let met = |m: &mut crate::manifest::Manifest| {
+                if known(&m.peers).is_none() && m.peers.len() < PEERS_MAX {
+                    m.peers.push(peer);
+                }
+                known(&m.peers)
+            };
+            found = self.0.update_manifest(met).await?;
+        }
+        let forget = format!("`replicas forget {:016x}` forgets it", peer.node);
+        match found {
+            Some(known) if known.key == peer.key => Ok(()),
+            Some(_) => Err(Error::Stranger(format!(
+                "node {:016x} was met with another key before; if it has a new one, {forget}",
+                peer.node
+            ))),
+            None => Err(Error::Stranger(format!(
+                "{PEERS_MAX} nodes were met already; `replicas forget` one that is gone for good"
+            ))),
+        }
+    }
+
+    /// Forgets a node's key; answers whether it was known.
+    pub async fn forget_peer(&self, node: u64) -> Result<bool, Error> {
+        let known = self.0.manifest.get().peers.iter().any(|peer| peer.node == node);
+        if known {
+            self.0.update_manifest(|m| m.peers.retain(|peer| peer.node != node)).await?;
+        }
+        Ok(known)
     }
 
     /// How often this node stopped to lead, or to follow one.

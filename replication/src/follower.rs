@@ -48,6 +48,7 @@ enum Stage {
 #[derive(Debug)]
 pub struct Follower {
     stage: Stage,
+    leader: Option<u64>,
     epoch: Epoch,
     acked: Version,
     leader_published: Version,
@@ -59,7 +60,7 @@ impl Follower {
     pub fn open(hello: Hello, now: Duration) -> (Follower, Frame) {
         let hello = Hello { version: PROTOCOL, ..hello };
         let (stage, epoch) = (Stage::Asked, Epoch::default());
-        let follower = Follower { stage, epoch, acked: 0, leader_published: 0, heard: now };
+        let follower = Follower { stage, leader: None, epoch, acked: 0, leader_published: 0, heard: now };
         (follower, Frame::Hello(hello))
     }
 
@@ -67,8 +68,9 @@ impl Follower {
     pub fn take(&mut self, frame: Frame, now: Duration) -> Result<Step, Violation> {
         self.heard = now;
         match frame {
-            Frame::Accept(Welcome { standing, .. }) if self.stage == Stage::Asked => {
+            Frame::Accept(Welcome { standing, node }) if self.stage == Stage::Asked => {
                 self.stage = Stage::Stream;
+                self.leader = Some(node);
                 self.epoch = standing.adopted;
                 self.leader_published = standing.published;
                 Ok(Step::Adopt(standing.adopted, standing.epochs))
@@ -76,13 +78,17 @@ impl Follower {
             Frame::Refuse(reason, text) => Ok(Step::Refused(reason, text)),
             Frame::Copy(copy) if self.stage == Stage::Asked => {
                 self.stage = Stage::Copy;
+                self.leader = Some(copy.welcome.node);
                 Ok(Step::Copy(Box::new(copy)))
             }
             Frame::Keys(bytes) if self.stage == Stage::Copy => Ok(Step::Keys(bytes)),
             Frame::CopyEnd(sum) if self.stage == Stage::Copy => Ok(Step::CopyEnd(sum)),
             // It lives: a copy takes its time, also to begin.
             Frame::Beat(_) if self.stage != Stage::Stream => Ok(Step::Nothing),
-            Frame::Parted(welcome) if self.stage == Stage::Asked => Ok(Step::Parted(welcome)),
+            Frame::Parted(welcome) if self.stage == Stage::Asked => {
+                self.leader = Some(welcome.node);
+                Ok(Step::Parted(welcome))
+            }
             Frame::Batch(bytes) if self.stage == Stage::Stream => Ok(Step::Batch(bytes)),
             Frame::Value(bytes) if self.stage == Stage::Stream => Ok(Step::Value(bytes)),
             Frame::Epochs(epoch, epochs) if self.stage == Stage::Stream => {
@@ -106,6 +112,11 @@ impl Follower {
         }
         self.acked = version;
         Some(Frame::Ack(self.epoch, version))
+    }
+
+    /// Who says to be the other side, once it has answered.
+    pub fn leader(&self) -> Option<u64> {
+        self.leader
     }
 
     /// The epoch that the stream is of.
@@ -218,9 +229,9 @@ mod tests {
     fn nothing_is_taken_before_the_stream_is_open() {
         let (address, dialed) = (":2".to_string(), "a:1".to_string());
         let adopted = Epoch::default();
-        let (epochs, wish, resume) = (Vec::new(), Wish::Log, None);
+        let (epochs, life, wish, resume) = (Vec::new(), 1, Wish::Log, None);
         let (version, node, own, partition, last) = (0, 2, 1, 3, 7);
-        let hello = Hello { version, node, own, partition, last, adopted, epochs, address, dialed, wish, resume };
+        let hello = Hello { version, node, own, partition, last, adopted, epochs, address, dialed, life, wish, resume };
         let (mut follower, hello) = Follower::open(hello, NOW);
         assert!(matches!(hello, Frame::Hello(Hello { version: PROTOCOL, own: 1, partition: 3, last: 7, .. })));
         assert!(follower.take(Frame::Batch(vec![1]), NOW).is_err());

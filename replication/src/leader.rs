@@ -193,8 +193,9 @@ mod tests {
     fn hello(last: Version, epochs: &[EpochStart]) -> Hello {
         let (address, dialed) = (":2".to_string(), "a:1".to_string());
         let (adopted, epochs) = (Epoch::default(), epochs.to_vec());
-        let (wish, resume) = (Wish::Log, None);
-        Hello { version: PROTOCOL, node: 2, own: 1, partition: 1, last, adopted, epochs, address, dialed, wish, resume }
+        let (life, wish, resume) = (1, Wish::Log, None);
+        let (version, node, own, partition) = (PROTOCOL, 2, 1, 1);
+        Hello { version, node, own, partition, last, adopted, epochs, address, dialed, life, wish, resume }
     }
 
     fn view(published: Version, last: Version, oldest: Version, epochs: &[EpochStart]) -> View {

@@ -5,7 +5,7 @@
 //!
 //! | kind | from | frame | payload |
 //! |---|---|---|---|
-//! | 1 | follower | hello | `version u16, node u64, own u8, partition u8, last u64, epoch, epochs, address, dialed, copy u8, resume` |
+//! | 1 | follower | hello | `version u16, node u64, own u8, partition u8, last u64, epoch, epochs, address, dialed, more` |
 //! | 2 | follower | ack | `epoch, durable u64` |
 //! | 3 | both | beat | `published u64`, of the sender |
 //! | 4 | candidate | ask | `version u16, node u64, own u8, member u64, partition u8, epoch, address`: number 0 only asks |
@@ -22,7 +22,8 @@
 //!
 //! `epoch` is `number u64, id u64`; `epochs` is `count u32`, then `epoch, first version u64` of each; `standing` is
 //! `adopted epoch, last u64, published u64, epochs`; `members` is `count u32`, then `version u64` and the list of each, as
-//! in a body; `address` and `dialed` are `length u16` and that many bytes. `copy` is 0 for a log or nothing, 1 for a copy if
+//! in a body; `address` and `dialed` are `length u16` and that many bytes. `more` is `life u64, copy u8, resume`: `life` is drawn
+//! when the process begins; `copy` is 0 for a log or nothing, 1 for a copy if
 //! the log does not reach back, 2 for a copy in any case; `resume` is `u8`, and if that is 1 `version u64, length u16, key`: so
 //! far the follower has a copy at that version.
 
@@ -63,10 +64,12 @@ pub enum Reason {
     Itself,
     /// A higher epoch has been agreed to.
     Fenced,
+    /// The node is known with another key, or is here already.
+    Stranger,
 }
 
 impl Reason {
-    const ALL: [Reason; 7] = [
+    const ALL: [Reason; 8] = [
         Reason::NoPartition,
         Reason::NotLeader,
         Reason::Diverged,
@@ -74,6 +77,7 @@ impl Reason {
         Reason::Protocol,
         Reason::Itself,
         Reason::Fenced,
+        Reason::Stranger,
     ];
 
     fn code(self) -> u8 {
@@ -212,6 +216,8 @@ pub struct Hello {
     pub address: String,
     /// Where it reached the leader.
     pub dialed: String,
+    /// Drawn when its process began: a node that is there twice has two.
+    pub life: u64,
     /// Whether it takes a copy.
     pub wish: Wish,
     /// It has a copy at this version up to this key.
@@ -399,6 +405,7 @@ impl Frame {
                 put_epochs(&hello.epochs, out);
                 put_text(&hello.address, out);
                 put_text(&hello.dialed, out);
+                out.put_u64(hello.life);
                 out.put_u8(hello.wish as u8);
                 out.put_u8(u8::from(hello.resume.is_some()));
                 if let Some((version, key)) = &hello.resume {
@@ -488,6 +495,7 @@ impl Frame {
                 epochs: epochs(take)?,
                 address: text(take)?,
                 dialed: text(take)?,
+                life: take.u64()?,
                 wish: {
                     let wish = Wish::ALL.get(usize::from(take.u8()?));
                     *wish.ok_or(BadFrame("a follower wishes for what there is not"))?
@@ -561,6 +569,7 @@ mod tests {
             epochs: epochs.clone(),
             address: ":6379".to_string(),
             dialed: "b:2".to_string(),
+            life: 12,
             wish: Wish::CopyIfNeeded,
             resume: Some((39, b"k".as_slice().into())),
         };

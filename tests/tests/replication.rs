@@ -247,6 +247,7 @@ fn only_a_servers_certificate_replicates() {
             epochs: Vec::new(),
             address: ":1".to_string(),
             dialed: "localhost:1".to_string(),
+            life: 1,
             wish: turnstone_replication::wire::Wish::Log,
             resume: None,
         };
@@ -258,4 +259,58 @@ fn only_a_servers_certificate_replicates() {
     }
     let log = pair.leader.log().join("\n");
     assert!(log.contains("may not replicate"), "{log}");
+}
+
+/// Gives a home the number of another one.
+fn take_number(from: &TestHome, to: &TestHome) {
+    std::fs::create_dir_all(to.path().join("data")).expect("made");
+    std::fs::copy(from.path().join("data/node"), to.path().join("data/node")).expect("copied");
+}
+
+#[test]
+fn a_nodes_number_belongs_to_its_key_and_is_used_once() {
+    let pair = Pair::new("identity");
+    let mut leader = pair.at_leader(1);
+    leader.set(b"k", b"v").expect("set");
+    replica_of(&mut pair.at_follower(1), pair.leader.port, "1").expect("it follows");
+    pair.caught_up(1);
+    // Another key, the same number.
+    let thief = TestHome::beside(&pair.homes[0], "identity-thief");
+    take_number(&pair.homes[1], &thief);
+    let server = thief.serve(&["--executors", "1"]);
+    let mut admin = thief.connect(&server, Role::Admin, 1);
+    match replica_of(&mut admin, pair.leader.port, "1") {
+        Err(ClientError::Server { code: Some(ErrorCode::Denied), text, .. }) => {
+            assert!(text.contains("another key before"), "{text}");
+        }
+        other => panic!("it was let in: {other:?}"),
+    }
+    drop((admin, server));
+    // The same key and number, in a copy of the home.
+    let twin = TestHome::beside(&pair.homes[0], "identity-twin");
+    take_number(&pair.homes[1], &twin);
+    for name in ["server.crt", "server.key"] {
+        let from = pair.homes[1].path().join("certs").join(name);
+        std::fs::copy(from, twin.path().join("certs").join(name)).expect("copied");
+    }
+    let server = twin.serve(&["--executors", "1"]);
+    let mut admin = twin.connect(&server, Role::Admin, 1);
+    match replica_of(&mut admin, pair.leader.port, "1") {
+        Err(ClientError::Server { code: Some(ErrorCode::Denied), text, .. }) => {
+            assert!(text.contains("follows already, by another process"), "{text}");
+        }
+        other => panic!("it was let in: {other:?}"),
+    }
+    // The true one still follows; when its key is forgotten another one may take its number.
+    leader.set(b"k", b"w").expect("set");
+    pair.caught_up(1);
+    drop((admin, server));
+    let number = std::fs::read_to_string(pair.homes[1].path().join("data/node")).expect("a number");
+    let order = ["--admin", "--partition", "1", "replicas", "forget", number.trim()];
+    let mut pair = pair;
+    pair.follower.kill();
+    let output = pair.homes[0].cli(&pair.leader, &order);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "OK\n", "{output:?}");
+    let server = thief.serve(&["--executors", "1"]);
+    replica_of(&mut thief.connect(&server, Role::Admin, 1), pair.leader.port, "1").expect("it is the one now");
 }

@@ -136,6 +136,7 @@ pub fn start(
     check_partitions(&home.data(), config.number_of_partitions)?;
     let settings = ServerSettings {
         node: node_number(&home.data())?,
+        life: turnstone_executor::node::system_random(),
         listen: match listen {
             Some(address) => address,
             None => listen_address(config)?,

@@ -11,6 +11,8 @@ pub struct Replica {
     pub node: u64,
     /// Its partition there.
     pub partition: u8,
+    /// Its process.
+    pub life: u64,
     /// Its address.
     pub peer: String,
     /// What it has on its disk.

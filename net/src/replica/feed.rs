@@ -8,7 +8,7 @@ use turnstone_engine::Error;
 use turnstone_engine::Partition;
 use turnstone_engine::copy::CopyOut;
 use turnstone_engine::env::{Env, Level, Sabotage};
-use turnstone_engine::manifest::{Role, Upstream};
+use turnstone_engine::manifest::{Peer, Role, Upstream};
 use turnstone_engine::sync::first_of;
 use turnstone_engine::tail::{LogReader, Scope, Shipment};
 use turnstone_engine::types::{Member, Version};
@@ -30,6 +30,7 @@ struct Stream<'a, H: Host> {
     reader: LogReader<H::Env>,
     stream: u64,
     member: Member,
+    life: u64,
     dialed: String,
     joined: Option<Duration>,
     /// What keeps the log behind a copy, until what there was of it is sent.
@@ -70,6 +71,9 @@ impl<H: Host> Replication<H> {
         let Some(partition) = self.host.partition(ask.partition) else {
             return refuse(Reason::NoPartition, format!("partition {} is not here, or offline", ask.partition));
         };
+        if let Err(error) = partition.recognise(Peer { node: ask.node, key: link.key() }).await {
+            return refuse(Reason::Stranger, error.to_string());
+        }
         let mut granted = false;
         if ask.epoch.number > 0 {
             let address = resolve(&ask.address, &link.peer());
@@ -100,6 +104,17 @@ impl<H: Host> Replication<H> {
             let text = format!("partition {} is not here, or offline", hello.partition);
             return refuse(Frame::Refuse(Reason::NoPartition, text));
         };
+        if let Err(error) = partition.recognise(Peer { node: hello.node, key: link.key() }).await {
+            return refuse(Frame::Refuse(Reason::Stranger, error.to_string()));
+        }
+        let same = |replica: &Replica| replica.node == hello.node && replica.partition == hello.own;
+        if self.board.replicas(partition.id()).iter().any(|replica| same(replica) && replica.life != hello.life) {
+            let text = format!(
+                "node {:016x} follows already, by another process: its home was copied, or it was restarted a moment ago",
+                hello.node
+            );
+            return refuse(Frame::Refuse(Reason::Stranger, text));
+        }
         if partition.role() == Role::SteppedDown {
             let text = "the partition has stepped down there: promote it first".to_string();
             return refuse(Frame::Refuse(Reason::NotLeader, text));
@@ -139,11 +154,11 @@ impl<H: Host> Replication<H> {
         let address = resolve(&hello.address, &peer);
         let member = Member { node: hello.node, partition: hello.own, address };
         let (stream, number) = (self.board.stream(), partition.id());
-        let dialed = hello.dialed.clone();
+        let (dialed, life) = (hello.dialed.clone(), hello.life);
         let kept = self.redeem(number, hello).map(|copy| (copy, partition.prepared()));
         let leader = *leader;
         let mut stream =
-            Stream { node: self, link, partition, leader, reader, stream, member, dialed, joined: None, kept };
+            Stream { node: self, link, partition, leader, reader, stream, member, life, dialed, joined: None, kept };
         let ended = stream.run().await;
         self.board.remove_replica(number, stream.stream);
         self.count(number);
@@ -241,7 +256,8 @@ impl<H: Host> Stream<'_, H> {
         let acked = self.leader.acked();
         if acked != before || self.joined.is_none() {
             let Member { node, partition, .. } = self.member;
-            let replica = Replica { node, partition, peer: self.link.peer(), acked: acked.1 };
+            let life = self.life;
+            let replica = Replica { node, partition, life, peer: self.link.peer(), acked: acked.1 };
             self.node.board.set_replica(self.partition.id(), self.stream, replica);
             self.node.confirm(&self.partition, self.leader.key(), acked);
         }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::follow::Incoming;
-use turnstone_engine::manifest::{EpochStart, Role, Upstream};
+use turnstone_engine::manifest::{EpochStart, Peer, Role, Upstream};
 use turnstone_engine::sync::first_of;
 use turnstone_engine::types::{Epoch, Key, Version};
 use turnstone_engine::{Error, Partition};
@@ -61,6 +61,7 @@ impl Trouble {
             Trouble::Refused(Reason::NoPartition, _) => ErrorCode::NoSuchPartition,
             Trouble::Refused(Reason::Protocol | Reason::Itself, _) => ErrorCode::Unsupported,
             Trouble::Refused(Reason::Fenced, _) => ErrorCode::Fenced,
+            Trouble::Refused(Reason::Stranger, _) => ErrorCode::Denied,
             Trouble::Broken(_) | Trouble::Over => ErrorCode::Busy,
             Trouble::Engine(error) => crate::server::code_of(error),
         }
@@ -223,6 +224,7 @@ impl<H: Host> Replication<H> {
             epochs: standing.epochs,
             address: self.host.address(),
             dialed: upstream.address.clone(),
+            life: self.host.life(),
             wish,
             resume: self.partial_copy(partition, wish),
         };
@@ -230,7 +232,11 @@ impl<H: Host> Replication<H> {
         link.say(&hello);
         loop {
             if let Some(frame) = link.next().map_err(Trouble::Broken)? {
-                return match follower.take(frame, self.host.now()).map_err(|v| Trouble::Broken(v.0))? {
+                let step = follower.take(frame, self.host.now()).map_err(|v| Trouble::Broken(v.0))?;
+                if let Some(node) = follower.leader() {
+                    partition.recognise(Peer { node, key: link.key() }).await?;
+                }
+                return match step {
                     Step::Adopt(adopted, epochs) => {
                         Ok(Stream { link: link.clone(), follower, copy: None, last, adopted, epochs })
                     }

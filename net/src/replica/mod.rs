@@ -56,6 +56,8 @@ pub trait Link: 'static {
     fn changed(&self) -> &Notify;
     /// The other side's address, for people; its host for `:port`.
     fn peer(&self) -> String;
+    /// SHA-256 of the public key that the other side has proved to have.
+    fn key(&self) -> [u8; 32];
     /// It is not needed any more: what was said still leaves.
     fn close(&self);
 }
@@ -80,6 +82,8 @@ pub trait Host: 'static {
     fn dial(&self, address: String, partition: u8) -> impl Future<Output = Result<Rc<Self::Link>, String>>;
     /// This node's number.
     fn node(&self) -> u64;
+    /// Drawn when its process began.
+    fn life(&self) -> u64;
     /// Where it listens: `host:port`, or `:port` if whoever hears it must add the host.
     fn address(&self) -> String;
     /// Time since an arbitrary start.

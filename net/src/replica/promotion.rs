@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::error::Error;
-use turnstone_engine::manifest::Upstream;
+use turnstone_engine::manifest::{Peer, Upstream};
 use turnstone_engine::sync::all;
 use turnstone_engine::types::{Epoch, Member, Members, Version};
 use turnstone_engine::{Partition, Standing};
@@ -185,6 +185,10 @@ impl<H: Host> Replication<H> {
             wait_for(partition.env(), &*link).await;
         };
         link.close();
+        if answer.is_ok() {
+            let peer = Peer { node: member.node, key: link.key() };
+            partition.recognise(peer).await.map_err(|e| e.to_string())?;
+        }
         answer
     }
 

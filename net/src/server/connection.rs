@@ -2,7 +2,7 @@
 
 use super::refusals::Refusal;
 use crate::session::Session;
-use crate::tls::{Role, role_of};
+use crate::tls::{Role, key_of, role_of};
 use crate::wire::{ALPN_REPLICA, Dialect};
 use rustls::ServerConfig;
 use rustls::server::{Accepted, Acceptor};
@@ -125,6 +125,8 @@ pub struct Introduction {
     pub role: Result<Role, String>,
     /// It is for replication, whose frames are no dialect.
     pub replica: bool,
+    /// SHA-256 of the key that the other side has proved to have; zeros where nobody asks for it.
+    pub key: [u8; 32],
 }
 
 impl Connection {
@@ -253,9 +255,11 @@ impl Connection {
         };
         let dialect = Dialect::from_alpn(tls.alpn_protocol()).unwrap_or(Dialect::V1);
         let replica = tls.alpn_protocol() == Some(ALPN_REPLICA);
+        let certificate = tls.peer_certificates().and_then(|chain| chain.first()).filter(|_| replica);
+        let key = certificate.and_then(|certificate| key_of(certificate).ok()).unwrap_or_default();
         let Stage::Handshake(tls) = std::mem::replace(&mut self.stage, Stage::Ending) else { return None };
         self.stage = Stage::Open(tls);
-        Some(Introduction { dialect, role, replica })
+        Some(Introduction { dialect, role, replica, key })
     }
 
     /// Encrypts replies.

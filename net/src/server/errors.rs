@@ -26,6 +26,7 @@ pub fn code_of(error: &Error) -> ErrorCode {
         Error::NoQuorum { .. } | Error::TooFewAgree(_) => ErrorCode::NoQuorum,
         Error::UnknownOutcome(_) => ErrorCode::UnknownOutcome,
         Error::Fenced { .. } => ErrorCode::Fenced,
+        Error::Stranger(_) => ErrorCode::Denied,
         Error::NoSuchMember(_) => ErrorCode::NoSuchReplica,
     }
 }

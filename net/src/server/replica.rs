@@ -46,6 +46,8 @@ pub struct Wire {
     id: u64,
     peer: String,
     input: RefCell<Input>,
+    /// SHA-256 of the other side's public key.
+    key: Cell<[u8; 32]>,
     /// Longest frame that the other side may send.
     frame_max: usize,
     changed: Notify,
@@ -137,6 +139,10 @@ impl Link for Wire {
         self.peer.clone()
     }
 
+    fn key(&self) -> [u8; 32] {
+        self.key.get()
+    }
+
     fn close(&self) {
         if let Some(server) = self.server.upgrade() {
             server.with(self.id, Connection::say_goodbye);
@@ -211,6 +217,10 @@ impl Host for Here {
         self.0.upgrade().map_or(0, |server| server.settings.node)
     }
 
+    fn life(&self) -> u64 {
+        self.0.upgrade().map_or(0, |server| server.settings.life)
+    }
+
     fn address(&self) -> String {
         self.0.upgrade().map_or_else(String::new, |server| server.settings.advertise.clone())
     }
@@ -240,6 +250,7 @@ impl ServerCore {
     /// A connection that this node opened is through its handshake.
     pub(super) fn link_introduced(&self, id: u64, introduction: &Introduction) {
         let Some(link) = self.links.borrow().get(&id).cloned() else { return };
+        link.key.set(introduction.key);
         if introduction.role == Ok(Role::Server) && introduction.replica {
             link.open.set(true);
         } else {
@@ -259,6 +270,7 @@ impl ServerCore {
             return false;
         }
         let link = self.link(id, FROM_FOLLOWER_MAX);
+        link.key.set(introduction.key);
         let (this, env) = (self.this(), self.any_env());
         self.core.spawn(async move {
             let peer = link.peer();
@@ -287,6 +299,7 @@ impl ServerCore {
             id,
             peer: self.peer(id),
             input: RefCell::default(),
+            key: Cell::default(),
             frame_max,
             changed: Notify::default(),
             heard: Cell::default(),
@@ -380,6 +393,11 @@ impl ServerCore {
             Order::Forget(node) => {
                 if node == self.settings.node {
                     return Err(Trouble::Engine(Error::TooFewAgree("a leader does not forget itself".to_string())));
+                }
+                let known = partition.forget_peer(node).await?;
+                let is_member = partition.members().nodes.iter().any(|member| member.node == node);
+                if known && (!is_member || !partition.leads()) {
+                    return Ok(String::new());
                 }
                 let changed = partition.change_members(|members| {
                     let mut next = members.clone();

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct ServerSettings {
     /// This node's own number, drawn once for its home: replication tells nodes apart by it.
     pub node: u64,
+    /// Drawn at this start: a node whose home was copied is there twice, with two of these.
+    pub life: u64,
     /// Where it listens.
     pub listen: SocketAddr,
     /// Where other nodes reach it: `host:port`, or `:port` on the host that its connections come from.

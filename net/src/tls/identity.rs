@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use rustls::SupportedCipherSuite;
+use rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use x509_parser::asn1_rs::Tag;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -98,6 +100,14 @@ impl fmt::Display for IdentityError {
 }
 
 impl std::error::Error for IdentityError {}
+
+/// SHA-256 of the public key of a certificate in DER form: it stays when the certificate is renewed for the same key.
+pub fn key_of(der: &[u8]) -> Result<[u8; 32], IdentityError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
+    let SupportedCipherSuite::Tls13(suite) = TLS13_AES_128_GCM_SHA256;
+    let hash = suite.common.hash_provider.hash(certificate.public_key().raw);
+    hash.as_ref().try_into().map_err(|_| IdentityError::Unreadable)
+}
 
 /// Reads the role of a certificate in DER form.
 pub fn role_of(der: &[u8]) -> Result<Role, IdentityError> {

@@ -1,6 +1,7 @@
 //! TurnstoneDB beside Redis on this machine: one command, one table.
 //!
 //! `cargo run --release -p turnstone-tests --bin side-by-side -- redis [--block 8s] [--rounds 1] [--only NAME]`
+//! `cargo run --release -p turnstone-tests --bin side-by-side -- replication [--block 8s] [--rounds 1] [--only NAME]`
 //!
 //! Both servers run pinned to CPU 0, the generator to CPU 1. For each workload blocks alternate as ours, Redis, Redis,
 //! ours, so that a drift of the machine hits both; figures are medians, ratios are medians of the ratios of neighbours.

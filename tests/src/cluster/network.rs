@@ -170,6 +170,10 @@ impl SimLink {
 }
 
 impl Link for SimLink {
+    fn key(&self) -> [u8; 32] {
+        [self.ends.1 as u8; 32]
+    }
+
     fn say(&self, frame: &Frame) {
         if self.own.gone.borrow().is_some() || self.closing.get() {
             return;

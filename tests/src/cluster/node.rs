@@ -276,6 +276,10 @@ impl Host for SimHost {
         self.node as u64 + 100
     }
 
+    fn life(&self) -> u64 {
+        u64::from(self.life)
+    }
+
     fn address(&self) -> String {
         format!("n{}:9", self.node)
     }

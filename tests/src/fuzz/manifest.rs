@@ -110,6 +110,7 @@ fn sample() -> Manifest {
                 nodes: vec![Member { node: 5, partition: 3, address: "a:1".to_string() }],
             },
         }],
+        peers: vec![turnstone_engine::manifest::Peer { node: 5, key: [9; 32] }],
         keys: 9,
         live: vec![(1, 100)],
     }

@@ -60,10 +60,10 @@ fn conversation(mut script: Script<'_>) {
     let own = own_standing();
     let (address, dialed) = (":1".to_string(), "n1:1".to_string());
     let (adopted, epochs) = (own.adopted, own.epochs.clone());
-    let (wish, resume) = (Wish::CopyIfNeeded, None);
+    let (life, wish, resume) = (7, Wish::CopyIfNeeded, None);
     let (version, node, own_number, partition, last) = (PROTOCOL, 2, 1, 1, 60);
     let hello =
-        Hello { version, node, own: own_number, partition, last, adopted, epochs, address, dialed, wish, resume };
+        Hello { version, node, own: own_number, partition, last, adopted, epochs, address, dialed, life, wish, resume };
     let (mut follower, _) = Follower::open(hello, NOW);
     let view = View { node: 1, partition: 1, standing: own.clone(), oldest: 20 };
     let mut leader: Option<Leader> = None;
@@ -153,6 +153,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             epochs: epochs.clone(),
             address: address.clone(),
             dialed,
+            life: 7,
             wish: Wish::CopyIfNeeded,
             resume: Some((50, b"key".as_slice().into())),
         }),

@@ -1,10 +1,12 @@
 //! Two servers, the same load, alternating: what each operation costs.
 //!
 //! * [`alone`]: what has no counterpart: the v1 dialect, all partitions at once, readers beside writers, two executors.
+//! * [`replicated`]: what a follower costs, and how far behind it is.
 //! * [`servers`]: starting them pinned, and reading what they used.
 //! * [`yardsticks`]: what the disk and TLS alone cost, measured in the same run.
 
 mod alone;
+mod replicated;
 pub mod servers;
 pub mod yardsticks;
 
@@ -36,17 +38,22 @@ const WORKLOADS: [Workload; 5] = [
 ];
 
 struct Settings {
+    /// A follower, and no other server.
+    replicated: bool,
     block: String,
     rounds: usize,
     only: Option<String>,
 }
 
 fn settings(words: impl Iterator<Item = String>) -> Result<Settings, String> {
-    let usage = "usage: side-by-side redis [--block 8s] [--rounds 1] [--only 'SET depth 1'|alone|calm|executors]";
-    let mut settings = Settings { block: "8s".to_string(), rounds: 1, only: None };
+    let usage = "usage: side-by-side redis [--block 8s] [--rounds 1] [--only 'SET depth 1'|alone|calm|executors]\n   or: \
+                 side-by-side replication [--block 8s] [--rounds 1] [--only catch-up|quorum|cost|lag|stopped]";
+    let mut settings = Settings { replicated: false, block: "8s".to_string(), rounds: 1, only: None };
     let mut words = words.peekable();
-    if words.next().as_deref() != Some("redis") {
-        return Err(usage.to_string());
+    match words.next().as_deref() {
+        Some("redis") => {}
+        Some("replication") => settings.replicated = true,
+        _ => return Err(usage.to_string()),
     }
     while let Some(word) = words.next() {
         let value = words.next().ok_or(usage)?;
@@ -129,6 +136,9 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// Runs what the words ask for and prints the table.
 pub fn run(words: impl Iterator<Item = String>) -> Result<(), String> {
     let settings = settings(words)?;
+    if settings.replicated {
+        return replicated::run(&settings);
+    }
     let home = TestHome::new("side-by-side");
     let mut ours = servers::start_ours(&home, &[])?;
     fill(&home, &ours.peer.address, ours.peer.flags)?;

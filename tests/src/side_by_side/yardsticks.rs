@@ -93,3 +93,38 @@ pub fn echo(home: &TestHome) -> Result<String, String> {
     server.join().map_err(|_| "the echo's server panicked")?.map_err(failed)?;
     Ok(show(times))
 }
+
+const BULK: usize = 1 << 30;
+
+/// Megabytes per second that one connection carries, server on CPU 0, client on 1, in records of the largest size.
+pub fn bulk(home: &TestHome) -> Result<f64, String> {
+    let failed = |e: std::io::Error| format!("bulk transfer: {e}");
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let config = server_config(&home.files(Role::Server)).map_err(|e| e.to_string())?;
+    let server = std::thread::spawn(move || -> std::io::Result<()> {
+        turnstone_executor::placement::pin_thread(0)?;
+        let (socket, _) = listener.accept()?;
+        let tls = ServerConnection::new(config).map_err(std::io::Error::other)?;
+        let mut stream = StreamOwned::new(tls, socket);
+        let piece = vec![7; 256 << 10];
+        for _ in 0..BULK / piece.len() {
+            stream.write_all(&piece)?;
+        }
+        stream.conn.send_close_notify();
+        stream.flush()
+    });
+    turnstone_executor::placement::pin_thread(1).map_err(failed)?;
+    let config = client_config(&home.files(Role::Client), ClientOffer::TURNSTONE2).map_err(|e| e.to_string())?;
+    let name = ServerName::try_from("localhost").map_err(|e| e.to_string())?;
+    let socket = TcpStream::connect(address).map_err(failed)?;
+    let mut stream = StreamOwned::new(ClientConnection::new(config, name).map_err(|e| e.to_string())?, socket);
+    let (mut room, mut left) = (vec![0; 256 << 10], BULK);
+    let started = Instant::now();
+    while left > 0 {
+        left -= stream.read(&mut room).map_err(failed)?.min(left).max(1);
+    }
+    let took = started.elapsed();
+    server.join().map_err(|_| "the bulk transfer's server panicked")?.map_err(failed)?;
+    Ok(BULK as f64 / 1e6 / took.as_secs_f64())
+}

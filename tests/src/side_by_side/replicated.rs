@@ -1,0 +1,263 @@
+//! What a follower costs, and how far behind it is: two of our servers on this machine, the leader on CPU 0, the follower
+//! and the generator on CPU 1.
+
+use super::servers::{self, Ours, Usage};
+use super::{Settings, Workload, block, generate, median, microseconds, milliseconds, yardsticks};
+use crate::real::{TestHome, TestServer, binary, figure};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use turnstone_net::client::Connection;
+use turnstone_net::tls::Role;
+use turnstone_net::wire::Request;
+
+const FOLLOWER_CPU: &str = "1";
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Log for the catch-up, in bytes of keys and values.
+const BACKLOG: u64 = 512 << 20;
+
+struct Pair {
+    homes: [TestHome; 2],
+    leader: Ours,
+    follower: TestServer,
+}
+
+impl Pair {
+    fn start() -> Result<Pair, String> {
+        let first = TestHome::new("replicated-leader");
+        let second = TestHome::beside(&first, "replicated-follower");
+        // The log stays whole, for the catch-up.
+        let leader = servers::start_ours(&first, &["--wal-retention-bytes", "64GiB", "--quorum-timeout", "60s"])?;
+        let follower = second.try_serve_under(&["taskset", "-c", FOLLOWER_CPU], binary("turnstone"), &[])?;
+        Ok(Pair { homes: [first, second], leader, follower })
+    }
+
+    fn order(&self, node: usize, words: &str) -> Result<(), String> {
+        let server = if node == 0 { &self.leader.server } else { &self.follower };
+        let arguments: Vec<&str> = ["--admin", "--partition", "1"].into_iter().chain(words.split(' ')).collect();
+        let output = self.homes[node].cli(server, &arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(()) } else { Err(format!("{words}: {text}")) }
+    }
+
+    fn follow(&self) -> Result<(), String> {
+        self.order(1, &format!("replicaof {} 1", self.leader.peer.address))
+    }
+
+    fn at_leader(&self) -> Connection {
+        self.homes[0].connect(&self.leader.server, Role::Admin, 1)
+    }
+
+    fn at_follower(&self) -> Connection {
+        self.homes[1].connect(&self.follower, Role::Admin, 1)
+    }
+
+    /// Waits until the follower shows what the leader does; answers how long that took.
+    fn catch_up(&self) -> Result<Duration, String> {
+        let wanted = version(&mut self.at_leader());
+        let mut follower = self.at_follower();
+        let started = Instant::now();
+        while version(&mut follower) < wanted {
+            if started.elapsed() > PATIENCE {
+                return Err(format!("the follower does not catch up: {}", follower.stat().unwrap_or_default()));
+            }
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        Ok(started.elapsed())
+    }
+
+    fn block(&self, workload: &Workload, length: &str) -> Result<super::Block, String> {
+        block(&self.homes[0], &self.leader.peer, workload, length, &[])
+    }
+}
+
+fn version(connection: &mut Connection) -> u64 {
+    figure(&connection.stat().expect("it answers"), "version")
+}
+
+/// Runs what the settings ask for and prints the figures.
+pub fn run(settings: &Settings) -> Result<(), String> {
+    let pair = Pair::start()?;
+    println!("two CPUs: leader on 0, follower and generator on 1; 128 B values, mutual TLS 1.3 AES-128-GCM");
+    println!("bare TLS echo of 200 B, one client: {}", yardsticks::echo(&pair.homes[0])?);
+    println!("raw 4 KiB flush, one at a time, on CPU 0: {}", yardsticks::flushes(pair.homes[0].path(), 0)?);
+    let wanted = |name: &str| settings.only.as_deref().is_none_or(|only| only == name);
+    if wanted("catch-up") {
+        catch_up(&pair)?;
+    } else {
+        pair.follow()?;
+    }
+    if wanted("quorum") {
+        quorum(&pair, settings)?;
+    }
+    if wanted("cost") {
+        cost(&pair, settings)?;
+    }
+    if wanted("lag") {
+        lag(&pair, settings)?;
+    }
+    if wanted("stopped") {
+        stopped(&pair, settings)?;
+    }
+    Ok(())
+}
+
+fn catch_up(pair: &Pair) -> Result<(), String> {
+    let mut leader = pair.at_leader();
+    let value = vec![b'v'; 1000];
+    let keys = BACKLOG / 1020;
+    let numbers: Vec<u64> = (0..keys).collect();
+    for group in numbers.chunks(1000) {
+        for n in group {
+            let key = format!("backlog-{n:012}").into_bytes();
+            leader.send(&Request::Set { key: &key, value: &value }).map_err(|e| e.to_string())?;
+        }
+        leader.flush().map_err(|e| e.to_string())?;
+        for _ in group {
+            let reply = leader.receive().and_then(|reply| leader.check(reply));
+            reply.map_err(|e| e.to_string())?;
+        }
+    }
+    let bytes = figure(&leader.stat().map_err(|e| e.to_string())?, "log_bytes");
+    let before = Usage::of(pair.leader.peer.pid)?;
+    pair.follow()?;
+    let took = pair.catch_up()?;
+    let used = Usage::of(pair.leader.peer.pid)?.since(&before);
+    let rate = |bytes: u64, took: Duration| bytes as f64 / 1e6 / took.as_secs_f64();
+    let bulk = yardsticks::bulk(&pair.homes[0])?;
+    println!(
+        "catch-up: {} MB of log in {:.2} s, {:.0} MB/s; bare TLS bulk transfer {bulk:.0} MB/s, ratio {:.2}; the leader used {:.2} s \
+         of its core",
+        bytes / 1_000_000,
+        took.as_secs_f64(),
+        rate(bytes, took),
+        rate(bytes, took) / bulk,
+        used.cpu.as_secs_f64()
+    );
+    Ok(())
+}
+
+/// One client's commits, with and without a follower that must hold them.
+fn quorum(pair: &Pair, settings: &Settings) -> Result<(), String> {
+    let workload = Workload { name: "", connections: 1, depth: 1, reads: false };
+    let (mut local, mut held) = (Vec::new(), Vec::new());
+    for round in 0..settings.rounds.max(2) * 2 {
+        let with = round % 4 == 1 || round % 4 == 2;
+        pair.order(0, if with { "min_replicas 1" } else { "min_replicas 0" })?;
+        let b = pair.block(&workload, &settings.block)?;
+        if with { held.push(b.p50) } else { local.push(b.p50) }
+    }
+    pair.order(0, "min_replicas 0")?;
+    let (local, held) = (median(local.into_iter()), median(held.into_iter()));
+    println!("one client: commit p50 {local:.0} us local, {held:.0} us held by a follower, ratio {:.2}", held / local);
+    Ok(())
+}
+
+/// What the leader pays for a follower.
+fn cost(pair: &Pair, settings: &Settings) -> Result<(), String> {
+    for depth in [1, 16] {
+        let workload = Workload { name: "", connections: 50, depth, reads: false };
+        let (mut alone, mut beside) = (Vec::new(), Vec::new());
+        for round in 0..settings.rounds.max(1) * 4 {
+            let with = round % 4 == 1 || round % 4 == 2;
+            if with {
+                pair.follow()?;
+                pair.catch_up()?;
+            } else {
+                pair.order(1, "replicaof no one")?;
+            }
+            let b = pair.block(&workload, &settings.block)?;
+            if with { beside.push(b) } else { alone.push(b) }
+        }
+        pair.follow()?;
+        let behind = pair.catch_up()?;
+        let of = |blocks: &[super::Block], what: fn(&super::Block) -> f64| median(blocks.iter().map(what));
+        let ratio = |what: fn(&super::Block) -> f64| of(&beside, what) / of(&alone, what);
+        println!(
+            "50 clients, depth {depth:<2}: {:.0} SET/s alone, {:.0} with a follower, ratio {:.2}; leader's CPU per SET {:.2} and {:.2} us, \
+             ratio {:.2}; caught up {:.2} s later",
+            of(&alone, |b| b.per_second),
+            of(&beside, |b| b.per_second),
+            ratio(|b| b.per_second),
+            of(&alone, |b| b.cpu),
+            of(&beside, |b| b.cpu),
+            ratio(|b| b.cpu),
+            behind.as_secs_f64()
+        );
+    }
+    Ok(())
+}
+
+/// From a commit's answer at the leader until the follower shows it, beside a load of 70 % of what it takes.
+fn lag(pair: &Pair, settings: &Settings) -> Result<(), String> {
+    pair.catch_up()?;
+    let most = pair.block(&Workload { name: "", connections: 50, depth: 1, reads: false }, "3s")?.per_second;
+    pair.catch_up()?;
+    let rate = (most * 0.7).round().to_string();
+    let length = format!("{}ms", milliseconds(&settings.block)? + 1000);
+    let (home, address) = (&pair.homes[0], &pair.leader.peer.address);
+    let times = std::thread::scope(|scope| {
+        let words = ["-c", "50", "--ratio", "0", "--rate", &rate, "--duration", &length];
+        let load = scope.spawn(move || generate(home, address, &words));
+        let (mut leader, mut follower) = (pair.at_leader(), pair.at_follower());
+        let (mut times, mut n) = (Vec::new(), 0u64);
+        while !load.is_finished() {
+            n += 1;
+            let at = leader.set(b"lag", n.to_string().as_bytes()).map_err(|e| e.to_string())?;
+            let at = at.ok_or("a commit has no position")?;
+            let answered = Instant::now();
+            let wait = Request::Wait { epoch: at.epoch, version: at.version, milliseconds: 10_000 };
+            let reply = follower.call(&wait).and_then(|reply| follower.check(reply));
+            reply.map_err(|e| e.to_string())?;
+            times.push(microseconds(answered.elapsed()));
+        }
+        load.join().map_err(|_| "the generator panicked")??;
+        Ok::<_, String>(times)
+    });
+    let mut times = times?;
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] / 1000.0;
+    println!(
+        "at {rate} SET/s (70 %): the follower shows a commit {:.2} ms after its answer (p50), {:.2} ms (p99), of {} commits",
+        at(0.5),
+        at(0.99),
+        times.len()
+    );
+    Ok(())
+}
+
+/// A follower that is stopped: what the leader's clients and memory see of it.
+fn stopped(pair: &Pair, settings: &Settings) -> Result<(), String> {
+    pair.catch_up()?;
+    let fixed = ["-c", "16", "--ratio", "0", "--rate", "5000", "--warmup", "500ms", "--duration", &settings.block];
+    let p99 = || {
+        let report = generate(&pair.homes[0], &pair.leader.peer.address, &fixed)?;
+        Ok::<_, String>(report["write_us"]["p99"].as_f64().unwrap_or(f64::NAN))
+    };
+    let signal = |name: &str| Command::new("kill").args([name, &pair.follower.pid().to_string()]).status();
+    let (mut before, mut during) = (Vec::new(), Vec::new());
+    let mut grown = Vec::new();
+    for _ in 0..settings.rounds.max(3) {
+        before.push(p99()?);
+        let resident = resident_kib(pair.leader.peer.pid)?;
+        signal("-STOP").map_err(|e| e.to_string())?;
+        during.push(p99()?);
+        grown.push((resident_kib(pair.leader.peer.pid)? as f64 - resident as f64) / 1024.0);
+        signal("-CONT").map_err(|e| e.to_string())?;
+        let took = pair.catch_up()?;
+        println!("stopped for {}: caught up {:.2} s after it went on", settings.block, took.as_secs_f64());
+    }
+    let (before, during) = (median(before.into_iter()), median(during.into_iter()));
+    println!(
+        "5,000 SET/s: p99 {before:.0} us beside a follower, {during:.0} us beside a stopped one, ratio {:.2}; memory of the leader \
+         {:+.0} MiB meanwhile",
+        during / before,
+        median(grown.into_iter())
+    );
+    Ok(())
+}
+
+fn resident_kib(pid: u32) -> Result<u64, String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| e.to_string())?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).ok_or_else(|| "no VmRSS".to_string())
+}
