@@ -80,6 +80,10 @@ impl<E: Env> Partition<E> {
         if !Rc::ptr_eq(core, &copy.core) {
             return Err(Error::Upstream("the partition was opened anew meanwhile".to_string()));
         }
+        // Another stream may have brought more meanwhile, and it was confirmed: a copy takes nothing of that back.
+        if parted.is_none() && core.prepared.get() > copy.head.version {
+            return Err(Error::Upstream("more has come here meanwhile than the copy has".to_string()));
+        }
         if !copy.chunk.is_empty() {
             writer.push(&copy.chunk).await?;
         }

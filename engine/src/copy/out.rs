@@ -4,7 +4,7 @@ use super::{CopyEntry, CopyHead, CopySum};
 use crate::disk::Disk;
 use crate::env::{Env, Sabotage};
 use crate::error::Error;
-use crate::manifest::Hold;
+use crate::manifest::{Hold, MembersRecord};
 use crate::partition::{Core, Partition};
 use crate::run::RunEntry;
 use crate::run_merge::Merge;
@@ -103,11 +103,18 @@ impl<E: Env> Partition<E> {
             };
             let runs: Vec<u32> = manifest.runs.iter().map(|run| run.number).collect();
             let values = manifest.values.iter().map(|file| file.number).collect();
+            let mut members: Vec<MembersRecord> =
+                manifest.members.iter().filter(|r| r.version <= version).cloned().collect();
+            if members.is_empty() {
+                // The list of then is not known any more. The one in force is: without any, the receiver would take itself for
+                // one that nobody else must agree with.
+                members.extend(manifest.members.first().map(|r| MembersRecord { version, ..r.clone() }));
+            }
             let head = CopyHead {
                 version,
                 adopted: manifest.adopted,
                 epochs: manifest.epochs.iter().filter(|e| e.first_version <= version).copied().collect(),
-                members: manifest.members.iter().filter(|r| r.version <= version).cloned().collect(),
+                members,
             };
             let pin = core.pins.borrow_mut().add(runs.clone(), values, version + 1);
             (runs, head, pin, manifest.keys)

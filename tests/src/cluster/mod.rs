@@ -521,7 +521,8 @@ async fn compare(run: &Rc<Run>, last: Version) -> Result<bool, String> {
                 logs.push(log);
                 digests.push(digest);
             }
-            None => return Ok(false),
+            // It was opened anew meanwhile.
+            None | Some(Err(Error::ShuttingDown)) => return Ok(false),
             Some(Err(error)) => return Err(format!("the log of node {node} cannot be read: {error}")),
         }
     }
