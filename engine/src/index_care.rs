@@ -159,7 +159,7 @@ pub(crate) async fn rebuild<E: Env>(
 async fn rebuild_once<E: Env>(env: &E, partition: PartitionId, manifest: &Manifest, number: u32) -> Result<(), Error> {
     let total: u64 = manifest.runs.iter().map(|r| r.entries).sum();
     let say = |level, text: String| env.log(level, format!("partition {partition}: {text}"));
-    say(Level::Warn, format!("rebuilding the index from {} runs with {total} entries", manifest.runs.len()));
+    say(Level::Info, format!("rebuilding the index from {} runs with {total} entries", manifest.runs.len()));
     let mut merge = Merge::open(env, partition, manifest.runs.iter().map(|r| r.number)).await?;
     let index = env.index();
     let failed = |e: IndexError| Error::Index(e.0);

@@ -241,7 +241,7 @@ pub struct Manifest {
     pub mark: Mark,
     /// The log is durable at least up to here.
     pub durable: LogPosition,
-    /// The index's directory number; 0 before the first run.
+    /// The index's directory number; 0 before the first run, and where an opening is to build it from the runs.
     pub index: u32,
     /// Runs that the index can be rebuilt from, oldest first.
     pub runs: Vec<RunSummary>,

@@ -151,11 +151,15 @@ struct Replayed {
 impl<E: Env> Core<E> {
     /// Step 2.
     async fn match_index(self: &Rc<Self>, files: &[(String, u64)]) -> Result<(), Error> {
-        let (number, mark) = {
+        let (number, mark, has_runs) = {
             let m = self.manifest.get();
-            (m.index, m.mark)
+            (m.index, m.mark, !m.runs.is_empty())
         };
         let index = self.env.index();
+        if number == 0 && has_runs {
+            // A copy took the place of everything.
+            self.rebuild_index(0).await?;
+        }
         if number != 0 {
             match index.open(number, false).await {
                 Ok(found) if same_contents(found.unwrap_or_default(), mark) => {}

@@ -292,7 +292,8 @@ impl<E: Env> Partition<E> {
         Ok(())
     }
 
-    /// Agrees to lead in an epoch above all that it knows, numbered `at_least` so. A first write may begin one just before.
+    /// Agrees to lead in an epoch above all that it knows, with a number of at least `at_least`. Tried again where a first
+    /// write begins one just before.
     pub async fn promise_next(&self, at_least: u64) -> Result<(Epoch, Standing), Error> {
         let core = &self.0;
         let mut tries = 0;

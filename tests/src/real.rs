@@ -43,6 +43,15 @@ pub fn binary(name: &str) -> PathBuf {
     directory.join(name)
 }
 
+/// Waits until `done`; the bound is for what must not happen.
+pub fn eventually(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < patience, "not within {patience:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
 /// A directory that goes when dropped.
 pub struct TempDir(PathBuf);
 
@@ -224,6 +233,12 @@ impl TestHome {
         let mut connection = Connection::connect(&self.client(server, role, ClientOffer::TURNSTONE2))?;
         connection.select(partition)?;
         Ok(connection)
+    }
+    /// Runs an order of an admin's about a partition; answers what it prints, errors included.
+    pub fn order(&self, server: &TestServer, partition: u8, words: &[&str]) -> String {
+        let number = partition.to_string();
+        let output = self.cli(server, &[&["--admin", "--partition", &number], words].concat());
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
     }
     /// Runs the command line once.
     pub fn cli(&self, server: &TestServer, arguments: &[&str]) -> Output {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use turnstone_net::client::Connection;
 use turnstone_net::tls::Role;
 use turnstone_net::wire::Request;
-use turnstone_tests::real::{TestHome, TestServer, figure};
+use turnstone_tests::real::{self, TestHome, TestServer, figure};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Hardly any log is kept, so that whoever was away needs a copy.
@@ -30,12 +30,8 @@ const FLAGS: [&str; 14] = [
     "2MiB",
 ];
 
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
+fn eventually(what: &str, done: impl FnMut() -> bool) {
+    real::eventually(PATIENCE, what, done);
 }
 
 /// Overwrites, deletes and large values among many keys.
@@ -79,9 +75,7 @@ impl Pair {
     }
 
     fn cli(&self, node: usize, words: &[&str]) -> String {
-        let arguments = [&["--admin", "--partition", "1"], words].concat();
-        let output = self.homes[node].cli(&self.servers[node], &arguments);
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+        self.homes[node].order(&self.servers[node], 1, words)
     }
 
     fn restart(&mut self, node: usize) {

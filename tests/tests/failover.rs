@@ -1,21 +1,17 @@
 //! Three nodes, commits that followers must hold, a leader that is lost, one that is promoted, and the old one's return: the
 //! walk-through of `docs/replication.md`, with its commands.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use turnstone_net::client::{ClientError, Connection};
 use turnstone_net::tls::Role;
 use turnstone_net::wire::{ErrorCode, Request};
-use turnstone_tests::real::{TestHome, TestServer};
+use turnstone_tests::real::{self, TestHome, TestServer};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const FLAGS: [&str; 4] = ["--executors", "1", "--quorum-timeout", "1s"];
 
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
+fn eventually(what: &str, done: impl FnMut() -> bool) {
+    real::eventually(PATIENCE, what, done);
 }
 
 struct Cluster {
@@ -46,9 +42,7 @@ impl Cluster {
 
     /// What the command line prints, errors included.
     fn cli(&self, node: usize, words: &[&str]) -> String {
-        let arguments = [&["--admin", "--partition", "1"], words].concat();
-        let output = self.homes[node].cli(&self.servers[node], &arguments);
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+        self.homes[node].order(&self.servers[node], 1, words)
     }
 
     fn restart(&mut self, node: usize) {

@@ -1,20 +1,15 @@
 //! Two nodes and a partition that follows: the example as written, restarts of either side, and what is refused.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use turnstone_net::client::{ClientError, Connection};
 use turnstone_net::tls::{Role, follower_config};
 use turnstone_net::wire::{ErrorCode, Request};
-use turnstone_tests::real::{TestHome, TestServer, figure};
+use turnstone_tests::real::{self, TestHome, TestServer, figure};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until `done`; the bound is for what must not happen.
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        std::thread::park_timeout(Duration::from_millis(5));
-    }
+fn eventually(what: &str, done: impl FnMut() -> bool) {
+    real::eventually(PATIENCE, what, done);
 }
 
 fn version(connection: &mut Connection) -> u64 {
@@ -274,18 +269,20 @@ fn a_nodes_number_belongs_to_its_key_and_is_used_once() {
     leader.set(b"k", b"v").expect("set");
     replica_of(&mut pair.at_follower(1), pair.leader.port, "1").expect("it follows");
     pair.caught_up(1);
+    let port = pair.leader.port;
+    let refused = |home: &TestHome, why: &str| {
+        let server = home.serve(&["--executors", "1"]);
+        match replica_of(&mut home.connect(&server, Role::Admin, 1), port, "1") {
+            Err(ClientError::Server { code: Some(ErrorCode::Denied), text, .. }) => {
+                assert!(text.contains(why), "{text}")
+            }
+            other => panic!("it was let in: {other:?}"),
+        }
+    };
     // Another key, the same number.
     let thief = TestHome::beside(&pair.homes[0], "identity-thief");
     take_number(&pair.homes[1], &thief);
-    let server = thief.serve(&["--executors", "1"]);
-    let mut admin = thief.connect(&server, Role::Admin, 1);
-    match replica_of(&mut admin, pair.leader.port, "1") {
-        Err(ClientError::Server { code: Some(ErrorCode::Denied), text, .. }) => {
-            assert!(text.contains("another key before"), "{text}");
-        }
-        other => panic!("it was let in: {other:?}"),
-    }
-    drop((admin, server));
+    refused(&thief, "another key before");
     // The same key and number, in a copy of the home.
     let twin = TestHome::beside(&pair.homes[0], "identity-twin");
     take_number(&pair.homes[1], &twin);
@@ -293,18 +290,10 @@ fn a_nodes_number_belongs_to_its_key_and_is_used_once() {
         let from = pair.homes[1].path().join("certs").join(name);
         std::fs::copy(from, twin.path().join("certs").join(name)).expect("copied");
     }
-    let server = twin.serve(&["--executors", "1"]);
-    let mut admin = twin.connect(&server, Role::Admin, 1);
-    match replica_of(&mut admin, pair.leader.port, "1") {
-        Err(ClientError::Server { code: Some(ErrorCode::Denied), text, .. }) => {
-            assert!(text.contains("follows already, by another process"), "{text}");
-        }
-        other => panic!("it was let in: {other:?}"),
-    }
+    refused(&twin, "follows already, by another process");
     // The true one still follows; when its key is forgotten another one may take its number.
     leader.set(b"k", b"w").expect("set");
     pair.caught_up(1);
-    drop((admin, server));
     let number = std::fs::read_to_string(pair.homes[1].path().join("data/node")).expect("a number");
     let order = ["--admin", "--partition", "1", "replicas", "forget", number.trim()];
     let mut pair = pair;

@@ -1,7 +1,6 @@
 //! The receiver's side.
 
 use super::{CopyEntry, CopyHead, CopySum};
-use crate::codec::crc;
 use crate::disk::Disk;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
@@ -72,7 +71,7 @@ impl<E: Env> Partition<E> {
 
     /// Puts a whole copy in the place of all that an abandoned partition has; open it anew afterwards. What the log has
     /// behind `parted`, where the histories part, is kept aside in a file for people.
-    pub async fn replace(&self, mut copy: CopyIn<E>, parted: Option<Version>) -> Result<Version, Error> {
+    pub async fn replace(&self, mut copy: CopyIn<E>, parted: Option<Version>) -> Result<(), Error> {
         let core = &self.0;
         let Some(mut writer) = copy.writer.take() else {
             return Err(Error::Upstream("a copy counts once".to_string()));
@@ -90,7 +89,7 @@ impl<E: Env> Partition<E> {
         if let Some(parted) = parted {
             self.keep_aside(parted).await?;
         }
-        core.values.flush_copy().await?;
+        core.values.flush_files(copy.live.keys().copied()).await?;
         let start = LogPosition::new(core.wal().next_segment(), crate::disk::BLOCK as u32);
         let CopyHead { version, adopted, epochs, members } = copy.head.clone();
         let mark = Mark { version, position: start, chain: 0, run: if copy.sum.keys == 0 { 0 } else { copy.number } };
@@ -129,8 +128,8 @@ impl<E: Env> Partition<E> {
                 m.live = live;
                 m.keys = keys;
                 m.runs = if keys == 0 { Vec::new() } else { vec![summary] };
-                // No directory has this number: the index is built from the run.
-                m.index = if keys == 0 { 0 } else { m.take_number() };
+                // The next opening builds it from the run.
+                m.index = 0;
                 Ok(())
             })
             .await?;
@@ -140,7 +139,7 @@ impl<E: Env> Partition<E> {
             Level::Info,
             format_args!("a copy of {keys} keys at version {version} takes the place of what was here"),
         );
-        Ok(version)
+        Ok(())
     }
 }
 
@@ -177,7 +176,7 @@ impl<E: Env> CopyIn<E> {
         for (entry, place) in entries.iter().zip(places) {
             let length = record::length(entry.key.len(), entry.value.len()) as u64;
             *self.live.entry(place.file).or_default() += length;
-            self.sum.add(&entry.key, place.length, crc(&[&entry.value]));
+            self.sum.add(&entry.key, place.length, place.checksum);
             encode_entry(&entry.key, entry.version, &Settled::Pointer(place), &mut self.chunk);
             if self.chunk.len() >= CHUNK_BYTES {
                 let chunk = std::mem::take(&mut self.chunk);

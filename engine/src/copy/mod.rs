@@ -5,7 +5,7 @@
 //! lasts, what it reads is *pinned*: files that nobody else needs are kept, and so is the log behind V, up to a limit.
 //!
 //! The receiver writes a run and value files of its own beside all that it has ([`CopyIn`]). Until the copy is whole nothing
-//! of it counts and the old contents are shown; a crash leaves files that nothing names. Then the partition is closed, one
+//! of it counts and the old contents are shown; what a crash leaves is removed. Then the partition is closed, one
 //! replacement of the manifest puts the copy in the place of everything else, and the partition is opened anew: the index
 //! is built from the run, as after any loss of an index, and the log goes on behind V in a new segment.
 
@@ -13,8 +13,8 @@ mod incoming;
 mod out;
 
 pub use incoming::CopyIn;
+pub use out::CopyOut;
 pub(crate) use out::Pins;
-pub use out::{CopyOut, LOG_MAX};
 
 use crate::manifest::{EpochStart, MembersRecord};
 use crate::types::{Epoch, Key, Value, Version};

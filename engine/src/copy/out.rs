@@ -13,13 +13,13 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// A copy keeps this much of the log behind it, bytes: who takes longer, while more is written, begins anew.
-pub const LOG_MAX: u64 = 16 << 30;
+const LOG_MAX: u64 = 16 << 30;
 /// Keys that are read together.
 const GROUP: usize = 4096;
 
 /// What a copy that is being sent keeps.
 pub(crate) struct Pin {
-    pub number: u64,
+    number: u64,
     runs: Vec<u32>,
     values: BTreeSet<u32>,
     hold: Hold,
@@ -167,10 +167,9 @@ impl<E: Env> CopyOut<E> {
     }
 
     /// Goes back to behind `after`.
-    pub async fn go_back(&mut self, after: Option<&[u8]>) -> Result<(), Error> {
+    pub async fn go_back(&mut self, after: &[u8]) -> Result<(), Error> {
         self.merge = Merge::open(&self.core.env, self.core.id, self.runs.iter().copied()).await?;
         (self.sum, self.ahead) = (CopySum::default(), None);
-        let Some(after) = after else { return Ok(()) };
         let mut read = 0u32;
         while let Some(entry) = self.merge.next().await? {
             if entry.key.as_slice() > after {

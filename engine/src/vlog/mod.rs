@@ -50,8 +50,6 @@ pub struct ValueLog<E: Env> {
     /// Bytes in use of every file that this opening wrote.
     written: RefCell<BTreeMap<u32, u64>>,
     gates: [Gate; 3],
-    /// Files of the copy that comes in.
-    copied: RefCell<Vec<u32>>,
 }
 
 /// Records are written in groups of about this size.
@@ -71,7 +69,6 @@ impl<E: Env> ValueLog<E> {
             tails: Default::default(),
             written: RefCell::default(),
             gates: Default::default(),
-            copied: RefCell::default(),
         }
     }
 
@@ -113,6 +110,11 @@ impl<E: Env> ValueLog<E> {
     /// Makes the values behind `pointers`, written by this opening, durable.
     pub async fn flush(&self, pointers: &[ValuePointer]) -> Result<(), Error> {
         let numbers: BTreeSet<u32> = pointers.iter().map(|p| p.file).collect();
+        self.flush_files(numbers.into_iter()).await
+    }
+
+    /// Makes these files durable.
+    pub async fn flush_files(&self, numbers: impl Iterator<Item = u32>) -> Result<(), Error> {
         for number in numbers {
             self.reader(number).await?.sync_data().await?;
         }
@@ -178,9 +180,6 @@ impl<E: Env> ValueLog<E> {
         if !sabotaged {
             let retired = (stream == Stream::Copy).then_some(LogPosition::default());
             manifest.update(|m| m.values.push(ValueFile { number, used: BLOCK as u64, retired })).await?;
-            if stream == Stream::Copy {
-                self.copied.borrow_mut().push(number);
-            }
         }
         self.readers.borrow_mut().insert(number, file.clone());
         Ok(Tail { number, file, end: BLOCK as u64, allocated: BLOCK as u64 })
@@ -194,16 +193,6 @@ impl<E: Env> ValueLog<E> {
     /// A copy begins, into files of its own.
     pub fn leave_copy(&self) {
         *self.tails[Stream::Copy as usize].borrow_mut() = None;
-        self.copied.borrow_mut().clear();
-    }
-
-    /// Makes all values of the copy durable.
-    pub async fn flush_copy(&self) -> Result<(), Error> {
-        let files = self.copied.borrow().clone();
-        for number in files {
-            self.reader(number).await?.sync_data().await?;
-        }
-        Ok(())
     }
 
     /// Stops writing into the current files; the next append makes new ones.

@@ -2,10 +2,8 @@
 //! that another history takes the place of this one.
 
 use super::board::Following;
-use super::following::{Stream, Trouble, beat, fenced};
-use super::{Host, Link, Replication, wait_for};
-use std::cell::Cell;
-use std::rc::Rc;
+use super::following::{Stream, Trouble, fenced, next_frame};
+use super::{Heartbeat, Host, Link, Replication, wait_for};
 use turnstone_engine::Partition;
 use turnstone_engine::copy::CopyIn;
 use turnstone_engine::env::{Env, Level, Sabotage};
@@ -30,10 +28,9 @@ impl<H: Host> Replication<H> {
         by_order: bool,
     ) -> Result<(), Trouble> {
         let link = stream.link.clone();
-        let over = Rc::new(Cell::new(false));
-        partition.env().spawn(beat(link.clone(), partition.clone(), over.clone()));
+        let beats = Heartbeat::start(&link, partition);
         let taken = self.take_within(partition, upstream, stream, &copying, is_current, by_order).await;
-        over.set(true);
+        drop(beats);
         link.close();
         let (copy, parted) = taken?;
         if !is_current() {
@@ -108,17 +105,8 @@ impl<H: Host> Replication<H> {
             if !is_current() {
                 return Err(Trouble::Over);
             }
-            if link.heard() {
-                follower.hears(now);
-            }
             self.board.set_upstream(partition.id(), Following::Copying(copy.sum().keys, copying.keys));
-            let Some(frame) = link.next().map_err(Trouble::Broken)? else {
-                if link.gone().is_some() {
-                    return Err(Trouble::Broken("the connection to the leader is gone".to_string()));
-                }
-                if follower.is_gone(now) {
-                    return Err(Trouble::Broken("the leader is silent".to_string()));
-                }
+            let Some(frame) = next_frame(&*link, &mut follower, now)? else {
                 wait_for(partition.env(), &*link).await;
                 continue;
             };

@@ -4,9 +4,8 @@
 //! changes or another attempt takes its place.
 
 use super::board::Following;
-use super::{Host, Link, Replication, wait_for};
+use super::{Heartbeat, Host, Link, Replication, wait_for};
 use crate::wire::ErrorCode;
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};
@@ -15,7 +14,6 @@ use turnstone_engine::manifest::{EpochStart, Peer, Role, Upstream};
 use turnstone_engine::sync::first_of;
 use turnstone_engine::types::{Epoch, Key, Version};
 use turnstone_engine::{Error, Partition};
-use turnstone_replication::BEAT;
 use turnstone_replication::follower::{Follower, Rejoin, Step, Word, rejoin};
 use turnstone_replication::wire::{Copying, Frame, Hello, PROTOCOL, Reason, Welcome, Wish};
 
@@ -294,11 +292,9 @@ impl<H: Host> Replication<H> {
             return Err(error.into());
         }
         partition.allow(follower.shown());
-        let over = Rc::new(Cell::new(false));
-        // By itself: an append may wait for a checkpoint, and the leader must not take this node for gone.
-        partition.env().spawn(beat(link.clone(), partition.clone(), over.clone()));
+        let beats = Heartbeat::start(&link, partition);
         let applied = self.apply_frames(partition, upstream, &link, &mut follower, is_current, last).await;
-        over.set(true);
+        drop(beats);
         link.close();
         applied
     }
@@ -321,9 +317,6 @@ impl<H: Host> Replication<H> {
             if !is_current() {
                 return Err(Trouble::Over);
             }
-            if link.heard() {
-                follower.hears(now);
-            }
             let flushed = partition.flushed();
             let held = if sabotage == Some(Sabotage::AckBeforeDisk) { partition.prepared() } else { flushed };
             // Once this node has agreed to a higher epoch it confirms nothing of this one.
@@ -339,13 +332,7 @@ impl<H: Host> Replication<H> {
             }
             let lag = follower.lag(flushed);
             self.board.set_upstream(number, Following::Streaming(lag));
-            let Some(frame) = link.next().map_err(Trouble::Broken)? else {
-                if link.gone().is_some() {
-                    return Err(Trouble::Broken("the connection to the leader is gone".to_string()));
-                }
-                if follower.is_gone(now) {
-                    return Err(Trouble::Broken("the leader is silent".to_string()));
-                }
+            let Some(frame) = next_frame(&**link, follower, now)? else {
                 // Told as soon as it is durable, if anything is on its way there.
                 let next = if partition.prepared() > flushed { flushed + 1 } else { u64::MAX };
                 first_of(wait_for(partition.env(), &**link), partition.wait_flushed(next)).await;
@@ -411,6 +398,21 @@ impl<H: Host> Replication<H> {
             Rejoin::Wait(why) => Err(Trouble::Broken(why)),
         }
     }
+}
+
+/// What the leader says next, if anything is here; and whether it is there at all.
+pub(super) fn next_frame(link: &impl Link, follower: &mut Follower, now: Duration) -> Result<Option<Frame>, Trouble> {
+    if link.heard() {
+        follower.hears(now);
+    }
+    let frame = link.next().map_err(Trouble::Broken)?;
+    if frame.is_none() && link.gone().is_some() {
+        return Err(Trouble::Broken("the connection to the leader is gone".to_string()));
+    }
+    if frame.is_none() && follower.is_gone(now) {
+        return Err(Trouble::Broken("the leader is silent".to_string()));
+    }
+    Ok(frame)
 }
 
 fn needs_force(at: Version, shown: u64) -> Trouble {
@@ -509,13 +511,5 @@ async fn keep_following<H: Host>(
         drop(partition);
         env.sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
-    }
-}
-
-/// Tells the leader that this node lives, as long as the stream does.
-pub(super) async fn beat<E: Env>(link: Rc<impl Link>, partition: Partition<E>, over: Rc<Cell<bool>>) {
-    while !over.get() && link.gone().is_none() && !partition.is_closed() {
-        link.say(&Frame::Beat(partition.published()));
-        partition.env().sleep(BEAT).await;
     }
 }

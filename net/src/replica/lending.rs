@@ -3,16 +3,13 @@
 //! A copy that breaks off is kept for a while, with what it pins: who comes back goes on where it was. One that was sent
 //! keeps the log behind it until its receiver has come for that.
 
-use super::following::beat;
-use super::{Host, Link, Replication, wait_for};
-use std::cell::Cell;
+use super::{Heartbeat, Host, Link, Replication, wait_for};
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Partition;
 use turnstone_engine::copy::CopyOut;
 use turnstone_engine::env::{Env, Level};
 use turnstone_engine::manifest::Role;
-use turnstone_engine::types::Version;
 use turnstone_replication::SILENCE;
 use turnstone_replication::wire::{Copying, Frame, Hello, Reason, Welcome, put_entry};
 
@@ -36,25 +33,13 @@ impl<H: Host> Replication<H> {
         hello: &Hello,
         partition: Partition<H::Env>,
     ) -> Result<(), String> {
-        let over = Rc::new(Cell::new(false));
-        // By itself: going back to where a copy broke off takes its time, and the follower must not take this node for gone.
-        partition.env().spawn(beat(link.clone(), partition.clone(), over.clone()));
-        let lent = self.lend_within(link, hello, &partition).await;
-        over.set(true);
-        lent
-    }
-
-    async fn lend_within(
-        self: &Rc<Self>,
-        link: &Rc<H::Link>,
-        hello: &Hello,
-        partition: &Partition<H::Env>,
-    ) -> Result<(), String> {
+        // Also while it goes back to where a copy broke off.
+        let _beats = Heartbeat::start(link, &partition);
         let place = (partition.id(), (hello.node, hello.own));
         let found = self.lent.borrow_mut().remove(&place);
         let (mut copy, resumed) = match (found, &hello.resume) {
             (Some(mut lent), Some((version, after))) if lent.copy.head.version == *version => {
-                lent.copy.go_back(Some(after)).await.map_err(|e| e.to_string())?;
+                lent.copy.go_back(after).await.map_err(|e| e.to_string())?;
                 (lent.copy, true)
             }
             _ => match partition.copy_out().await {
@@ -74,7 +59,7 @@ impl<H: Host> Replication<H> {
         let welcome = Welcome { node: self.host.node(), standing };
         let (version, members) = (copy.head.version, copy.head.members.clone());
         link.say(&Frame::Copy(Copying { welcome, version, keys: copy.keys(), members, resumed }));
-        let sent = self.send(link, partition, &mut copy).await;
+        let sent = self.send(link, &partition, &mut copy).await;
         let since = self.host.now();
         if sent.is_ok() {
             copy.sent();
@@ -178,10 +163,5 @@ impl<H: Host> Replication<H> {
     /// The partition was closed: its copies are of no use.
     pub(super) fn drop_copies(&self, number: u8) {
         self.lent.borrow_mut().retain(|place, _| place.0 != number);
-    }
-
-    /// How far behind the oldest copy the log must reach, for tests.
-    pub fn lent_versions(&self) -> Vec<Version> {
-        self.lent.borrow().values().map(|lent| lent.copy.head.version).collect()
     }
 }

@@ -23,7 +23,7 @@ pub use leading::Counting;
 pub use promotion::{Order, Promoted};
 
 use lending::Lent;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
@@ -34,6 +34,7 @@ use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::error::Error;
 use turnstone_engine::sync::{Notify, first_of};
 use turnstone_engine::types::{Epoch, Version};
+use turnstone_replication::BEAT;
 use turnstone_replication::quorum::{Broken, Key};
 use turnstone_replication::wire::Frame;
 
@@ -72,12 +73,12 @@ pub trait Host: 'static {
     /// A partition that serves here.
     fn partition(&self, number: u8) -> Option<Partition<Self::Env>>;
     /// Closes a partition as it is, has `change` work on what it left, and opens it anew, whatever that came to.
-    fn reopen<T>(
+    fn reopen(
         &self,
         number: u8,
         why: &str,
-        change: impl AsyncFnOnce(&Partition<Self::Env>) -> Result<T, Error>,
-    ) -> impl Future<Output = Result<(T, Partition<Self::Env>), Error>>;
+        change: impl AsyncFnOnce(&Partition<Self::Env>) -> Result<(), Error>,
+    ) -> impl Future<Output = Result<Partition<Self::Env>, Error>>;
     /// Connects to a node's partition.
     fn dial(&self, address: String, partition: u8) -> impl Future<Output = Result<Rc<Self::Link>, String>>;
     /// This node's number.
@@ -143,8 +144,8 @@ impl<H: Host> Replication<H> {
     async fn cut(&self, number: u8, version: Version, adopted: Option<Epoch>) -> Result<Partition<H::Env>, Error> {
         self.partial.borrow_mut().remove(&number);
         self.drop_copies(number);
-        let cut = async |old: &Partition<H::Env>| old.cut(version, adopted).await;
-        self.host.reopen(number, "its log is being cut", cut).await.map(|(_, partition)| partition)
+        let cut = async |old: &Partition<H::Env>| old.cut(version, adopted).await.map(drop);
+        self.host.reopen(number, "its log is being cut", cut).await
     }
 
     fn key(&self, partition: u8) -> Key {
@@ -166,6 +167,31 @@ fn broken<E: Env>(env: &E) -> Broken {
         old_tail: sabotage == Some(Sabotage::OldTailCounted),
         new_rule_alone: sabotage == Some(Sabotage::NewRuleAlone),
         counts_itself: sabotage == Some(Sabotage::MemberCountedTwice),
+    }
+}
+
+/// Tells the other side that this node lives, for as long as this is there: by itself, since whoever works on the stream may
+/// wait for a checkpoint, a disk or a place in a file meanwhile.
+struct Heartbeat(Rc<Cell<bool>>);
+
+impl Heartbeat {
+    fn start<E: Env>(link: &Rc<impl Link>, partition: &Partition<E>) -> Heartbeat {
+        let over = Rc::new(Cell::new(false));
+        let (link, partition, seen) = (link.clone(), partition.clone(), over.clone());
+        let env = partition.env().clone();
+        env.spawn(async move {
+            while !seen.get() && link.gone().is_none() && !partition.is_closed() {
+                link.say(&Frame::Beat(partition.published()));
+                partition.env().sleep(BEAT).await;
+            }
+        });
+        Heartbeat(over)
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.0.set(true);
     }
 }
 

@@ -165,12 +165,12 @@ impl Host for Here {
         }
     }
 
-    async fn reopen<T>(
+    async fn reopen(
         &self,
         number: u8,
         why: &str,
-        change: impl AsyncFnOnce(&Partition<RealEnv>) -> Result<T, Error>,
-    ) -> Result<(T, Partition<RealEnv>), Error> {
+        change: impl AsyncFnOnce(&Partition<RealEnv>) -> Result<(), Error>,
+    ) -> Result<Partition<RealEnv>, Error> {
         let server = self.0.upgrade().ok_or(Error::ShuttingDown)?;
         let old = self.partition(number).ok_or(Error::ShuttingDown)?;
         let away = Slot::Offline(format!("{why}; try again"));
@@ -185,7 +185,7 @@ impl Host for Here {
             Ok(partition) => {
                 server.serve_partition(number, partition.clone());
                 // Where nothing could be changed it serves as it is.
-                changed.map(|changed| (changed, partition))
+                changed.map(|()| partition)
             }
             Err(error) => {
                 let text = format!("partition {number} is offline: it does not open again ({why}): {error}");

@@ -79,7 +79,7 @@ error_codes! {
     Busy = 17, "BUSY", Busy;
     /// No room is left on the disk for this write.
     NoSpace = 18, "DISKFULL", Busy;
-    /// The partition is damaged and does not serve.
+    /// The partition is damaged and does not serve, or is being opened anew.
     Offline = 19, "OFFLINE", Error;
     /// The partition is not a leader and takes no writes.
     NotLeader = 20, "NOTLEADER", Error;

@@ -207,12 +207,12 @@ impl Host for SimHost {
         self.running()?.partition.borrow().clone()
     }
 
-    async fn reopen<T>(
+    async fn reopen(
         &self,
         _: u8,
         why: &str,
-        change: impl AsyncFnOnce(&Partition<SimEnv>) -> Result<T, Error>,
-    ) -> Result<(T, Partition<SimEnv>), Error> {
+        change: impl AsyncFnOnce(&Partition<SimEnv>) -> Result<(), Error>,
+    ) -> Result<Partition<SimEnv>, Error> {
         let running = self.running().ok_or(Error::ShuttingDown)?;
         let cluster = self.cluster.upgrade().ok_or(Error::ShuttingDown)?;
         let old = running.partition.borrow_mut().take().ok_or(Error::ShuttingDown)?;
@@ -236,7 +236,7 @@ impl Host for SimHost {
         match opened {
             Ok(partition) => {
                 *running.partition.borrow_mut() = Some(partition.clone());
-                changed.map(|changed| (changed, partition))
+                changed.map(|()| partition)
             }
             Err(error) => {
                 cluster.fail(format!("node {} does not open after {why}: {error}", self.node));

@@ -4,10 +4,11 @@ use crate::real::TestHome;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use std::fs::OpenOptions;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use turnstone_engine::buffer::AlignedBuf;
 use turnstone_net::tls::{ClientOffer, Role, client_config, server_config};
@@ -15,6 +16,7 @@ use turnstone_net::tls::{ClientOffer, Role, client_config, server_config};
 const BLOCK: usize = 4096;
 const FLUSHES: u64 = 2000;
 const ECHOES: usize = 20_000;
+const BULK: usize = 1 << 30;
 
 fn show(mut times: Vec<Duration>) -> String {
     times.sort();
@@ -49,18 +51,48 @@ fn flushes_here(directory: &Path) -> Result<String, String> {
     Ok(show(times))
 }
 
-/// One client's round trip through a server that stores nothing, with our certificates; server on CPU 0, client on 1.
-pub fn echo(home: &TestHome) -> Result<String, String> {
-    let failed = |e: std::io::Error| format!("echo: {e}");
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
+type Served = (SocketAddr, JoinHandle<io::Result<()>>);
+
+/// A server of one connection on CPU 0, with the certificates of a home.
+fn serve_one(
+    home: &TestHome,
+    work: impl FnOnce(StreamOwned<ServerConnection, TcpStream>) -> io::Result<()> + Send + 'static,
+) -> Result<Served, String> {
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(|e| e.to_string())?;
+    let address = listener.local_addr().map_err(|e| e.to_string())?;
     let config = server_config(&home.files(Role::Server)).map_err(|e| e.to_string())?;
-    let server = std::thread::spawn(move || -> std::io::Result<()> {
+    let server = std::thread::spawn(move || {
         turnstone_executor::placement::pin_thread(0)?;
         let (socket, _) = listener.accept()?;
         socket.set_nodelay(true)?;
-        let tls = ServerConnection::new(config).map_err(std::io::Error::other)?;
-        let mut stream = StreamOwned::new(tls, socket);
+        work(StreamOwned::new(ServerConnection::new(config).map_err(io::Error::other)?, socket))
+    });
+    Ok((address, server))
+}
+
+/// Its client, on a thread of its own on CPU 1.
+fn dial_one<T: Send + 'static>(
+    home: &TestHome,
+    (address, server): Served,
+    work: impl FnOnce(StreamOwned<ClientConnection, TcpStream>) -> io::Result<T> + Send + 'static,
+) -> Result<T, String> {
+    let files = home.files(Role::Client);
+    let client = std::thread::spawn(move || {
+        turnstone_executor::placement::pin_thread(1)?;
+        let config = client_config(&files, ClientOffer::TURNSTONE2).map_err(|e| io::Error::other(e.to_string()))?;
+        let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
+        let socket = TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        work(StreamOwned::new(ClientConnection::new(config, name).map_err(io::Error::other)?, socket))
+    });
+    let answer = client.join().map_err(|_| "the client panicked")?.map_err(|e| e.to_string())?;
+    server.join().map_err(|_| "the server panicked")?.map_err(|e| e.to_string())?;
+    Ok(answer)
+}
+
+/// One client's round trip through a server that stores nothing, with our certificates; server on CPU 0, client on 1.
+pub fn echo(home: &TestHome) -> Result<String, String> {
+    let served = serve_one(home, |mut stream| {
         let mut buffer = [0; 200];
         for _ in 0..ECHOES {
             stream.read_exact(&mut buffer)?;
@@ -68,16 +100,8 @@ pub fn echo(home: &TestHome) -> Result<String, String> {
             stream.flush()?;
         }
         Ok(())
-    });
-    let files = home.files(Role::Client);
-    let client = std::thread::spawn(move || -> std::io::Result<Vec<Duration>> {
-        turnstone_executor::placement::pin_thread(1)?;
-        let config =
-            client_config(&files, ClientOffer::TURNSTONE2).map_err(|e| std::io::Error::other(e.to_string()))?;
-        let name = ServerName::try_from("localhost").map_err(std::io::Error::other)?;
-        let socket = TcpStream::connect(address)?;
-        socket.set_nodelay(true)?;
-        let mut stream = StreamOwned::new(ClientConnection::new(config, name).map_err(std::io::Error::other)?, socket);
+    })?;
+    let times = dial_one(home, served, |mut stream| {
         let mut buffer = [7; 200];
         let mut times = Vec::new();
         for _ in 0..ECHOES {
@@ -88,43 +112,31 @@ pub fn echo(home: &TestHome) -> Result<String, String> {
             times.push(started.elapsed());
         }
         Ok(times)
-    });
-    let times = client.join().map_err(|_| "the echo's client panicked")?.map_err(failed)?;
-    server.join().map_err(|_| "the echo's server panicked")?.map_err(failed)?;
+    })?;
     Ok(show(times))
 }
 
-const BULK: usize = 1 << 30;
-
 /// Megabytes per second that one connection carries, server on CPU 0, client on 1, in records of the largest size.
 pub fn bulk(home: &TestHome) -> Result<f64, String> {
-    let failed = |e: std::io::Error| format!("bulk transfer: {e}");
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    let config = server_config(&home.files(Role::Server)).map_err(|e| e.to_string())?;
-    let server = std::thread::spawn(move || -> std::io::Result<()> {
-        turnstone_executor::placement::pin_thread(0)?;
-        let (socket, _) = listener.accept()?;
-        let tls = ServerConnection::new(config).map_err(std::io::Error::other)?;
-        let mut stream = StreamOwned::new(tls, socket);
-        let piece = vec![7; 256 << 10];
-        for _ in 0..BULK / piece.len() {
+    const PIECE: usize = 256 << 10;
+    let served = serve_one(home, |mut stream| {
+        let piece = vec![7; PIECE];
+        for _ in 0..BULK / PIECE {
             stream.write_all(&piece)?;
         }
         stream.conn.send_close_notify();
         stream.flush()
-    });
-    turnstone_executor::placement::pin_thread(1).map_err(failed)?;
-    let config = client_config(&home.files(Role::Client), ClientOffer::TURNSTONE2).map_err(|e| e.to_string())?;
-    let name = ServerName::try_from("localhost").map_err(|e| e.to_string())?;
-    let socket = TcpStream::connect(address).map_err(failed)?;
-    let mut stream = StreamOwned::new(ClientConnection::new(config, name).map_err(|e| e.to_string())?, socket);
-    let (mut room, mut left) = (vec![0; 256 << 10], BULK);
-    let started = Instant::now();
-    while left > 0 {
-        left -= stream.read(&mut room).map_err(failed)?.min(left).max(1);
-    }
-    let took = started.elapsed();
-    server.join().map_err(|_| "the bulk transfer's server panicked")?.map_err(failed)?;
+    })?;
+    let took = dial_one(home, served, |mut stream| {
+        let (mut room, mut left) = (vec![0; PIECE], BULK);
+        let started = Instant::now();
+        while left > 0 {
+            match stream.read(&mut room)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => left -= count,
+            }
+        }
+        Ok(started.elapsed())
+    })?;
     Ok(BULK as f64 / 1e6 / took.as_secs_f64())
 }
