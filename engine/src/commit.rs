@@ -47,7 +47,7 @@ pub(crate) enum Content {
     /// It came from the leader.
     Whole {
         /// The body.
-        bytes: Vec<u8>,
+        bytes: Rc<Vec<u8>>,
         /// Version of its first transaction.
         first_version: Version,
     },
@@ -469,32 +469,54 @@ pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
     core.log_ended.raise(core.log_ended.get() + 1);
 }
 
+/// Takes what is written with one flush. A leader's queue has one batch, which grew while the one before was written; a
+/// follower's has as many as came meanwhile.
+fn take_round<E: Env>(core: &Core<E>) -> Vec<Batch> {
+    let mut queue = core.queue.borrow_mut();
+    let (mut round, mut cost) = (Vec::with_capacity(1), 0);
+    while let Some(next) = queue.front()
+        && (round.is_empty() || cost + next.cost <= BATCH_BYTES)
+    {
+        cost += next.cost;
+        round.extend(queue.pop_front());
+    }
+    round
+}
+
 async fn persist<E: Env>(core: &Rc<Core<E>>) {
-    let Some(batch) = core.queue.borrow_mut().pop_front() else { return };
-    let Batch { content, last, pointers, cost } = batch;
-    let (first_version, bytes) = match content {
-        Content::Growing(body) => (body.first_version(), body.finish(core.env.wall_ms())),
-        Content::Whole { bytes, first_version } => (first_version, bytes),
-    };
     let published = core.published_end.get();
     // Followers get it while this node's own disk still works: they may hold it first, but nobody is told before both do.
     let tailed = core.tail.borrow().is_wanted();
-    let bytes = Rc::new(bytes);
-    if tailed {
-        core.tail.borrow_mut().push(Tailed::new(first_version, last, bytes.clone(), pointers.clone()));
+    let mut written = Vec::with_capacity(1);
+    for Batch { content, last, pointers, cost } in take_round(core) {
+        let (first_version, bytes) = match content {
+            Content::Growing(body) => (body.first_version(), Rc::new(body.finish(core.env.wall_ms()))),
+            Content::Whole { bytes, first_version } => (first_version, bytes),
+        };
+        if tailed {
+            core.tail.borrow_mut().push(Tailed::new(first_version, last, bytes.clone(), pointers.clone()));
+        }
+        written.push((bytes, first_version, last, pointers, cost));
     }
+    let Some(last) = written.last().map(|(_, _, last, ..)| *last) else { return };
     core.appending.raise(last);
-    let end = match core.wal().append(Append { body: &bytes, pointers, first_version, cost, published }).await {
-        Ok(end) => end,
+    let append = |(body, first_version, _, pointers, cost): &mut (Rc<Vec<u8>>, Version, Version, Vec<_>, u64)| {
+        let pointers = std::mem::take(pointers);
+        Append { body: body.clone(), pointers, first_version: *first_version, cost: *cost, published }
+    };
+    let ends = match core.wal().append(written.iter_mut().map(append).collect()).await {
+        Ok(ends) => ends,
         Err(error) => match core.env.halt(format!("the log of partition {} failed: {error}", core.id)).await {},
     };
-    core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain: core.wal().chain() });
-    add(&core.stats.batches, 1);
-    add(&core.stats.log_bytes, bytes.len() as u64);
-    if let Ok(bytes) = Rc::try_unwrap(bytes)
-        && bytes.capacity() <= ROOM_MAX
-    {
-        core.batch_room.replace(bytes);
+    for ((bytes, _, last, ..), (end, chain)) in written.into_iter().zip(ends) {
+        core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain });
+        add(&core.stats.batches, 1);
+        add(&core.stats.log_bytes, bytes.len() as u64);
+        if let Ok(bytes) = Rc::try_unwrap(bytes)
+            && bytes.capacity() <= ROOM_MAX
+        {
+            core.batch_room.replace(bytes);
+        }
     }
     assert!(last <= core.prepared.get(), "only what was prepared is flushed");
     core.flushed.raise(last);
@@ -516,13 +538,14 @@ async fn append_voucher<E: Env>(core: &Rc<Core<E>>) {
     let epoch = core.manifest.get().epoch_of(first);
     let bytes = Builder::new(epoch, first, Vec::new()).finish(core.env.wall_ms());
     let published = core.published_end.get();
-    let append = Append { body: &bytes, pointers: Vec::new(), first_version: first, cost, published };
+    let append = Append { body: Rc::new(bytes), pointers: Vec::new(), first_version: first, cost, published };
     // Something may be prepared while this is written; it becomes the next batch, behind this one.
-    match core.wal().append(append).await {
-        Ok(end) => {
+    match core.wal().append(vec![append]).await {
+        Ok(ends) => {
             core.wal().vouched();
             let last = first - 1;
-            core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain: core.wal().chain() });
+            let end = |(end, chain)| BatchEnd { last, end, chain };
+            core.batch_ends.borrow_mut().extend(ends.into_iter().map(end));
             add(&core.stats.idle_vouchers, 1);
         }
         Err(error) => match core.env.halt(format!("the log of partition {} failed: {error}", core.id)).await {},

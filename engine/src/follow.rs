@@ -24,7 +24,7 @@ pub struct Incoming<E: Env> {
     core: Rc<Core<E>>,
     upstream: Upstream,
     adopted: Epoch,
-    bytes: Vec<u8>,
+    bytes: Rc<Vec<u8>>,
     body: Body,
     wanted: VecDeque<(Key, u32, u32)>,
     places: Vec<ValuePointer>,
@@ -121,7 +121,12 @@ impl<E: Env> Partition<E> {
     }
 
     /// Takes a batch of the leader's, which leads, or leads on, in `adopted`. `None` if it is here already.
-    pub fn incoming(&self, upstream: &Upstream, adopted: Epoch, bytes: Vec<u8>) -> Result<Option<Incoming<E>>, Error> {
+    pub fn incoming(
+        &self,
+        upstream: &Upstream,
+        adopted: Epoch,
+        bytes: Rc<Vec<u8>>,
+    ) -> Result<Option<Incoming<E>>, Error> {
         let core = &self.0;
         let body = match body::decode(&bytes, true) {
             Ok(body) => body,

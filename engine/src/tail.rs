@@ -8,7 +8,7 @@ use crate::env::Env;
 use crate::error::Error;
 use crate::partition::{Core, Partition};
 use crate::types::{Key, LogPosition, Value, ValuePointer, Version};
-use crate::wal::body::{self, Body, Operation};
+use crate::wal::body::{self, Body, BodyError, Operation};
 use crate::wal::envelope::pointer;
 use crate::wal::scan::{Batch, Scanner};
 use std::collections::VecDeque;
@@ -55,21 +55,44 @@ impl Tailed {
 pub(crate) struct Tail {
     batches: VecDeque<Rc<Tailed>>,
     bytes: usize,
-    readers: usize,
+    /// Who reads it, and from which version on.
+    readers: Vec<(u64, Version)>,
+    next_reader: u64,
 }
 
 impl Tail {
     /// Whether anybody reads it.
     pub fn is_wanted(&self) -> bool {
-        self.readers > 0
+        !self.readers.is_empty()
     }
 
     pub fn push(&mut self, batch: Tailed) {
         self.bytes += batch.bytes.len();
         self.batches.push_back(Rc::new(batch));
         while self.bytes > TAIL_BYTES && self.batches.len() > 1 {
-            let Some(oldest) = self.batches.pop_front() else { return };
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(oldest) = self.batches.pop_front() {
             self.bytes -= oldest.bytes.len();
+        }
+    }
+
+    fn enter(&mut self, next: Version) -> u64 {
+        self.next_reader += 1;
+        self.readers.push((self.next_reader, next));
+        self.next_reader
+    }
+
+    /// A reader goes on from `next`, if it goes on. What everybody has read is dropped: its memory is the next batch's.
+    fn passed(&mut self, reader: u64, next: Option<Version>) {
+        self.readers.retain(|(number, _)| *number != reader);
+        self.readers.extend(next.map(|next| (reader, next)));
+        let needed = self.readers.iter().map(|(_, next)| *next).min().unwrap_or(Version::MAX);
+        while self.batches.front().is_some_and(|batch| batch.last < needed) {
+            self.drop_oldest();
         }
     }
 
@@ -102,11 +125,11 @@ pub struct Shipment {
 }
 
 impl Shipment {
-    fn new(first: Version, last: Version, bytes: Rc<Vec<u8>>, body: Option<Body>, places: &[(u32, u64)]) -> Shipment {
+    fn new(first: Version, last: Version, bytes: Rc<Vec<u8>>, places: &[(u32, u64)]) -> Shipment {
         let values = if places.is_empty() {
             Vec::new()
         } else {
-            let body = body.or_else(|| body::decode(&bytes, false).ok());
+            let body = body::decode(&bytes, false).ok();
             let operations = body.iter().flat_map(|body| body.transactions.iter().flatten());
             let large = operations.filter_map(|operation| match operation {
                 Operation::SetLarge(key, length, checksum) => Some((key.clone(), *length, *checksum)),
@@ -121,6 +144,8 @@ impl Shipment {
 /// Reads batches in order, without end.
 pub struct LogReader<E: Env> {
     core: Rc<Core<E>>,
+    /// Among the readers.
+    number: u64,
     scope: Scope,
     next: Version,
     cursor: Option<Cursor>,
@@ -135,11 +160,7 @@ struct Cursor {
 
 impl<E: Env> Drop for LogReader<E> {
     fn drop(&mut self) {
-        let mut tail = self.core.tail.borrow_mut();
-        tail.readers -= 1;
-        if tail.readers == 0 {
-            *tail = Tail::default();
-        }
+        self.core.tail.borrow_mut().passed(self.number, None);
     }
 }
 
@@ -170,20 +191,22 @@ impl<E: Env> LogReader<E> {
         if let Some(last) = recent.last() {
             self.next = last.last + 1;
             self.cursor = None;
+            self.core.tail.borrow_mut().passed(self.number, Some(self.next));
             let ship =
-                |batch: &Rc<Tailed>| Shipment::new(batch.first, batch.last, batch.bytes.clone(), None, &batch.places);
+                |batch: &Rc<Tailed>| Shipment::new(batch.first, batch.last, batch.bytes.clone(), &batch.places);
             return Ok(recent.iter().map(ship).collect());
         }
         // What is on its way to the disk is in memory only; where it was dropped from there the disk will have it soon.
         self.core.flushed.reached(self.next).await;
         let limit = limit.min(self.core.flushed.get());
         let cursor = self.cursor.take().filter(|cursor| cursor.next == self.next);
-        let (batches, cursor) = read_batches(&self.core, self.next, limit, limit_bytes, cursor, true).await?;
+        let (batches, cursor) = read_batches(&self.core, self.next, limit, limit_bytes, cursor, whole).await?;
         self.next = cursor.next;
+        self.core.tail.borrow_mut().passed(self.number, Some(self.next));
         self.cursor = Some(cursor);
-        let ship = |batch: Batch| {
-            let (first, last) = (batch.body.first_version, batch.body.last_version());
-            Shipment::new(first, last, Rc::new(batch.bytes), Some(batch.body), &batch.envelope.pointers)
+        let ship = |batch: Batch<Vec<u8>>| {
+            let (first, last) = (batch.head.first_version, batch.head.last_version());
+            Shipment::new(first, last, Rc::new(batch.body), &batch.envelope.pointers)
         };
         Ok(batches.into_iter().map(ship).collect())
     }
@@ -194,16 +217,21 @@ impl<E: Env> LogReader<E> {
     }
 }
 
+/// A body as it is: it passes its checksum, and nothing in it is looked at.
+fn whole(bytes: &[u8], _: bool) -> Result<Vec<u8>, BodyError> {
+    Ok(bytes.to_vec())
+}
+
 /// Batches from `next` to `limit`, until their bodies pass `limit_bytes` (at least one, if there is one), and where to go
-/// on.
-async fn read_batches<E: Env>(
+/// on; `read` makes of their bodies what is wanted.
+async fn read_batches<E: Env, T>(
     core: &Rc<Core<E>>,
     next: Version,
     limit: Version,
     limit_bytes: usize,
     cursor: Option<Cursor>,
-    keep_bytes: bool,
-) -> Result<(Vec<Batch>, Cursor), Error> {
+    read: fn(&[u8], bool) -> Result<T, BodyError>,
+) -> Result<(Vec<Batch<T>>, Cursor), Error> {
     let partition = Partition(core.clone());
     let segments = core.wal().segments();
     if next < partition.oldest_version() {
@@ -220,13 +248,10 @@ async fn read_batches<E: Env>(
         }
     };
     let mut scanner = Scanner::new(&core.env, core.id, &manifest, &numbers, cursor.at, cursor.chain);
-    if keep_bytes {
-        scanner = scanner.keeping_bytes();
-    }
     let limit_bytes = limit_bytes.min(PAGE_MAX);
     let (mut batches, mut bytes) = (Vec::new(), 0);
     while cursor.next <= limit && (batches.is_empty() || bytes < limit_bytes) {
-        let batch = match scanner.next().await {
+        let batch = match scanner.next_as(read).await {
             Ok(Some(batch)) => batch,
             other => {
                 // A segment that was purged meanwhile reads as anything.
@@ -241,15 +266,15 @@ async fn read_batches<E: Env>(
                 });
             }
         };
-        if !batch.body.transactions.is_empty() && batch.body.last_version() > limit {
+        if batch.head.transactions > 0 && batch.head.last_version() > limit {
             break;
         }
         (cursor.at, cursor.chain) = (scanner.position(), scanner.chain());
-        if batch.body.transactions.is_empty() || batch.body.last_version() < cursor.next {
+        if batch.head.transactions == 0 || batch.head.last_version() < cursor.next {
             continue;
         }
         bytes += batch.envelope.body_length as usize;
-        cursor.next = batch.body.last_version() + 1;
+        cursor.next = batch.head.last_version() + 1;
         batches.push(batch);
     }
     Ok((batches, cursor))
@@ -269,7 +294,7 @@ impl<E: Env> Partition<E> {
         if version > published + 1 {
             return Err(beyond(version, published));
         }
-        let (batches, cursor) = read_batches(&self.0, version, published, limit_bytes, None, false).await?;
+        let (batches, cursor) = read_batches(&self.0, version, published, limit_bytes, None, body::decode).await?;
         Ok(LogPage { batches: batches.into_iter().map(|batch| batch.body).collect(), next: cursor.next })
     }
 
@@ -286,8 +311,8 @@ impl<E: Env> Partition<E> {
         if version < oldest {
             return Err(Error::Purged { wanted: version, oldest });
         }
-        self.0.tail.borrow_mut().readers += 1;
-        Ok(LogReader { core: self.0.clone(), scope, next: version, cursor: None })
+        let number = self.0.tail.borrow_mut().enter(version);
+        Ok(LogReader { core: self.0.clone(), number, scope, next: version, cursor: None })
     }
 }
 

@@ -5,6 +5,7 @@ use crate::SILENCE;
 use crate::history::{Common, common_point};
 use crate::leader::Violation;
 use crate::wire::{Copying, Frame, Hello, PROTOCOL, Reason, Welcome};
+use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Standing;
 use turnstone_engine::copy::CopySum;
@@ -19,7 +20,7 @@ pub enum Step {
     /// The leader's history becomes this node's, if it contains it, and its epoch is agreed to.
     Adopt(Epoch, Vec<EpochStart>),
     /// Append this batch.
-    Batch(Vec<u8>),
+    Batch(Rc<Vec<u8>>),
     /// It is the next large value of the batch before.
     Value(Vec<u8>),
     /// Everything up to this version may be shown.
@@ -234,13 +235,13 @@ mod tests {
         let hello = Hello { version, node, own, partition, last, adopted, epochs, address, dialed, life, wish, resume };
         let (mut follower, hello) = Follower::open(hello, NOW);
         assert!(matches!(hello, Frame::Hello(Hello { version: PROTOCOL, own: 1, partition: 3, last: 7, .. })));
-        assert!(follower.take(Frame::Batch(vec![1]), NOW).is_err());
+        assert!(follower.take(Frame::Batch(vec![1].into()), NOW).is_err());
         assert!(follower.take(Frame::Ack(Epoch::default(), 1), NOW).is_err());
         let epochs = [reign_of(1, 7, 1)];
         let accept = Frame::Accept(Welcome { node: 1, standing: standing(&epochs, 20, 25, true) });
         assert_eq!(follower.take(accept.clone(), NOW), Ok(Step::Adopt(epochs[0].epoch, epochs.to_vec())));
         assert!(follower.take(accept, NOW).is_err(), "once");
-        assert_eq!(follower.take(Frame::Batch(vec![1]), NOW), Ok(Step::Batch(vec![1])));
+        assert_eq!(follower.take(Frame::Batch(vec![1].into()), NOW), Ok(Step::Batch(vec![1].into())));
         assert_eq!(follower.lag(9), 11);
         assert_eq!(follower.durable(9), Some(Frame::Ack(epochs[0].epoch, 9)));
         assert_eq!(follower.durable(9), None);

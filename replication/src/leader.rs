@@ -271,7 +271,7 @@ mod tests {
         leader.take(&Frame::Ack(epoch, 8), NOW).expect("taken");
         leader.take(&Frame::Ack(epoch, 7), NOW).expect("taken");
         assert_eq!(leader.acked(), (epoch, 8));
-        assert!(leader.take(&Frame::Batch(Vec::new()), NOW).is_err());
+        assert!(leader.take(&Frame::Batch(Vec::new().into()), NOW).is_err());
         assert_eq!(leader.before_batch(epoch, &epochs), None);
         let longer = [epochs[0], reign(2, 8, 9)];
         assert!(matches!(leader.before_batch(longer[1].epoch, &longer), Some(Frame::Epochs(..))));

@@ -27,6 +27,7 @@
 //! the log does not reach back, 2 for a copy in any case; `resume` is `u8`, and if that is 1 `version u64, length u16, key`: so
 //! far the follower has a copy at that version.
 
+use std::rc::Rc;
 use turnstone_engine::Standing;
 use turnstone_engine::codec::{Put, Take, Truncated, crc};
 use turnstone_engine::copy::{CopyEntry, CopyHead, CopySum};
@@ -111,7 +112,7 @@ pub enum Frame {
     /// There will be no stream.
     Refuse(Reason, String),
     /// A batch.
-    Batch(Vec<u8>),
+    Batch(Rc<Vec<u8>>),
     /// A large value.
     Value(Vec<u8>),
     /// The history has grown, or the sender has agreed to a new epoch.
@@ -449,7 +450,8 @@ impl Frame {
                 out.put_u8(reason.code());
                 out.put(text.as_bytes());
             }
-            Frame::Batch(bytes) | Frame::Value(bytes) | Frame::Keys(bytes) => out.put(bytes),
+            Frame::Batch(bytes) => out.put(bytes),
+            Frame::Value(bytes) | Frame::Keys(bytes) => out.put(bytes),
             Frame::Epochs(epoch, epochs) => {
                 put_epoch(*epoch, out);
                 put_epochs(epochs, out);
@@ -520,7 +522,7 @@ impl Frame {
                 let reason = reason.ok_or(BadFrame("a refusal has no reason that is known"))?;
                 Frame::Refuse(reason, String::from_utf8_lossy(&rest(take)?).into_owned())
             }
-            18 => Frame::Batch(rest(take)?),
+            18 => Frame::Batch(rest(take)?.into()),
             19 => Frame::Value(rest(take)?),
             20 => Frame::Epochs(epoch(take)?, epochs(take)?),
             21 => Frame::Parted(welcome(take)?),
@@ -593,7 +595,7 @@ mod tests {
             Frame::CopyEnd(CopySum { keys: 1, digest: 2 }),
             Frame::Parted(Welcome { node: 5, standing }),
             Frame::Refuse(Reason::Itself, "this is the same node".to_string()),
-            Frame::Batch(vec![1; 5000]),
+            Frame::Batch(vec![1; 5000].into()),
             Frame::Value(Vec::new()),
             Frame::Epochs(epoch, epochs),
         ]

@@ -71,6 +71,26 @@ fn put_change(key: &[u8], entry: &Entry, out: &mut Vec<u8>) {
     }
 }
 
+/// What a body begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The reign it was written in.
+    pub epoch: Epoch,
+    /// Version of the first transaction; for an empty body, of the next one to come.
+    pub first_version: Version,
+    /// Wall clock of the leader, milliseconds.
+    pub commit_ms: u64,
+    /// How many transactions follow.
+    pub transactions: u32,
+}
+
+impl Head {
+    /// Version of the last transaction; for an empty body, the one before the next to come.
+    pub fn last_version(&self) -> Version {
+        self.first_version + u64::from(self.transactions) - 1
+    }
+}
+
 /// A decoded body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Body {
@@ -214,8 +234,8 @@ impl From<Truncated> for BodyError {
     }
 }
 
-/// Reads a body; `check` is false only under a planted bug.
-pub fn decode(bytes: &[u8], check: bool) -> Result<Body, BodyError> {
+/// Checks a body as a whole, and reads what it begins with; `check` is false only under a planted bug.
+pub fn head(bytes: &[u8], check: bool) -> Result<Head, BodyError> {
     let mut take = Take(bytes);
     let sum = take.u32()?;
     if check && sum != crc(&[take.0]) {
@@ -231,12 +251,19 @@ pub fn decode(bytes: &[u8], check: bool) -> Result<Body, BodyError> {
     if first_version == 0 {
         return Err(BodyError::Damaged("a batch starts at version 0"));
     }
-    let count = take.u32()?;
-    if first_version.checked_add(u64::from(count)).is_none() {
+    let transactions = take.u32()?;
+    if first_version.checked_add(u64::from(transactions)).is_none() {
         return Err(BodyError::Damaged("a batch has more versions than there are"));
     }
+    Ok(Head { epoch, first_version, commit_ms, transactions })
+}
+
+/// Reads a body; `check` is false only under a planted bug.
+pub fn decode(bytes: &[u8], check: bool) -> Result<Body, BodyError> {
+    let head = head(bytes, check)?;
+    let mut take = Take(&bytes[BODY_HEADER..]);
     let mut transactions = Vec::new();
-    for _ in 0..count {
+    for _ in 0..head.transactions {
         let mut operations = Vec::new();
         for _ in 0..take.u32()? {
             operations.push(operation(&mut take)?);
@@ -246,6 +273,7 @@ pub fn decode(bytes: &[u8], check: bool) -> Result<Body, BodyError> {
     if take.left() != 0 {
         return Err(BodyError::Damaged("bytes are left behind the last transaction of a batch"));
     }
+    let Head { epoch, first_version, commit_ms, .. } = head;
     Ok(Body { epoch, first_version, commit_ms, transactions })
 }
 

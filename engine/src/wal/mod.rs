@@ -74,9 +74,9 @@ pub struct LogEnd {
 }
 
 /// What a batch adds to the log.
-pub struct Append<'a> {
+pub struct Append {
     /// The encoded body.
-    pub body: &'a [u8],
+    pub body: Rc<Vec<u8>>,
     /// Places of its large values.
     pub pointers: Vec<(u32, u64)>,
     /// The first version in it (or the next to come, for an empty one).
@@ -368,36 +368,48 @@ impl<E: Env> Wal<E> {
         Ok(())
     }
 
-    /// Appends a batch and flushes it: durable when this returns. Answers where it ends.
-    pub async fn append(&self, batch: Append<'_>) -> Result<LogPosition, DiskError> {
-        let head = Envelope::length(batch.pointers.len());
-        let total = round_up(head + batch.body.len());
+    /// Appends batches with one write and one flush: durable when this returns. Answers where each ends, and the CRC of its
+    /// envelope. None of them vouches for another one of the same write, so that a torn write reads as a tail.
+    pub async fn append(&self, batches: Vec<Append>) -> Result<Vec<(LogPosition, u32)>, DiskError> {
+        let length = |batch: &Append| round_up(Envelope::length(batch.pointers.len()) + batch.body.len());
+        let total = batches.iter().map(length).sum();
+        let cost: u64 = batches.iter().map(|batch| batch.cost).sum();
+        let Some(first) = batches.first() else { return Ok(Vec::new()) };
         let fits = self.state.borrow().active.as_ref().is_some_and(|a| total <= (a.capacity - a.end) as usize);
         if !fits {
-            self.activate(total, batch.first_version).await?;
+            self.activate(total, first.first_version).await?;
         }
         let mut buffer = AlignedBuf::zeroed(total);
-        buffer[head..head + batch.body.len()].copy_from_slice(batch.body);
         let unchained = self.env.sabotage() == Some(Sabotage::EnvelopeNotChained);
-        let (file, shared, position, durable, crc) = {
+        let mut ends = Vec::with_capacity(batches.len());
+        let (file, shared, position, durable) = {
             let state = self.state.borrow();
             let (Some(active), Some(secret)) = (&state.active, state.secret) else {
                 unreachable!("a segment was activated above, a generation begun before the first reservation")
             };
             let position = LogPosition::new(active.number, active.end);
             assert!(state.durable <= position, "a flushed block is never rewritten");
-            let envelope = Envelope {
-                secret,
-                position,
-                durable: state.durable,
-                published: batch.published,
-                chain: if unchained { 0 } else { state.chain },
-                body_length: batch.body.len() as u32,
-                body_crc: u32::from_le_bytes([batch.body[0], batch.body[1], batch.body[2], batch.body[3]]),
-                pointers: batch.pointers,
-                crc: 0,
-            };
-            (active.file.clone(), active.shared.clone(), position, state.durable, envelope.encode(&mut buffer))
+            let (mut at, mut chain) = (0, state.chain);
+            for batch in batches {
+                let (head, length) = (Envelope::length(batch.pointers.len()), length(&batch));
+                let place = &mut buffer[at..at + length];
+                place[head..head + batch.body.len()].copy_from_slice(&batch.body);
+                let envelope = Envelope {
+                    secret,
+                    position: LogPosition::new(active.number, active.end + at as u32),
+                    durable: state.durable,
+                    published: batch.published,
+                    chain: if unchained { 0 } else { chain },
+                    body_length: batch.body.len() as u32,
+                    body_crc: u32::from_le_bytes([batch.body[0], batch.body[1], batch.body[2], batch.body[3]]),
+                    pointers: batch.pointers,
+                    crc: 0,
+                };
+                chain = envelope.encode(place);
+                at += length;
+                ends.push((LogPosition::new(active.number, active.end + at as u32), chain));
+            }
+            (active.file.clone(), active.shared.clone(), position, state.durable)
         };
         if self.env.sabotage() == Some(Sabotage::AckBeforeFlush) {
             file.write_at(buffer, u64::from(position.offset())).await?;
@@ -407,7 +419,7 @@ impl<E: Env> Wal<E> {
             file.write_durable(buffer, u64::from(position.offset())).await?;
         }
         let mut state = self.state.borrow_mut();
-        let end = LogPosition::new(position.segment(), position.offset() + total as u32);
+        let (end, crc) = ends.last().copied().unwrap_or((position, state.chain));
         if let Some(active) = &mut state.active {
             active.end = end.offset();
         }
@@ -418,9 +430,9 @@ impl<E: Env> Wal<E> {
         state.vouched = durable;
         state.voucher_refused = false;
         state.durable = end;
-        assert!(state.outstanding >= batch.cost, "a batch was appended without a reservation");
-        state.outstanding -= batch.cost;
-        Ok(end)
+        assert!(state.outstanding >= cost, "a batch was appended without a reservation");
+        state.outstanding -= cost;
+        Ok(ends)
     }
 
     /// There was no room for an empty batch: not tried again before the next append.

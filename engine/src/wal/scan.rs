@@ -5,7 +5,7 @@
 //! the CRC of the envelope before it. Where the next batch does not count, the log may go on at the start of the next
 //! segment; if it does not, the log ends there, and [`Scanner::vouched_beyond`] tells whether it should have.
 
-use super::body::{self, Body, BodyError};
+use super::body::{self, Body, BodyError, Head};
 use super::envelope::{ENVELOPE_BYTES, Envelope};
 use crate::buffer::{ReadBuf, round_up};
 use crate::disk::{BLOCK, Disk, File, IoClass, OpenMode};
@@ -19,18 +19,18 @@ use crate::types::{LogPosition, PartitionId};
 /// Read at once where the log is read in order.
 const WINDOW: usize = 1 << 20;
 
-/// A batch that counts.
-pub struct Batch {
+/// A batch that counts, with what was made of its body.
+pub struct Batch<T = Body> {
     /// Where it lies.
     pub position: LogPosition,
     /// Where the next one would.
     pub end: LogPosition,
     /// Its envelope.
     pub envelope: Envelope,
-    /// Its decoded body.
-    pub body: Body,
-    /// The body's bytes, if the scanner keeps them.
-    pub bytes: Vec<u8>,
+    /// What its body begins with.
+    pub head: Head,
+    /// Its body.
+    pub body: T,
 }
 
 struct OpenSegment<E: Env> {
@@ -87,7 +87,6 @@ pub struct Scanner<'a, E: Env> {
     open: Option<OpenSegment<E>>,
     position: LogPosition,
     chain: Option<u32>,
-    keeps_bytes: bool,
 }
 
 impl<'a, E: Env> Scanner<'a, E> {
@@ -101,13 +100,7 @@ impl<'a, E: Env> Scanner<'a, E> {
         position: LogPosition,
         chain: Option<u32>,
     ) -> Scanner<'a, E> {
-        Scanner { env, partition, manifest, segments, open: None, position, chain, keeps_bytes: false }
-    }
-
-    /// Batches come with the bytes of their bodies.
-    pub fn keeping_bytes(mut self) -> Self {
-        self.keeps_bytes = true;
-        self
+        Scanner { env, partition, manifest, segments, open: None, position, chain }
     }
 
     /// Where the next batch is expected.
@@ -132,28 +125,40 @@ impl<'a, E: Env> Scanner<'a, E> {
 
     /// The next batch, or `None` where the log ends (or cannot be read on).
     pub async fn next(&mut self) -> Result<Option<Batch>, Error> {
+        self.next_as(body::decode).await
+    }
+
+    /// The same, with what `read` makes of a body that has passed its checksum.
+    pub async fn next_as<T>(
+        &mut self,
+        read: impl Fn(&[u8], bool) -> Result<T, BodyError>,
+    ) -> Result<Option<Batch<T>>, Error> {
         if self.position.segment() != 0
-            && let Some(batch) = self.batch_at(self.position).await?
+            && let Some(batch) = self.batch_at(self.position, &read).await?
         {
             return Ok(Some(self.step(batch)));
         }
         let next = LogPosition::new(self.position.segment() + 1, BLOCK as u32);
-        if let Some(batch) = self.batch_at(next).await? {
+        if let Some(batch) = self.batch_at(next, &read).await? {
             return Ok(Some(self.step(batch)));
         }
         Ok(None)
     }
 
-    fn step(&mut self, batch: Batch) -> Batch {
+    fn step<T>(&mut self, batch: Batch<T>) -> Batch<T> {
         self.position = batch.end;
         self.chain = Some(batch.envelope.crc);
         batch
     }
 
-    async fn batch_at(&mut self, position: LogPosition) -> Result<Option<Batch>, Error> {
+    async fn batch_at<T>(
+        &mut self,
+        position: LogPosition,
+        read: &impl Fn(&[u8], bool) -> Result<T, BodyError>,
+    ) -> Result<Option<Batch<T>>, Error> {
         let Some(secret) = self.manifest.generation_at(position).map(|g| g.secret) else { return Ok(None) };
         let sabotage = self.env.sabotage();
-        let (chain, keeps_bytes) = (self.chain, self.keeps_bytes);
+        let chain = self.chain;
         let Some(segment) = self.segment(position.segment()).await? else { return Ok(None) };
         let offset = u64::from(position.offset());
         let Some(envelope) = segment.envelope(offset, secret).await? else { return Ok(None) };
@@ -170,11 +175,9 @@ impl<'a, E: Env> Scanner<'a, E> {
             return Ok(None);
         }
         let end = LogPosition::new(position.segment(), (offset as usize + round_up(total)) as u32);
-        match body::decode(bytes, check) {
-            Ok(body) => {
-                let bytes = if keeps_bytes { bytes.to_vec() } else { Vec::new() };
-                Ok(Some(Batch { position, end, envelope, body, bytes }))
-            }
+        let body = body::head(bytes, check).and_then(|head| Ok((head, read(bytes, false)?)));
+        match body {
+            Ok((head, body)) => Ok(Some(Batch { position, end, envelope, head, body })),
             Err(BodyError::Damaged(_)) => Ok(None),
             Err(BodyError::Newer(format)) => {
                 Err(Error::Newer { file: names::segment(position.segment()), format, known: body::BODY_FORMAT })

@@ -215,7 +215,7 @@ impl<H: Host> Stream<'_, H> {
             self.link.say(&shown);
         }
         self.room().await?;
-        self.link.say(&Frame::Batch(shipment.body.to_vec()));
+        self.link.say(&Frame::Batch(shipment.body));
         for value in &shipment.values {
             let value = self.reader.value(value).await.map_err(|e| e.to_string())?;
             self.room().await?;

@@ -88,6 +88,8 @@ pub struct ServerCore {
     pub(super) views: NodeViews,
     /// Connections that replicate, those of this node's followers among them.
     pub(super) links: RefCell<BTreeMap<u64, Rc<Wire>>>,
+    /// Those among them that have something to send.
+    pub(super) speaking: RefCell<Vec<u64>>,
     /// Replication of this core's partitions.
     pub(super) replication: Rc<Replication<Here>>,
     /// When this core began.
@@ -131,6 +133,7 @@ impl ServerCore {
             next_room: Cell::new(0),
             views: NodeViews::default(),
             links: RefCell::default(),
+            speaking: RefCell::default(),
             replication: Replication::new(Here(me.clone())),
             began: Instant::now(),
             stopping: Cell::new(None),
@@ -890,6 +893,7 @@ impl Handler for ServerCore {
             self.take(message);
         }
         self.advance_marked();
+        self.utter_all();
         self.greet_some();
         let mut full = Vec::new();
         while let Some((core, message)) = self.outbox.borrow_mut().pop_front() {

@@ -33,6 +33,8 @@ use turnstone_replication::wire::{AROUND, BadFrame, Frame, PAYLOAD_MAX};
 const INPUT_MAX: usize = 4 << 20;
 /// Encrypted bytes that may wait at a follower's socket.
 const BACKLOG_MAX: usize = 4 << 20;
+/// Plain bytes that may wait for the end of a turn.
+const SAID_MAX: usize = 1 << 20;
 /// A follower sends nothing longer than its history.
 const FROM_FOLLOWER_MAX: usize = 1 << 20;
 /// A connection attempt takes at most this long...
@@ -46,6 +48,8 @@ pub struct Wire {
     id: u64,
     peer: String,
     input: RefCell<Input>,
+    /// What was said in this turn: it leaves in one piece when the turn ends.
+    said: RefCell<Vec<u8>>,
     /// SHA-256 of the other side's public key.
     key: Cell<[u8; 32]>,
     /// Longest frame that the other side may send.
@@ -76,6 +80,14 @@ impl Wire {
         self.changed.notify();
     }
 
+    /// Sends what was said.
+    fn utter(&self, server: &ServerCore) {
+        let mut said = self.said.borrow_mut();
+        server.with(self.id, |connection| connection.say(&said));
+        said.clear();
+        said.shrink_to(2 * SAID_MAX);
+    }
+
     /// How long the first frame is.
     fn whole(input: &Input) -> Option<usize> {
         let head = input.rest().get(1..5)?;
@@ -102,9 +114,16 @@ impl Wire {
 impl Link for Wire {
     fn say(&self, frame: &Frame) {
         let Some(server) = self.server.upgrade() else { return };
-        let mut bytes = Vec::new();
-        frame.encode(&mut bytes);
-        server.with(self.id, |connection| connection.say(&bytes));
+        let mut said = self.said.borrow_mut();
+        let first = said.is_empty();
+        frame.encode(&mut said);
+        if said.len() > SAID_MAX {
+            drop(said);
+            self.utter(&server);
+        } else if first {
+            server.speaking.borrow_mut().push(self.id);
+            server.core.ring.poke();
+        }
     }
 
     fn next(&self) -> Result<Option<Frame>, String> {
@@ -145,6 +164,7 @@ impl Link for Wire {
 
     fn close(&self) {
         if let Some(server) = self.server.upgrade() {
+            self.utter(&server);
             server.with(self.id, Connection::say_goodbye);
         }
     }
@@ -235,6 +255,16 @@ impl Host for Here {
 }
 
 impl ServerCore {
+    /// Sends what replicating connections have said in this turn.
+    pub(super) fn utter_all(&self) {
+        for id in std::mem::take(&mut *self.speaking.borrow_mut()) {
+            let link = self.links.borrow().get(&id).cloned();
+            if let Some(link) = link {
+                link.utter(self);
+            }
+        }
+    }
+
     /// Takes bytes of a connection that replicates; answers whether it is one.
     pub(super) fn hear_link(&self, id: u64, plain: &[u8]) -> bool {
         let Some(link) = self.links.borrow().get(&id).cloned() else { return false };
@@ -299,6 +329,7 @@ impl ServerCore {
             id,
             peer: self.peer(id),
             input: RefCell::default(),
+            said: RefCell::default(),
             key: Cell::default(),
             frame_max,
             changed: Notify::default(),

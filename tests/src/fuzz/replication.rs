@@ -164,7 +164,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         Frame::Accept(Welcome { node: 1, standing: bare.clone() }),
         Frame::Parted(Welcome { node: 1, standing: bare }),
         Frame::Refuse(Reason::Diverged, "they part".to_string()),
-        Frame::Batch(vec![7; 20]),
+        Frame::Batch(vec![7; 20].into()),
         Frame::Value(vec![8; 20]),
         Frame::Epochs(epoch, epochs),
         Frame::Copy(copy),
