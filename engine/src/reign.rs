@@ -16,6 +16,7 @@ use crate::types::{Epoch, LogPosition, Members, Version};
 use crate::wal;
 use crate::wal::body::{MEMBERS_MAX, members_len};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Most nodes whose keys a partition remembers.
 pub const PEERS_MAX: usize = 64;
@@ -322,18 +323,30 @@ impl<E: Env> Partition<E> {
     /// the new. One change at a time. `None` from `change` leaves all as it is.
     pub async fn change_members(&self, change: impl Fn(&Members) -> Option<Members>) -> Result<Option<Version>, Error> {
         let core = &self.0;
-        core.wait_for_members().await?;
-        if self.role() == Role::Leader && core.min_replicas() == 0 {
-            begin_writing(core).await?;
+        let deadline = core.env.now() + core.settings.quorum_timeout;
+        loop {
+            core.wait_for_members(deadline).await?;
+            if self.role() == Role::Leader && core.min_replicas() == 0 {
+                begin_writing(core).await?;
+            }
+            match self.try_change_members(&change).await? {
+                Turn::Taken(version) => return Ok(version),
+                // Waited for, too, and no longer than the first.
+                Turn::AnotherCame => {}
+            }
         }
+    }
+
+    async fn try_change_members(&self, change: &impl Fn(&Members) -> Option<Members>) -> Result<Turn, Error> {
+        let core = &self.0;
         core.paused(async || {
             if !core.leads() || core.closing.get() {
                 return Err(core.manifest.get().refusal());
             }
             if core.members_pending() {
-                return Err(Error::NoQuorum { needed: core.min_replicas() });
+                return Ok(Turn::AnotherCame);
             }
-            let Some(members) = change(&self.members()) else { return Ok(None) };
+            let Some(members) = change(&self.members()) else { return Ok(Turn::Taken(None)) };
             if members.nodes.len() > MEMBERS_MAX {
                 return Err(Error::Diverged(format!(
                     "a partition has at most {MEMBERS_MAX} members; forget one first"
@@ -367,7 +380,7 @@ impl<E: Env> Partition<E> {
             }
             core.prepared.set(version);
             enqueue(core, version, &[], cost, |body| body.add_members(&members));
-            Ok(Some(version))
+            Ok(Turn::Taken(Some(version)))
         })
         .await
     }
@@ -395,6 +408,14 @@ impl<E: Env> Partition<E> {
     }
 }
 
+/// What became of a change of the members.
+enum Turn {
+    /// It was its turn: the change's version, if it changed anything.
+    Taken(Option<Version>),
+    /// Another change is pending that was not when this one was let in.
+    AnotherCame,
+}
+
 impl<E: Env> Core<E> {
     pub(crate) fn takes_from(&self, upstream: &Upstream) -> bool {
         match &*self.fetching.borrow() {
@@ -412,8 +433,7 @@ impl<E: Env> Core<E> {
     }
 
     /// Waits until no change of the members is pending, as long as a commit would.
-    async fn wait_for_members(self: &Rc<Self>) -> Result<(), Error> {
-        let deadline = self.env.now() + self.settings.quorum_timeout;
+    async fn wait_for_members(self: &Rc<Self>, deadline: Duration) -> Result<(), Error> {
         while self.members_pending() {
             let left = deadline.saturating_sub(self.env.now());
             if left.is_zero() || !self.leads() {

@@ -192,8 +192,7 @@ impl<E: Env> LogReader<E> {
             self.next = last.last + 1;
             self.cursor = None;
             self.core.tail.borrow_mut().passed(self.number, Some(self.next));
-            let ship =
-                |batch: &Rc<Tailed>| Shipment::new(batch.first, batch.last, batch.bytes.clone(), &batch.places);
+            let ship = |batch: &Rc<Tailed>| Shipment::new(batch.first, batch.last, batch.bytes.clone(), &batch.places);
             return Ok(recent.iter().map(ship).collect());
         }
         // What is on its way to the disk is in memory only; where it was dropped from there the disk will have it soon.

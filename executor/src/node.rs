@@ -350,6 +350,11 @@ impl Handler for Switch {
             handler.sent(socket, result);
         }
     }
+    fn submitting(&self) {
+        if let Some(handler) = self.handler.get() {
+            handler.submitting();
+        }
+    }
     fn turn(&self) -> bool {
         self.desk.take_answers();
         self.handler.get().is_some_and(|handler| handler.turn())

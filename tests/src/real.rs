@@ -58,11 +58,15 @@ pub struct TempDir(PathBuf);
 impl TempDir {
     /// A fresh one, on the disk that the build is on (a memory file system may know no direct I/O).
     pub fn new(label: &str) -> TempDir {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let base = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+        TempDir::within(&base.join("test-homes"), label)
+    }
+    /// A fresh one in there.
+    pub fn within(base: &Path, label: &str) -> TempDir {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = format!("{label}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = base.join("test-homes").join(name);
-        std::fs::create_dir_all(&path).expect("a directory below target can be made");
+        let path = base.join(name);
+        std::fs::create_dir_all(&path).expect("a directory can be made");
         TempDir(path.canonicalize().expect("it exists"))
     }
     /// Where it is.
@@ -100,14 +104,17 @@ pub struct TestHome {
 impl TestHome {
     /// Made by `turnstone --init`.
     pub fn new(label: &str) -> TestHome {
-        TestHome::init(label, &[])
+        TestHome::init(TempDir::new(label), &[])
     }
     /// Made by `turnstone --init --ca-from`: a node of the same cluster.
     pub fn beside(other: &TestHome, label: &str) -> TestHome {
-        TestHome::init(label, &["--ca-from", &other.path().display().to_string()])
+        TestHome::init(TempDir::new(label), &["--ca-from", &other.path().display().to_string()])
     }
-    fn init(label: &str, flags: &[&str]) -> TestHome {
-        let directory = TempDir::new(label);
+    /// The same, in this directory.
+    pub fn beside_in(base: &Path, other: &TestHome, label: &str) -> TestHome {
+        TestHome::init(TempDir::within(base, label), &["--ca-from", &other.path().display().to_string()])
+    }
+    fn init(directory: TempDir, flags: &[&str]) -> TestHome {
         let mut command = Command::new(binary("turnstone"));
         let command = command.env_remove("TURNSTONE_SHOW_LOG");
         let made = command.arg("--init").arg("--home").arg(directory.path()).args(flags).output();

@@ -73,6 +73,8 @@ pub trait Handler: 'static {
     fn progressed(&self, socket: SocketId);
     /// A send is complete, or failed.
     fn sent(&self, socket: SocketId, result: Result<usize, i32>);
+    /// What was asked for so far is about to be submitted: what tasks have left to be sent joins it.
+    fn submitting(&self) {}
     /// Everything of this turn was handed over; also called when the core is woken for other reasons.
     /// Answers whether it has more to do at once.
     fn turn(&self) -> bool;
@@ -601,6 +603,7 @@ impl Ring {
         let mut waited = false;
         loop {
             self.0.poked.set(false);
+            handler.submitting();
             self.submit(false)?;
             let started = Instant::now();
             let mut n = 0;

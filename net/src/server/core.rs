@@ -888,12 +888,15 @@ impl Handler for ServerCore {
         self.depart_if_silent(id);
     }
 
+    fn submitting(&self) {
+        self.utter_all();
+    }
+
     fn turn(&self) -> bool {
         while let Ok(message) = self.core.inbox.try_recv() {
             self.take(message);
         }
         self.advance_marked();
-        self.utter_all();
         self.greet_some();
         let mut full = Vec::new();
         while let Some((core, message)) = self.outbox.borrow_mut().pop_front() {

@@ -13,6 +13,7 @@ pub mod yardsticks;
 use crate::real::{TestHome, binary};
 use serde_json::Value;
 use servers::{Peer, Redis, Usage};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use turnstone_net::tls::Role;
@@ -43,12 +44,16 @@ struct Settings {
     block: String,
     rounds: usize,
     only: Option<String>,
+    /// Where the follower's home is made: on a disk of its own, or in memory. Below the target directory if not set.
+    follower_in: Option<PathBuf>,
 }
 
 fn settings(words: impl Iterator<Item = String>) -> Result<Settings, String> {
     let usage = "usage: side-by-side redis [--block 8s] [--rounds 1] [--only 'SET depth 1'|alone|calm|executors]\n   or: \
-                 side-by-side replication [--block 8s] [--rounds 1] [--only catch-up|quorum|cost|lag|stopped]";
-    let mut settings = Settings { replicated: false, block: "8s".to_string(), rounds: 1, only: None };
+                 side-by-side replication [--block 8s] [--rounds 1] [--only catch-up|quorum|cost|lag|stopped] \
+                 [--follower-in DIR]";
+    let mut settings =
+        Settings { replicated: false, block: "8s".to_string(), rounds: 1, only: None, follower_in: None };
     let mut words = words.peekable();
     match words.next().as_deref() {
         Some("redis") => {}
@@ -61,6 +66,7 @@ fn settings(words: impl Iterator<Item = String>) -> Result<Settings, String> {
             "--block" => settings.block = value,
             "--rounds" => settings.rounds = value.parse().map_err(|_| usage)?,
             "--only" => settings.only = Some(value),
+            "--follower-in" => settings.follower_in = Some(value.into()),
             _ => return Err(usage.to_string()),
         }
     }

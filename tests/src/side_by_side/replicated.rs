@@ -22,9 +22,12 @@ struct Pair {
 }
 
 impl Pair {
-    fn start() -> Result<Pair, String> {
+    fn start(settings: &Settings) -> Result<Pair, String> {
         let first = TestHome::new("replicated-leader");
-        let second = TestHome::beside(&first, "replicated-follower");
+        let second = match &settings.follower_in {
+            Some(directory) => TestHome::beside_in(directory, &first, "replicated-follower"),
+            None => TestHome::beside(&first, "replicated-follower"),
+        };
         // The log stays whole, for the catch-up.
         let leader = servers::start_ours(&first, &["--wal-retention-bytes", "64GiB", "--quorum-timeout", "60s"])?;
         let follower = second.try_serve_under(&["taskset", "-c", FOLLOWER_CPU], binary("turnstone"), &[])?;
@@ -65,8 +68,8 @@ impl Pair {
         Ok(started.elapsed())
     }
 
-    fn block(&self, workload: &Workload, length: &str) -> Result<super::Block, String> {
-        block(&self.homes[0], &self.leader.peer, workload, length, &[])
+    fn block(&self, workload: &Workload, length: &str, extra: &[&str]) -> Result<super::Block, String> {
+        block(&self.homes[0], &self.leader.peer, workload, length, extra)
     }
 }
 
@@ -76,7 +79,7 @@ fn version(connection: &mut Connection) -> u64 {
 
 /// Runs what the settings ask for and prints the figures.
 pub fn run(settings: &Settings) -> Result<(), String> {
-    let pair = Pair::start()?;
+    let pair = Pair::start(settings)?;
     println!("two CPUs: leader on 0, follower and generator on 1; 128 B values, mutual TLS 1.3 AES-128-GCM");
     println!("bare TLS echo of 200 B, one client: {}", yardsticks::echo(&pair.homes[0])?);
     println!("raw 4 KiB flush, one at a time, on CPU 0: {}", yardsticks::flushes(pair.homes[0].path(), 0)?);
@@ -143,7 +146,7 @@ fn quorum(pair: &Pair, settings: &Settings) -> Result<(), String> {
     for round in 0..settings.rounds.max(2) * 2 {
         let with = round % 4 == 1 || round % 4 == 2;
         pair.order(0, if with { "min_replicas 1" } else { "min_replicas 0" })?;
-        let b = pair.block(&workload, &settings.block)?;
+        let b = pair.block(&workload, &settings.block, &[])?;
         if with { held.push(b.p50) } else { local.push(b.p50) }
     }
     pair.order(0, "min_replicas 0")?;
@@ -152,10 +155,12 @@ fn quorum(pair: &Pair, settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// What the leader pays for a follower.
+/// What the leader pays for a follower: what it takes at most, where the follower also takes from the generator's CPU, and
+/// what it uses at a rate that it reaches either way.
 fn cost(pair: &Pair, settings: &Settings) -> Result<(), String> {
-    for depth in [1, 16] {
+    for (depth, rate) in [(1, None), (16, None), (1, Some("30000")), (16, Some("200000"))] {
         let workload = Workload { name: "", connections: 50, depth, reads: false };
+        let extra: Vec<&str> = rate.iter().flat_map(|rate| ["--rate", rate]).collect();
         let (mut alone, mut beside) = (Vec::new(), Vec::new());
         for round in 0..settings.rounds.max(1) * 4 {
             let with = round % 4 == 1 || round % 4 == 2;
@@ -165,22 +170,25 @@ fn cost(pair: &Pair, settings: &Settings) -> Result<(), String> {
             } else {
                 pair.order(1, "replicaof no one")?;
             }
-            let b = pair.block(&workload, &settings.block)?;
+            let b = pair.block(&workload, &settings.block, &extra)?;
             if with { beside.push(b) } else { alone.push(b) }
         }
         pair.follow()?;
         let behind = pair.catch_up()?;
         let of = |blocks: &[super::Block], what: fn(&super::Block) -> f64| median(blocks.iter().map(what));
         let ratio = |what: fn(&super::Block) -> f64| of(&beside, what) / of(&alone, what);
+        let asked = rate.map_or_else(String::new, |rate| format!(" at {rate} SET/s"));
         println!(
-            "50 clients, depth {depth:<2}: {:.0} SET/s alone, {:.0} with a follower, ratio {:.2}; leader's CPU per SET {:.2} and {:.2} us, \
-             ratio {:.2}; caught up {:.2} s later",
+            "50 clients, depth {depth:<2}{asked}: {:.0} SET/s alone, {:.0} with a follower, ratio {:.2}; leader's CPU per SET {:.2} and {:.2} us, \
+             ratio {:.2}; p50 {:.0} and {:.0} us; caught up {:.2} s later",
             of(&alone, |b| b.per_second),
             of(&beside, |b| b.per_second),
             ratio(|b| b.per_second),
             of(&alone, |b| b.cpu),
             of(&beside, |b| b.cpu),
             ratio(|b| b.cpu),
+            of(&alone, |b| b.p50),
+            of(&beside, |b| b.p50),
             behind.as_secs_f64()
         );
     }
@@ -190,7 +198,7 @@ fn cost(pair: &Pair, settings: &Settings) -> Result<(), String> {
 /// From a commit's answer at the leader until the follower shows it, beside a load of 70 % of what it takes.
 fn lag(pair: &Pair, settings: &Settings) -> Result<(), String> {
     pair.catch_up()?;
-    let most = pair.block(&Workload { name: "", connections: 50, depth: 1, reads: false }, "3s")?.per_second;
+    let most = pair.block(&Workload { name: "", connections: 50, depth: 1, reads: false }, "3s", &[])?.per_second;
     pair.catch_up()?;
     let rate = (most * 0.7).round().to_string();
     let length = format!("{}ms", milliseconds(&settings.block)? + 1000);
