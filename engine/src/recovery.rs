@@ -202,7 +202,7 @@ impl<E: Env> Core<E> {
                 );
                 // The name may not be durable yet if only the process died.
                 sync_names(&self.env).await?;
-                // Segments that the mark passes over are still there for consumers.
+                // Segments that the mark passes over are still there for consumers; the last of them goes on behind it.
                 let passed = self.passed_segments(found.position.segment(), files).await?;
                 self.manifest.update(|m| m.segments.extend(passed)).await?;
                 self.manifest.reserve().await?;
@@ -217,11 +217,11 @@ impl<E: Env> Core<E> {
         }
     }
 
-    /// Segments below `limit` that the manifest does not list yet: what the first batch says, and how far they are used.
-    async fn passed_segments(&self, limit: u32, files: &[(String, u64)]) -> Result<Vec<Segment>, Error> {
+    /// Segments up to `last` that the manifest does not list yet: what the first batch says, and how far they are used.
+    async fn passed_segments(&self, last: u32, files: &[(String, u64)]) -> Result<Vec<Segment>, Error> {
         let manifest = self.manifest.get().clone();
         let unlisted = |n: &u32| {
-            *n >= manifest.mark.position.segment() && *n < limit && !manifest.segments.iter().any(|s| s.number == *n)
+            *n >= manifest.mark.position.segment() && *n <= last && !manifest.segments.iter().any(|s| s.number == *n)
         };
         let numbers: Vec<u32> =
             files.iter().filter_map(|(name, _)| names::number(name, "wal")).filter(unlisted).collect();
@@ -333,7 +333,7 @@ impl<E: Env> Core<E> {
                 while held.front().is_some_and(|first| all_counts || first.end <= published_end) {
                     let Some(batch) = held.pop_front() else { break };
                     let end = batch.end;
-                    self.apply(batch, &mut used, true).await?;
+                    self.apply(batch, &mut used, Some(&found)).await?;
                     if self.overlay.borrow().bytes() >= self.overlay_budget.get() {
                         self.checkpoint_in_replay(&used, &found, end).await?;
                     }
@@ -345,7 +345,7 @@ impl<E: Env> Core<E> {
             }
         }
         for batch in held {
-            self.apply(batch, &mut used, false).await?;
+            self.apply(batch, &mut used, None).await?;
         }
         let (end, chain) = match cut {
             Some((position, chain)) => {
@@ -437,8 +437,13 @@ impl<E: Env> Core<E> {
         Ok(true)
     }
 
-    /// `published` is false for what may still be cut: it is pending.
-    async fn apply(self: &Rc<Self>, batch: Batch, used: &mut BTreeMap<u32, u64>, published: bool) -> Result<(), Error> {
+    /// `published` is what was found so far, or `None` for what may still be cut: it is pending.
+    async fn apply(
+        self: &Rc<Self>,
+        batch: Batch,
+        used: &mut BTreeMap<u32, u64>,
+        published: Option<&BTreeMap<u32, Segment>>,
+    ) -> Result<(), Error> {
         let corrupt = |what: String| Error::Corrupt {
             file: names::segment(batch.position.segment()),
             offset: u64::from(batch.position.offset()),
@@ -468,7 +473,7 @@ impl<E: Env> Core<E> {
                     }
                     Operation::Flush => {
                         flushed = (version > settled).then_some(version);
-                        if flushed.is_some() && published {
+                        if flushed.is_some() && published.is_some() {
                             self.forget_memory();
                         }
                         continue;
@@ -486,18 +491,23 @@ impl<E: Env> Core<E> {
             version += 1;
         }
         self.batch_ends.borrow_mut().push_back(BatchEnd { last, end: batch.end, chain: batch.envelope.crc });
-        if published {
+        if published.is_some() {
             self.flushed.raise(self.prepared.get());
             self.published.raise(self.prepared.get());
             self.published_end.set(batch.end);
         }
         match flushed {
-            Some(version) if published => self.retire_all(version).await,
-            Some(version) => {
-                self.pending_flush.set(Some(version));
-                *self.flush_pass.borrow_mut() = Some(self.checkpoint_gate.enter().await);
-                Ok(())
-            }
+            Some(version) => match published {
+                Some(found) => {
+                    self.record_replayed(used, found, batch.end).await?;
+                    self.retire_all(version).await
+                }
+                None => {
+                    self.pending_flush.set(Some(version));
+                    *self.flush_pass.borrow_mut() = Some(self.checkpoint_gate.enter().await);
+                    Ok(())
+                }
+            },
             None => Ok(()),
         }
     }
@@ -514,10 +524,10 @@ impl<E: Env> Core<E> {
         if end > durable { self.update_manifest(|m| m.durable = end).await } else { Ok(()) }
     }
 
-    /// Replay goes on in bounded memory. What the checkpoint's mark passes over is recorded first: segments that the
-    /// manifest does not list count as purged at the next opening, and consumers may hold them.
-    async fn checkpoint_in_replay(
-        self: &Rc<Self>,
+    /// Before the mark moves within a replay: what it passes over is flushed and recorded. Segments that the manifest does not
+    /// list count as purged at the next opening, and consumers may hold them.
+    async fn record_replayed(
+        &self,
         used: &BTreeMap<u32, u64>,
         found: &BTreeMap<u32, Segment>,
         end: LogPosition,
@@ -532,7 +542,17 @@ impl<E: Env> Core<E> {
                 }
             }
         })
-        .await?;
+        .await
+    }
+
+    /// Replay goes on in bounded memory.
+    async fn checkpoint_in_replay(
+        self: &Rc<Self>,
+        used: &BTreeMap<u32, u64>,
+        found: &BTreeMap<u32, Segment>,
+        end: LogPosition,
+    ) -> Result<(), Error> {
+        self.record_replayed(used, found, end).await?;
         self.log(Level::Info, format_args!("replayed up to version {}; checkpointing to go on", self.prepared.get()));
         self.checkpoint_alone().await
     }

@@ -250,8 +250,11 @@ async fn read_batches<E: Env, T>(
     let limit_bytes = limit_bytes.min(PAGE_MAX);
     let (mut batches, mut bytes) = (Vec::new(), 0);
     while cursor.next <= limit && (batches.is_empty() || bytes < limit_bytes) {
+        let place = scanner.position();
         let batch = match scanner.next_as(read).await {
-            Ok(Some(batch)) => batch,
+            // Behind a damaged beginning of a segment the scanner finds the next one. An empty batch may name a version that
+            // was prepared and is in none yet.
+            Ok(Some(batch)) if batch.head.transactions == 0 || batch.head.first_version <= cursor.next => batch,
             other => {
                 // A segment that was purged meanwhile reads as anything.
                 if cursor.next < partition.oldest_version() {
@@ -259,8 +262,8 @@ async fn read_batches<E: Env, T>(
                 }
                 other?;
                 return Err(Error::Corrupt {
-                    file: crate::names::segment(scanner.position().segment()),
-                    offset: u64::from(scanner.position().offset()),
+                    file: crate::names::segment(place.segment()),
+                    offset: u64::from(place.offset()),
                     what: format!("version {} cannot be read although it is durable", cursor.next),
                 });
             }

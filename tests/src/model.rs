@@ -28,6 +28,8 @@ pub struct Model {
     pub told: Version,
     /// The newest version that the log vouched for.
     pub vouched: Version,
+    /// The log was cut by order: what the index has may be missing in it.
+    pub log_was_cut: bool,
 }
 
 impl Model {

@@ -303,3 +303,13 @@ fn a_nodes_number_belongs_to_its_key_and_is_used_once() {
     let server = thief.serve(&["--executors", "1"]);
     replica_of(&mut thief.connect(&server, Role::Admin, 1), pair.leader.port, "1").expect("it is the one now");
 }
+
+#[test]
+fn an_order_about_members_waits_for_a_follower_that_is_just_being_made_one() {
+    let pair = Pair::new("joining");
+    for partition in 1..=8 {
+        let number = partition.to_string();
+        replica_of(&mut pair.at_follower(partition), pair.leader.port, &number).expect("it follows");
+        assert_eq!(pair.homes[0].order(&pair.leader, partition, &["min_replicas", "0"]), "OK\n");
+    }
+}
