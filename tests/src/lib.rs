@@ -8,6 +8,7 @@ pub mod fuzz;
 pub mod history;
 pub mod instructions;
 pub mod model;
+pub mod net_faults;
 pub mod real;
 pub mod side_by_side;
 pub mod sim;

@@ -114,6 +114,10 @@ impl TestHome {
     pub fn beside_in(base: &Path, other: &TestHome, label: &str) -> TestHome {
         TestHome::init(TempDir::within(base, label), &["--ca-from", &other.path().display().to_string()])
     }
+    /// Made with these flags.
+    pub fn with(label: &str, flags: &[&str]) -> TestHome {
+        TestHome::init(TempDir::new(label), flags)
+    }
     fn init(directory: TempDir, flags: &[&str]) -> TestHome {
         let mut command = Command::new(binary("turnstone"));
         let command = command.env_remove("TURNSTONE_SHOW_LOG");
@@ -152,6 +156,19 @@ impl TestHome {
         self.try_serve_on(port, &[], binary("turnstone"), flags).expect("the server gets ready")
     }
     fn try_serve_on(&self, port: u16, before: &[&str], program: PathBuf, flags: &[&str]) -> Result<TestServer, String> {
+        let mut server = self.try_serve_at(&format!("127.0.0.1:{port}"), before, program, flags)?;
+        server.port = port;
+        server.address = format!("localhost:{port}");
+        Ok(server)
+    }
+    /// On an address of its own; the name that it has there must be in its certificate.
+    pub fn try_serve_at(
+        &self,
+        address: &str,
+        before: &[&str],
+        program: PathBuf,
+        flags: &[&str],
+    ) -> Result<TestServer, String> {
         let started = Instant::now();
         let mut command = match before {
             [] => Command::new(program),
@@ -164,7 +181,7 @@ impl TestHome {
         let mut child = command
             .arg("--home")
             .arg(self.path())
-            .args(["--port", &format!("127.0.0.1:{port}")])
+            .args(["--port", address])
             .args(flags)
             // It would be taken for a setting.
             .env_remove("TURNSTONE_SHOW_LOG")
@@ -203,7 +220,8 @@ impl TestHome {
                 }
             }
         }
-        Ok(TestServer { child, port, lines, seen, took: started.elapsed() })
+        let address = address.to_string();
+        Ok(TestServer { child, port: 0, address, lines, seen, took: started.elapsed() })
     }
     /// Starts a server and kills it after `life`, ready or not; answers whether it was not ready yet.
     pub fn kill_while_starting(&self, flags: &[&str], life: Duration) -> bool {
@@ -225,7 +243,7 @@ impl TestHome {
     /// A connection's settings.
     pub fn client(&self, server: &TestServer, role: Role, offer: ClientOffer) -> ClientSettings {
         ClientSettings {
-            address: format!("localhost:{}", server.port),
+            address: server.address.clone(),
             files: self.files(role),
             offer,
             timeout: Duration::from_secs(60),
@@ -252,7 +270,7 @@ impl TestHome {
         Command::new(binary("turnstone-cli"))
             .arg("--home")
             .arg(self.path())
-            .args(["--host", &format!("localhost:{}", server.port)])
+            .args(["--host", &server.address])
             .args(arguments)
             .stdin(Stdio::null())
             .output()
@@ -263,8 +281,10 @@ impl TestHome {
 /// A running server process.
 pub struct TestServer {
     child: Child,
-    /// Where it listens on this machine.
+    /// Where it listens on this machine, if it has no address of its own.
     pub port: u16,
+    /// Where clients find it.
+    pub address: String,
     lines: mpsc::Receiver<String>,
     seen: Vec<String>,
     /// From its start to its ready line.
