@@ -179,8 +179,8 @@ fn cost(pair: &Pair, settings: &Settings) -> Result<(), String> {
         let ratio = |what: fn(&super::Block) -> f64| of(&beside, what) / of(&alone, what);
         let asked = rate.map_or_else(String::new, |rate| format!(" at {rate} SET/s"));
         println!(
-            "50 clients, depth {depth:<2}{asked}: {:.0} SET/s alone, {:.0} with a follower, ratio {:.2}; leader's CPU per SET {:.2} and {:.2} us, \
-             ratio {:.2}; p50 {:.0} and {:.0} us; caught up {:.2} s later",
+            "50 clients, depth {depth:<2}{asked}: {:.0} SET/s alone, {:.0} with a follower, ratio {:.2}; leader's CPU per SET \
+             {:.2} and {:.2} us, ratio {:.2}; p50 {:.0} and {:.0} us; caught up {:.2} s later",
             of(&alone, |b| b.per_second),
             of(&beside, |b| b.per_second),
             ratio(|b| b.per_second),
