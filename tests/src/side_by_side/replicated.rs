@@ -16,9 +16,10 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const BACKLOG: u64 = 512 << 20;
 
 struct Pair {
-    homes: [TestHome; 2],
     leader: Ours,
     follower: TestServer,
+    // They go when nobody writes into them any more.
+    homes: [TestHome; 2],
 }
 
 impl Pair {
@@ -31,7 +32,7 @@ impl Pair {
         // The log stays whole, for the catch-up.
         let leader = servers::start_ours(&first, &["--wal-retention-bytes", "64GiB", "--quorum-timeout", "60s"])?;
         let follower = second.try_serve_under(&["taskset", "-c", FOLLOWER_CPU], binary("turnstone"), &[])?;
-        Ok(Pair { homes: [first, second], leader, follower })
+        Ok(Pair { leader, follower, homes: [first, second] })
     }
 
     fn order(&self, node: usize, words: &str) -> Result<(), String> {
