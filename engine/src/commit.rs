@@ -487,7 +487,7 @@ async fn persist<E: Env>(core: &Rc<Core<E>>) {
     let published = core.published_end.get();
     // Followers get it while this node's own disk still works: they may hold it first, but nobody is told before both do.
     let tailed = core.tail.borrow().is_wanted();
-    let mut written = Vec::with_capacity(1);
+    let (mut appends, mut written) = (Vec::with_capacity(1), Vec::with_capacity(1));
     for Batch { content, last, pointers, cost } in take_round(core) {
         let (first_version, bytes) = match content {
             Content::Growing(body) => (body.first_version(), Rc::new(body.finish(core.env.wall_ms()))),
@@ -496,19 +496,16 @@ async fn persist<E: Env>(core: &Rc<Core<E>>) {
         if tailed {
             core.tail.borrow_mut().push(Tailed::new(first_version, last, bytes.clone(), pointers.clone()));
         }
-        written.push((bytes, first_version, last, pointers, cost));
+        appends.push(Append { body: bytes.clone(), pointers, first_version, cost, published });
+        written.push((bytes, last));
     }
-    let Some(last) = written.last().map(|(_, _, last, ..)| *last) else { return };
+    let Some(last) = written.last().map(|(_, last)| *last) else { return };
     core.appending.raise(last);
-    let append = |(body, first_version, _, pointers, cost): &mut (Rc<Vec<u8>>, Version, Version, Vec<_>, u64)| {
-        let pointers = std::mem::take(pointers);
-        Append { body: body.clone(), pointers, first_version: *first_version, cost: *cost, published }
-    };
-    let ends = match core.wal().append(written.iter_mut().map(append).collect()).await {
+    let ends = match core.wal().append(appends).await {
         Ok(ends) => ends,
         Err(error) => match core.env.halt(format!("the log of partition {} failed: {error}", core.id)).await {},
     };
-    for ((bytes, _, last, ..), (end, chain)) in written.into_iter().zip(ends) {
+    for ((bytes, last), (end, chain)) in written.into_iter().zip(ends) {
         core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain });
         add(&core.stats.batches, 1);
         add(&core.stats.log_bytes, bytes.len() as u64);

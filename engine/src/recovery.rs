@@ -496,19 +496,17 @@ impl<E: Env> Core<E> {
             self.published.raise(self.prepared.get());
             self.published_end.set(batch.end);
         }
-        match flushed {
-            Some(version) => match published {
-                Some(found) => {
-                    self.record_replayed(used, found, batch.end).await?;
-                    self.retire_all(version).await
-                }
-                None => {
-                    self.pending_flush.set(Some(version));
-                    *self.flush_pass.borrow_mut() = Some(self.checkpoint_gate.enter().await);
-                    Ok(())
-                }
-            },
-            None => Ok(()),
+        match (flushed, published) {
+            (Some(version), Some(found)) => {
+                self.record_replayed(used, found, batch.end).await?;
+                self.retire_all(version).await
+            }
+            (Some(version), None) => {
+                self.pending_flush.set(Some(version));
+                *self.flush_pass.borrow_mut() = Some(self.checkpoint_gate.enter().await);
+                Ok(())
+            }
+            (None, _) => Ok(()),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::partition::{Core, Partition};
 use crate::types::{Key, LogPosition, Value, ValuePointer, Version};
 use crate::wal::body::{self, Body, BodyError, Operation};
 use crate::wal::envelope::pointer;
-use crate::wal::scan::{Batch, Scanner};
+use crate::wal::scan::{Batch, Scanner, decode_checked};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -217,7 +217,7 @@ impl<E: Env> LogReader<E> {
 }
 
 /// A body as it is: it passes its checksum, and nothing in it is looked at.
-fn whole(bytes: &[u8], _: bool) -> Result<Vec<u8>, BodyError> {
+fn whole(bytes: &[u8]) -> Result<Vec<u8>, BodyError> {
     Ok(bytes.to_vec())
 }
 
@@ -229,7 +229,7 @@ async fn read_batches<E: Env, T>(
     limit: Version,
     limit_bytes: usize,
     cursor: Option<Cursor>,
-    read: fn(&[u8], bool) -> Result<T, BodyError>,
+    read: fn(&[u8]) -> Result<T, BodyError>,
 ) -> Result<(Vec<Batch<T>>, Cursor), Error> {
     let partition = Partition(core.clone());
     let segments = core.wal().segments();
@@ -296,7 +296,7 @@ impl<E: Env> Partition<E> {
         if version > published + 1 {
             return Err(beyond(version, published));
         }
-        let (batches, cursor) = read_batches(&self.0, version, published, limit_bytes, None, body::decode).await?;
+        let (batches, cursor) = read_batches(&self.0, version, published, limit_bytes, None, decode_checked).await?;
         Ok(LogPage { batches: batches.into_iter().map(|batch| batch.body).collect(), next: cursor.next })
     }
 

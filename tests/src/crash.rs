@@ -286,7 +286,8 @@ async fn workload(
     if clean {
         match partition.close().await {
             // An index that fails again and again leaves the last checkpoint to the next opening.
-            Ok(()) | Err(Error::Index(_)) => {}
+            Ok(()) => {}
+            Err(Error::Index(text)) if text.starts_with("three ingestions in a row") => {}
             Err(error) => return Err(format!("it does not close: {error}")),
         }
     }

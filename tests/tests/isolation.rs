@@ -17,25 +17,13 @@ use turnstone_net::wire::ErrorCode;
 use turnstone_tests::crash::settings;
 use turnstone_tests::history::bank::{BankSnapshot, check_bank};
 use turnstone_tests::history::check::check;
-use turnstone_tests::history::{History, Op, Outcome, Transaction};
+use turnstone_tests::history::{History, Op, Outcome, Transaction, decode_list, encode_list, list_key};
 use turnstone_tests::real::{TestHome, TestServer, binary};
 use turnstone_tests::sim::world::End;
 use turnstone_tests::sim::{DiskImage, IndexImage, Rng, SimDisk, SimEnv, SimIndex, World};
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
-}
-
-fn encode(list: &[u64]) -> Vec<u8> {
-    list.iter().flat_map(|n| n.to_le_bytes()).collect()
-}
-
-fn decode(bytes: &[u8]) -> Vec<u64> {
-    bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().expect("8 bytes"))).collect()
-}
-
-fn key(n: u32) -> Vec<u8> {
-    format!("list-{n}").into_bytes()
 }
 
 /// Lists are cut back to empty now and then by a key change: keys are numbered upwards, so that lists stay short.
@@ -73,7 +61,7 @@ async fn session(
         let (mut ops, mut own, mut lost) = (Vec::new(), BTreeMap::<u32, Vec<u64>>::new(), false);
         for _ in 0..1 + rng.below(4) {
             let k = (recorder.elements.get() / APPENDS_PER_KEY * keys + rng.below(keys)) as u32;
-            let found = match partition.get(&mut transaction, &key(k)) {
+            let found = match partition.get(&mut transaction, &list_key(k)) {
                 Ok(Lookup::Found(value)) => Ok(Some(value)),
                 Ok(Lookup::Absent) => Ok(None),
                 Ok(Lookup::Cold(cold)) => cold.fetch().await,
@@ -83,13 +71,16 @@ async fn session(
                 lost = true;
                 break;
             };
-            let mut list = found.map_or(Vec::new(), |bytes| decode(&bytes));
+            let mut list = found.map_or(Vec::new(), |bytes| decode_list(&bytes));
             ops.push(Op::Read { key: k, list: list.clone() });
             if rng.percent(60) {
                 let element = recorder.elements.get() + 1;
                 recorder.elements.set(element);
                 list.push(element);
-                if partition.write(&mut transaction, &key(k), Write::Set(encode(&list).as_slice().into())).is_err() {
+                if partition
+                    .write(&mut transaction, &list_key(k), Write::Set(encode_list(&list).as_slice().into()))
+                    .is_err()
+                {
                     lost = true;
                     break;
                 }
@@ -378,12 +369,12 @@ fn real_session(mut connection: Connection, real: &Real, number: u32, goal: u64,
         for _ in 0..1 + rng.below(3) {
             let generation = real.elements.load(Ordering::SeqCst) / (APPENDS_PER_KEY * keys);
             let k = (generation * keys + rng.below(keys)) as u32;
-            let mut list = connection.get(&key(k)).expect("read").map_or(Vec::new(), |bytes| decode(&bytes));
+            let mut list = connection.get(&list_key(k)).expect("read").map_or(Vec::new(), |bytes| decode_list(&bytes));
             ops.push(Op::Read { key: k, list: list.clone() });
             if rng.percent(35) {
                 let element = real.elements.fetch_add(1, Ordering::SeqCst) + 1;
                 list.push(element);
-                connection.set(&key(k), &encode(&list)).expect("buffered");
+                connection.set(&list_key(k), &encode_list(&list)).expect("buffered");
                 ops.push(Op::Append { key: k, element });
                 wrote = true;
             }

@@ -258,7 +258,7 @@ pub fn head(bytes: &[u8], check: bool) -> Result<Head, BodyError> {
     Ok(Head { epoch, first_version, commit_ms, transactions })
 }
 
-/// Reads a body; `check` is false only under a planted bug.
+/// Reads a body; `check` is false where it was checked before, and under a planted bug.
 pub fn decode(bytes: &[u8], check: bool) -> Result<Body, BodyError> {
     let head = head(bytes, check)?;
     let mut take = Take(&bytes[BODY_HEADER..]);

@@ -78,6 +78,11 @@ impl<E: Env> OpenSegment<E> {
     }
 }
 
+/// Reads a body that the scanner has checked.
+pub fn decode_checked(bytes: &[u8]) -> Result<Body, BodyError> {
+    body::decode(bytes, false)
+}
+
 /// Walks the log forward.
 pub struct Scanner<'a, E: Env> {
     env: &'a E,
@@ -125,13 +130,13 @@ impl<'a, E: Env> Scanner<'a, E> {
 
     /// The next batch, or `None` where the log ends (or cannot be read on).
     pub async fn next(&mut self) -> Result<Option<Batch>, Error> {
-        self.next_as(body::decode).await
+        self.next_as(decode_checked).await
     }
 
     /// The same, with what `read` makes of a body that has passed its checksum.
     pub async fn next_as<T>(
         &mut self,
-        read: impl Fn(&[u8], bool) -> Result<T, BodyError>,
+        read: impl Fn(&[u8]) -> Result<T, BodyError>,
     ) -> Result<Option<Batch<T>>, Error> {
         if self.position.segment() != 0
             && let Some(batch) = self.batch_at(self.position, &read).await?
@@ -154,7 +159,7 @@ impl<'a, E: Env> Scanner<'a, E> {
     async fn batch_at<T>(
         &mut self,
         position: LogPosition,
-        read: &impl Fn(&[u8], bool) -> Result<T, BodyError>,
+        read: &impl Fn(&[u8]) -> Result<T, BodyError>,
     ) -> Result<Option<Batch<T>>, Error> {
         let Some(secret) = self.manifest.generation_at(position).map(|g| g.secret) else { return Ok(None) };
         let sabotage = self.env.sabotage();
@@ -175,7 +180,7 @@ impl<'a, E: Env> Scanner<'a, E> {
             return Ok(None);
         }
         let end = LogPosition::new(position.segment(), (offset as usize + round_up(total)) as u32);
-        let body = body::head(bytes, check).and_then(|head| Ok((head, read(bytes, false)?)));
+        let body = body::head(bytes, check).and_then(|head| Ok((head, read(bytes)?)));
         match body {
             Ok((head, body)) => Ok(Some(Batch { position, end, envelope, head, body })),
             Err(BodyError::Damaged(_)) => Ok(None),

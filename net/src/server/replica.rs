@@ -33,7 +33,7 @@ use turnstone_replication::wire::{AROUND, BadFrame, Frame, PAYLOAD_MAX};
 const INPUT_MAX: usize = 4 << 20;
 /// Encrypted bytes that may wait at a follower's socket.
 const BACKLOG_MAX: usize = 4 << 20;
-/// Plain bytes that may wait for the end of a turn.
+/// Plain bytes that may wait for the next submission.
 const SAID_MAX: usize = 1 << 20;
 /// A follower sends nothing longer than its history.
 const FROM_FOLLOWER_MAX: usize = 1 << 20;
@@ -48,7 +48,7 @@ pub struct Wire {
     id: u64,
     peer: String,
     input: RefCell<Input>,
-    /// What was said in this turn: it leaves in one piece when the turn ends.
+    /// What was said since the last submission of the core's ring: it leaves with the next, in one piece.
     said: RefCell<Vec<u8>>,
     /// SHA-256 of the other side's public key.
     key: Cell<[u8; 32]>,
@@ -255,7 +255,7 @@ impl Host for Here {
 }
 
 impl ServerCore {
-    /// Sends what replicating connections have said in this turn.
+    /// Sends what replicating connections have said since the last submission.
     pub(super) fn utter_all(&self) {
         for id in std::mem::take(&mut *self.speaking.borrow_mut()) {
             let link = self.links.borrow().get(&id).cloned();

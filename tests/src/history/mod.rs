@@ -88,6 +88,21 @@ mod store;
 pub use anomaly::{Anomaly, AnomalyKind, CycleClass, CycleOrder};
 pub use check::{Summary, check, check_with};
 
+/// A list as the value of its key.
+pub fn encode_list(list: &[u64]) -> Vec<u8> {
+    list.iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
+/// What [`encode_list`] made.
+pub fn decode_list(bytes: &[u8]) -> Vec<u64> {
+    bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_le_bytes(*chunk)).collect()
+}
+
+/// A list's key.
+pub fn list_key(n: u32) -> Vec<u8> {
+    format!("list-{n}").into_bytes()
+}
+
 /// One step of a transaction, as the client saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {

@@ -4,7 +4,7 @@
 //! connection, so that what one node has shown is not expected of another.
 
 use super::nodes::PARTITION;
-use crate::history::{Op, Outcome, Transaction};
+use crate::history::{Op, Outcome, Transaction, decode_list, encode_list, list_key};
 use crate::sim::Rng;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -47,20 +47,6 @@ pub struct Round {
     acked: Mutex<Vec<Acked>>,
 }
 
-fn encode(list: &[u64]) -> Vec<u8> {
-    list.iter().flat_map(|n| n.to_le_bytes()).collect()
-}
-
-/// The list that a value is.
-pub fn decode(bytes: &[u8]) -> Vec<u64> {
-    bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_le_bytes(*chunk)).collect()
-}
-
-/// A list's key.
-pub fn key(n: u32) -> Vec<u8> {
-    format!("list-{n}").into_bytes()
-}
-
 impl Round {
     /// Round number `n`; its keys are its own.
     pub fn new(n: u32, leader: usize) -> Round {
@@ -82,7 +68,7 @@ impl Round {
     }
 
     /// Another session.
-    pub fn session(&self) -> u32 {
+    fn session(&self) -> u32 {
         self.sessions.fetch_add(1, Ordering::SeqCst)
     }
 
@@ -189,13 +175,13 @@ impl Round {
         let mut own: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
         for _ in 0..1 + rng.below(3) {
             let k = self.pick(rng);
-            let found = connection.get(&key(k)).map_err(Failed::Before)?;
-            let mut list = found.map_or(Vec::new(), |bytes| decode(&bytes));
+            let found = connection.get(&list_key(k)).map_err(Failed::Before)?;
+            let mut list = found.map_or(Vec::new(), |bytes| decode_list(&bytes));
             ops.push(Op::Read { key: k, list: list.clone() });
             if !reads && rng.percent(60) {
                 let element = self.elements.fetch_add(1, Ordering::SeqCst) + 1;
                 list.push(element);
-                connection.set(&key(k), &encode(&list)).map_err(Failed::Before)?;
+                connection.set(&list_key(k), &encode_list(&list)).map_err(Failed::Before)?;
                 ops.push(Op::Append { key: k, element });
                 own.insert(k, list);
             }
@@ -214,12 +200,12 @@ impl Round {
         let mut lists = BTreeMap::new();
         for group in keys.chunks(100) {
             let begin = self.tick();
-            let names: Vec<Vec<u8>> = group.iter().map(|k| key(*k)).collect();
+            let names: Vec<Vec<u8>> = group.iter().map(|k| list_key(*k)).collect();
             let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
             let found = connection.mget(&names)?;
             let mut ops = Vec::new();
             for (k, value) in group.iter().zip(found) {
-                let list = value.map_or(Vec::new(), |bytes| decode(&bytes));
+                let list = value.map_or(Vec::new(), |bytes| decode_list(&bytes));
                 ops.push(Op::Read { key: *k, list: list.clone() });
                 lists.insert(*k, list);
             }
