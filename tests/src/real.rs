@@ -301,6 +301,28 @@ impl TestServer {
         self.child.kill().expect("it can be killed");
         self.child.wait().expect("it ends");
     }
+    /// SIGSTOP: it stands still when this returns. One thread takes the signal and stops the others, and on a busy machine they
+    /// serve on until it is its turn.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+        let tasks = format!("/proc/{}/task", self.pid());
+        let stands = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+            // The state follows the name, which is in parentheses; a thread that has just ended stands still, too.
+            stat.map_or(true, |stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+        };
+        eventually(READY, "every thread of the server stands still", || {
+            std::fs::read_dir(&tasks).expect("it is there").all(stands)
+        });
+    }
+    /// SIGCONT.
+    pub fn go_on(&self) {
+        self.signal("-CONT");
+    }
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.pid().to_string()]).status().expect("kill runs");
+        assert!(status.success(), "kill {name} failed");
+    }
     /// SIGTERM; answers its exit status and how long it took.
     pub fn stop(&mut self) -> (std::process::ExitStatus, Duration) {
         let started = Instant::now();

@@ -176,9 +176,7 @@ fn commits_under_a_quorum_wait_and_say_when_nobody_knows() {
     let mut leader = cluster.at(0);
     leader.set(b"a", b"1").expect("set");
     // The follower hangs: what is sent to it now is not confirmed.
-    let pid = cluster.servers[1].pid().to_string();
-    let signal = |name: &str| std::process::Command::new("kill").args([name, &pid]).status().expect("kill runs");
-    signal("-STOP");
+    cluster.servers[1].pause();
     let unknown = leader.set(b"b", b"2");
     assert_eq!(code(unknown), Some(ErrorCode::UnknownOutcome));
     let mut other = cluster.at(0);
@@ -189,15 +187,15 @@ fn commits_under_a_quorum_wait_and_say_when_nobody_knows() {
     leader.get(b"b").expect("read");
     leader.set(b"b", b"4").expect("set");
     assert_eq!(code(leader.commit()), Some(ErrorCode::NoQuorum), "its key has a version that nobody knows about");
-    signal("-CONT");
+    cluster.servers[1].go_on();
     eventually("it was committed after all", || other.get(b"b").expect("read").as_deref() == Some(&b"2"[..]));
     eventually("commits go on", || leader.set(b"d", b"5").is_ok());
     // A FlushDB waits, too, and shows nothing before.
-    signal("-STOP");
+    cluster.servers[1].pause();
     let flushed = leader.call(&Request::FlushDb).and_then(|reply| leader.check(reply).map(drop));
     assert_eq!(code(flushed), Some(ErrorCode::UnknownOutcome));
     assert!(other.get(b"d").expect("read").is_some());
-    signal("-CONT");
+    cluster.servers[1].go_on();
     eventually("it is carried out", || other.get(b"d").expect("read").is_none());
     eventually("commits go on", || leader.set(b"e", b"6").is_ok());
     cluster.agree(&[0, 1]);

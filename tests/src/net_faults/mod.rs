@@ -90,7 +90,7 @@ impl Fault {
         }
     }
 
-    fn begin(&self, rules: &mut Rules, nodes: &mut Nodes) -> Result<(), String> {
+    fn begin(&self, rules: &mut Rules, nodes: &mut Nodes) {
         let others = |n: usize| (0..HOSTS).filter(move |other| *other != n);
         match self {
             Fault::Isolated(n) => rules.cut.extend(others(*n).flat_map(|other| [(*n, other), (other, *n)])),
@@ -101,9 +101,8 @@ impl Fault {
             Fault::Loss(percent) => rules.loss_percent = *percent,
             Fault::Killed(n) => nodes.kill(*n),
             Fault::AllKilled => (0..HOSTS).for_each(|n| nodes.kill(n)),
-            Fault::Paused(n) => nodes.pause(*n, true)?,
+            Fault::Paused(n) => nodes.pause(*n, true),
         }
-        Ok(())
     }
 }
 
@@ -238,7 +237,7 @@ fn disturb(
     pause(100, 600);
     let mut rules = Rules::default();
     for fault in faults {
-        fault.begin(&mut rules, nodes)?;
+        fault.begin(&mut rules, nodes);
     }
     network.apply(&rules)?;
     // The operator wants another leader, whatever the state of things, and takes no for an answer.

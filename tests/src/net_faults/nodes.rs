@@ -3,7 +3,6 @@
 use super::clients::TIMEOUT;
 use super::namespaces::Network;
 use crate::real::{TestHome, TestServer, binary};
-use std::process::Command;
 use std::time::{Duration, Instant};
 use turnstone_net::client::{ClientSettings, Connection};
 use turnstone_net::tls::{ClientOffer, Role};
@@ -105,21 +104,23 @@ impl Nodes {
     }
 
     /// Stops a process where it is, or lets it go on.
-    pub fn pause(&mut self, n: usize, paused: bool) -> Result<(), String> {
-        let Some(server) = &self.0[n].server else { return Ok(()) };
+    pub fn pause(&mut self, n: usize, paused: bool) {
+        let Some(server) = &self.0[n].server else { return };
         if self.0[n].paused == paused {
-            return Ok(());
+            return;
         }
-        let signal = if paused { "-STOP" } else { "-CONT" };
-        let status = Command::new("kill").args([signal, &server.pid().to_string()]).status();
+        if paused {
+            server.pause();
+        } else {
+            server.go_on();
+        }
         self.0[n].paused = paused;
-        if status.is_ok_and(|status| status.success()) { Ok(()) } else { Err(format!("kill {signal} {n} failed")) }
     }
 
     /// Has everything run again that was stopped.
     pub fn raise(&mut self) -> Result<(), String> {
         for n in 0..self.count() {
-            self.pause(n, false)?;
+            self.pause(n, false);
             self.start_one(n)?;
         }
         Ok(())

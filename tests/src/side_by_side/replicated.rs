@@ -4,7 +4,6 @@
 use super::servers::{self, Ours, Usage};
 use super::{Settings, Workload, block, generate, median, microseconds, milliseconds, yardsticks};
 use crate::real::{TestHome, TestServer, binary, figure};
-use std::process::Command;
 use std::time::{Duration, Instant};
 use turnstone_net::client::Connection;
 use turnstone_net::tls::Role;
@@ -242,16 +241,15 @@ fn stopped(pair: &Pair, settings: &Settings) -> Result<(), String> {
         let report = generate(&pair.homes[0], &pair.leader.peer.address, &fixed)?;
         Ok::<_, String>(report["write_us"]["p99"].as_f64().unwrap_or(f64::NAN))
     };
-    let signal = |name: &str| Command::new("kill").args([name, &pair.follower.pid().to_string()]).status();
     let (mut before, mut during) = (Vec::new(), Vec::new());
     let mut grown = Vec::new();
     for _ in 0..settings.rounds.max(3) {
         before.push(p99()?);
         let resident = resident_kib(pair.leader.peer.pid)?;
-        signal("-STOP").map_err(|e| e.to_string())?;
+        pair.follower.pause();
         during.push(p99()?);
         grown.push((resident_kib(pair.leader.peer.pid)? as f64 - resident as f64) / 1024.0);
-        signal("-CONT").map_err(|e| e.to_string())?;
+        pair.follower.go_on();
         let took = pair.catch_up()?;
         println!("stopped for {}: caught up {:.2} s after it went on", settings.block, took.as_secs_f64());
     }
