@@ -1,8 +1,18 @@
-//! The consumer side of the change stream.
+//! The consumer side of the change stream: from a server's changes to files of JSON lines, each change exactly once.
 //!
-//! [`settings`] holds what a consumer is told: which partitions to follow, where to write, when to begin a new file. It
-//! knows no file format; `turnstone.cdc.json` is read by the tools.
+//! * [`settings`] is what a consumer is told; `turnstone.cdc.json` is read by the tools.
+//! * [`follow`] turns the stream of a partition into lines, and decides where files end.
+//! * [`line`] writes lines, [`reader`] reads them back: the two are the format.
+//! * [`output`] has the files, and [`cursor`] what must not be lost about them: together they are the *exactly once*.
+//! * [`run`] is the process around the partitions; [`status`] what it counts.
 
+pub mod cursor;
+pub mod follow;
+pub mod line;
+pub mod output;
+pub mod reader;
+pub mod run;
 pub mod settings;
+pub mod status;
 
-pub use settings::{Partitions, Settings, SettingsError, ValueFormat};
+pub use settings::{OnPurged, Partitions, Settings, SettingsError, StartAt, ValueFormat};

@@ -10,8 +10,8 @@ use turnstone_net::wire::MAX_PARTITION;
 /// The largest `max_file_size_mb` (1 TiB): beyond it a typing error is likelier than a wish.
 const MAX_FILE_SIZE_MB: u64 = 1024 * 1024;
 
-/// The shortest interval between files. Ages are looked at once a second, so less would not be kept.
-const LEAST_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest interval between files: each costs three flushes.
+const LEAST_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The longest id, in bytes: it becomes part of file names.
 const MAX_ID: usize = 128;
@@ -55,6 +55,63 @@ impl ValueFormat {
     }
 }
 
+/// Where a consumer begins that has nothing yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartAt {
+    /// With the oldest change.
+    Beginning,
+    /// With the next change.
+    Now,
+    /// With a copy of everything, and the changes behind it.
+    Copy,
+}
+
+impl StartAt {
+    /// Every beginning.
+    pub const ALL: [StartAt; 3] = [StartAt::Beginning, StartAt::Now, StartAt::Copy];
+
+    /// The word used in settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            StartAt::Beginning => "beginning",
+            StartAt::Now => "now",
+            StartAt::Copy => "copy",
+        }
+    }
+
+    /// The beginning with this name.
+    pub fn from_name(name: &str) -> Option<StartAt> {
+        StartAt::ALL.into_iter().find(|start| start.name() == name)
+    }
+}
+
+/// What a consumer does when the server's log no longer reaches back to where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnPurged {
+    /// Goes on with a copy: the changes between are lost, what they came to is not.
+    Copy,
+    /// Ends with an error.
+    Stop,
+}
+
+impl OnPurged {
+    /// Every choice.
+    pub const ALL: [OnPurged; 2] = [OnPurged::Copy, OnPurged::Stop];
+
+    /// The word used in settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            OnPurged::Copy => "copy",
+            OnPurged::Stop => "stop",
+        }
+    }
+
+    /// The choice with this name.
+    pub fn from_name(name: &str) -> Option<OnPurged> {
+        OnPurged::ALL.into_iter().find(|choice| choice.name() == name)
+    }
+}
+
 /// What a consumer is told. Relative paths are relative to the home directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -76,6 +133,14 @@ pub struct Settings {
     pub flush_interval: Duration,
     /// How values are written.
     pub value_format: ValueFormat,
+    /// Where to begin when there is no state yet.
+    pub start: StartAt,
+    /// What to do when the log no longer reaches back.
+    pub on_purged: OnPurged,
+    /// The server keeps at most this much log for this consumer while it is away, bytes of a partition; 0 for none.
+    pub hold: u64,
+    /// A program, and its arguments, that is run with the path of each finished file; empty for none.
+    pub exec: Vec<String>,
     /// Where metrics are served; empty for nowhere.
     pub metrics_addr: String,
     /// The consumer's certificate.
@@ -98,6 +163,10 @@ impl Default for Settings {
             rotate_interval: Duration::from_secs(60),
             flush_interval: Duration::from_secs(30),
             value_format: ValueFormat::Text,
+            start: StartAt::Beginning,
+            on_purged: OnPurged::Copy,
+            hold: 1 << 30,
+            exec: Vec::new(),
             metrics_addr: ":9091".to_owned(),
             tls_cert_file: "certs/cdc.crt".into(),
             tls_key_file: "certs/cdc.key".into(),
@@ -170,8 +239,11 @@ impl Settings {
         }
         for (key, interval) in [("rotate_interval", self.rotate_interval), ("flush_interval", self.flush_interval)] {
             if interval < LEAST_INTERVAL {
-                return error(key, "the shortest interval is 1s; for example 30s".to_owned());
+                return error(key, "the shortest interval is 50ms; for example 30s".to_owned());
             }
+        }
+        if self.exec.first().is_some_and(String::is_empty) {
+            return error("exec", "the program has no name; for example [\"gzip\", \"-k\"], or [] for none".to_owned());
         }
         if !self.metrics_addr.is_empty()
             && let Err(why) = self.metrics_addr.parse::<Address>()
@@ -212,7 +284,7 @@ mod tests {
         assert_eq!(key_of(|s| s.tls_key_file = PathBuf::new()), "tls_key_file");
         assert_eq!(key_of(|s| s.max_file_size_mb = 0), "max_file_size_mb");
         assert_eq!(key_of(|s| s.max_file_size_mb = u64::MAX), "max_file_size_mb");
-        assert_eq!(key_of(|s| s.rotate_interval = Duration::from_millis(999)), "rotate_interval");
+        assert_eq!(key_of(|s| s.rotate_interval = Duration::from_millis(49)), "rotate_interval");
         assert_eq!(key_of(|s| s.flush_interval = Duration::ZERO), "flush_interval");
         assert_eq!(key_of(|s| s.metrics_addr = "nonsense:".to_owned()), "metrics_addr");
     }

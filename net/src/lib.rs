@@ -5,8 +5,10 @@
 //! * [`session`] is one connection's state between frames, pure.
 //! * [`server`] is the acceptor, the cores with their partitions, and connections that move between them.
 //! * [`replica`] moves replication's state machines, over connections that it knows only by a trait.
+//! * [`changes`] serves consumers of changes, over the same trait.
 //! * [`client`] is a blocking connection for tools and tests; it runs where io_uring does not.
 
+pub mod changes;
 pub mod client;
 pub mod replica;
 pub mod server;

@@ -235,7 +235,39 @@ impl From<Truncated> for BadFrame {
     }
 }
 
-fn put_epochs(epochs: &[EpochStart], out: &mut Vec<u8>) {
+/// Appends a frame around what `payload` appends.
+pub fn seal(kind: u8, out: &mut Vec<u8>, payload: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.put_u8(kind);
+    out.put_u32(0);
+    payload(out);
+    let length = (out.len() - start - 5) as u32;
+    out[start + 1..start + 5].copy_from_slice(&length.to_le_bytes());
+    let sum = crc(&[&out[start..]]);
+    out.put_u32(sum);
+}
+
+/// A frame as it lies in the bytes: its kind, its payload, and how many bytes it takes.
+pub type Unsealed<'a> = (u8, &'a [u8], usize);
+
+/// The frame at the front; `None` if it is not whole.
+pub fn unseal(bytes: &[u8]) -> Result<Option<Unsealed<'_>>, BadFrame> {
+    let Some(head) = bytes.get(..5) else { return Ok(None) };
+    let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
+    if length > PAYLOAD_MAX {
+        return Err(BadFrame("a frame is longer than any can be"));
+    }
+    let whole = length + AROUND;
+    let Some(frame) = bytes.get(..whole) else { return Ok(None) };
+    let (covered, sum) = frame.split_at(5 + length);
+    if sum != crc(&[covered]).to_le_bytes() {
+        return Err(BadFrame("a frame fails its checksum"));
+    }
+    Ok(Some((head[0], &covered[5..], whole)))
+}
+
+/// Appends a history.
+pub fn put_epochs(epochs: &[EpochStart], out: &mut Vec<u8>) {
     out.put_u32(epochs.len() as u32);
     for start in epochs {
         out.put_u64(start.epoch.number);
@@ -244,7 +276,8 @@ fn put_epochs(epochs: &[EpochStart], out: &mut Vec<u8>) {
     }
 }
 
-fn epochs(take: &mut Take<'_>) -> Result<Vec<EpochStart>, BadFrame> {
+/// Reads what [`put_epochs`] wrote.
+pub fn epochs(take: &mut Take<'_>) -> Result<Vec<EpochStart>, BadFrame> {
     let count = take.u32()? as usize;
     if count > EPOCHS_MAX {
         return Err(BadFrame("a history has more epochs than any has"));
@@ -392,9 +425,10 @@ impl Frame {
 
     /// Appends it.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let start = out.len();
-        out.put_u8(self.kind());
-        out.put_u32(0);
+        seal(self.kind(), out, |out| self.put_payload(out));
+    }
+
+    fn put_payload(&self, out: &mut Vec<u8>) {
         match self {
             Frame::Hello(hello) => {
                 out.put_u16(hello.version);
@@ -457,27 +491,13 @@ impl Frame {
                 put_epochs(epochs, out);
             }
         }
-        let length = (out.len() - start - 5) as u32;
-        out[start + 1..start + 5].copy_from_slice(&length.to_le_bytes());
-        let sum = crc(&[&out[start..]]);
-        out.put_u32(sum);
     }
 
     /// Takes a frame off the front; answers how many bytes it took, or `None` if it is not whole.
     pub fn decode(bytes: &[u8]) -> Result<Option<(Frame, usize)>, BadFrame> {
-        let Some(head) = bytes.get(..5) else { return Ok(None) };
-        let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
-        if length > PAYLOAD_MAX {
-            return Err(BadFrame("a frame is longer than any can be"));
-        }
-        let whole = length + AROUND;
-        let Some(frame) = bytes.get(..whole) else { return Ok(None) };
-        let (covered, sum) = frame.split_at(5 + length);
-        if sum != crc(&[covered]).to_le_bytes() {
-            return Err(BadFrame("a frame fails its checksum"));
-        }
-        let mut take = Take(&covered[5..]);
-        let frame = Frame::payload(head[0], &mut take)?;
+        let Some((kind, payload, whole)) = unseal(bytes)? else { return Ok(None) };
+        let mut take = Take(payload);
+        let frame = Frame::payload(kind, &mut take)?;
         if take.left() != 0 {
             return Err(BadFrame("bytes are left at the end of a frame"));
         }

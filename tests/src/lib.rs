@@ -2,6 +2,7 @@
 //! run the real binaries. Nothing imports this crate but the wrappers of the fuzz targets in `tests/fuzz`.
 
 pub mod attack;
+pub mod changes;
 pub mod cluster;
 pub mod crash;
 pub mod fuzz;

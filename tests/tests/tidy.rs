@@ -26,7 +26,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
 ];
 
 /// Which crates may depend on an external one.
-const EXTERNALS: [(&str, &[&str]); 19] = [
+const EXTERNALS: [(&str, &[&str]); 21] = [
     ("glommio", &["executor"]),
     ("io-uring", &["executor"]),
     ("futures-lite", &["executor"]),
@@ -35,7 +35,9 @@ const EXTERNALS: [(&str, &[&str]); 19] = [
     ("rcgen", &["net", "tests"]),
     ("x509-parser", &["net", "tests"]),
     ("fjall", &["engine"]),
-    ("crc32fast", &["engine"]),
+    ("crc32fast", &["engine", "cdc"]),
+    ("base64", &["cdc"]),
+    ("serde", &["cdc"]),
     ("hashbrown", &["engine"]),
     ("clap", &["tools"]),
     ("rustyline", &["tools"]),

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use turnstone_cdc::{Partitions, Settings, ValueFormat};
+use turnstone_cdc::{OnPurged, Partitions, Settings, StartAt, ValueFormat};
 use turnstone_net::tls::TlsFiles;
 use turnstone_net::wire::partition_from_decimal;
 
 use crate::config::ConfigError;
 use crate::home::Home;
 use crate::strict_json::{self, Entry};
-use crate::units::{parse_duration, print_duration};
+use crate::units::{parse_duration, parse_size, print_duration, print_size};
 
 /// The keys, in the order of the sample file.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 17] = [
     "id",
     "host",
     "partition",
@@ -23,6 +23,10 @@ const KEYS: [&str; 13] = [
     "rotate_interval",
     "flush_interval",
     "value_format",
+    "start",
+    "on_purged",
+    "hold",
+    "exec",
     "metrics_addr",
     "tls_cert_file",
     "tls_key_file",
@@ -67,6 +71,18 @@ pub fn parse(file: &str, text: &str) -> Result<Settings, ConfigError> {
                 settings.value_format = ValueFormat::from_name(&name)
                     .ok_or_else(|| error(format!("'{}' is none of text, json, base64", name.escape_debug())))?;
             }
+            "start" => {
+                let name = text()?;
+                settings.start = StartAt::from_name(&name)
+                    .ok_or_else(|| error(format!("'{}' is none of beginning, now, copy", name.escape_debug())))?;
+            }
+            "on_purged" => {
+                let name = text()?;
+                settings.on_purged = OnPurged::from_name(&name)
+                    .ok_or_else(|| error(format!("'{}' is none of copy, stop", name.escape_debug())))?;
+            }
+            "hold" => settings.hold = size(entry).map_err(error)?,
+            "exec" => settings.exec = words(&entry.value).map_err(error)?,
             "metrics_addr" => settings.metrics_addr = text()?,
             "tls_cert_file" => settings.tls_cert_file = text()?.into(),
             "tls_key_file" => settings.tls_key_file = text()?.into(),
@@ -107,6 +123,10 @@ pub fn sample_json() -> String {
         json!(print_duration(settings.rotate_interval)),
         json!(print_duration(settings.flush_interval)),
         json!(settings.value_format.name()),
+        json!(settings.start.name()),
+        json!(settings.on_purged.name()),
+        json!(print_size(settings.hold)),
+        json!(settings.exec),
         json!(settings.metrics_addr),
         json!(settings.tls_cert_file.display().to_string()),
         json!(settings.tls_key_file.display().to_string()),
@@ -128,6 +148,20 @@ fn duration(entry: &Entry) -> Result<Duration, String> {
         Value::String(text) => parse_duration(text).map_err(|error| error.to_string()),
         other => Err(format!("{other} is not a duration; for example \"30s\"")),
     }
+}
+
+fn size(entry: &Entry) -> Result<u64, String> {
+    match &entry.value {
+        Value::String(text) => parse_size(text).map_err(|error| error.to_string()),
+        other => Err(format!("{other} is not a size; for example \"1GB\", or \"0\" for none")),
+    }
+}
+
+/// A list of words.
+fn words(value: &Value) -> Result<Vec<String>, String> {
+    let wrong = || format!("{value} is no list of words; for example [\"gzip\", \"-k\"], or [] for none");
+    let list = value.as_array().ok_or_else(wrong)?;
+    list.iter().map(|word| word.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
 }
 
 /// A number, a decimal string, a list of either, or `"*"`.

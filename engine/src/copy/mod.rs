@@ -53,7 +53,8 @@ pub struct CopySum {
 }
 
 impl CopySum {
-    fn add(&mut self, key: &[u8], length: u32, checksum: u32) {
+    /// Adds a key with its value's length and CRC-32.
+    pub fn add(&mut self, key: &[u8], length: u32, checksum: u32) {
         self.keys += 1;
         self.digest = self.digest.wrapping_add(crate::digest::of_key(key, length, checksum));
     }

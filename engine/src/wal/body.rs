@@ -258,40 +258,81 @@ pub fn head(bytes: &[u8], check: bool) -> Result<Head, BodyError> {
     Ok(Head { epoch, first_version, commit_ms, transactions })
 }
 
-/// Reads a body; `check` is false where it was checked before, and under a planted bug.
-pub fn decode(bytes: &[u8], check: bool) -> Result<Body, BodyError> {
+/// One change, as it lies in a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// The key gets a value that rides in the log.
+    Set(&'a [u8], &'a [u8]),
+    /// The key gets a value that was written to the value log: length and CRC-32.
+    SetLarge(&'a [u8], u32, u32),
+    /// The key goes.
+    Delete(&'a [u8]),
+    /// Every key goes.
+    Flush,
+    /// Who holds copies from here on.
+    Members(Members),
+}
+
+impl Change<'_> {
+    fn to_operation(&self) -> Operation {
+        match self {
+            Change::Set(key, value) => Operation::Set((*key).into(), (*value).into()),
+            Change::SetLarge(key, length, checksum) => Operation::SetLarge((*key).into(), *length, *checksum),
+            Change::Delete(key) => Operation::Delete((*key).into()),
+            Change::Flush => Operation::Flush,
+            Change::Members(members) => Operation::Members(members.clone()),
+        }
+    }
+}
+
+/// Reads a body without copying from it: `each` gets every transaction with its version, in order. `check` is false where
+/// it was checked before, and under a planted bug.
+pub fn read<'a, E: From<BodyError>>(
+    bytes: &'a [u8],
+    check: bool,
+    mut each: impl FnMut(&Head, Version, &[Change<'a>]) -> Result<(), E>,
+) -> Result<Head, E> {
     let head = head(bytes, check)?;
     let mut take = Take(&bytes[BODY_HEADER..]);
-    let mut transactions = Vec::new();
-    for _ in 0..head.transactions {
-        let mut operations = Vec::new();
-        for _ in 0..take.u32()? {
-            operations.push(operation(&mut take)?);
+    let mut changes = Vec::new();
+    for i in 0..u64::from(head.transactions) {
+        changes.clear();
+        for _ in 0..take.u32().map_err(BodyError::from)? {
+            changes.push(change(&mut take)?);
         }
-        transactions.push(operations);
+        each(&head, head.first_version + i, &changes)?;
     }
     if take.left() != 0 {
-        return Err(BodyError::Damaged("bytes are left behind the last transaction of a batch"));
+        return Err(BodyError::Damaged("bytes are left behind the last transaction of a batch").into());
     }
-    let Head { epoch, first_version, commit_ms, .. } = head;
+    Ok(head)
+}
+
+/// Reads a body; `check` is false where it was checked before, and under a planted bug.
+pub fn decode(bytes: &[u8], check: bool) -> Result<Body, BodyError> {
+    let mut transactions = Vec::new();
+    let Head { epoch, first_version, commit_ms, .. } = read(bytes, check, |_, _, changes| {
+        transactions.push(changes.iter().map(Change::to_operation).collect());
+        Ok::<_, BodyError>(())
+    })?;
     Ok(Body { epoch, first_version, commit_ms, transactions })
 }
 
-fn operation(take: &mut Take<'_>) -> Result<Operation, BodyError> {
+fn change<'a>(take: &mut Take<'a>) -> Result<Change<'a>, BodyError> {
     let kind = take.u8()?;
     let length = usize::from(take.u16()?);
-    let key: Key = take.bytes(length)?.into();
+    let key = take.bytes(length)?;
     Ok(match kind {
         KIND_SET => {
             let length = take.u32()? as usize;
-            Operation::Set(key, take.bytes(length)?.into())
+            Change::Set(key, take.bytes(length)?)
         }
-        KIND_SET_LARGE => Operation::SetLarge(key, take.u32()?, take.u32()?),
-        KIND_DELETE => Operation::Delete(key),
-        KIND_FLUSH if key.is_empty() => Operation::Flush,
+        KIND_SET_LARGE => Change::SetLarge(key, take.u32()?, take.u32()?),
+        KIND_DELETE => Change::Delete(key),
+        KIND_FLUSH if key.is_empty() => Change::Flush,
         KIND_FLUSH => return Err(BodyError::Damaged("a flush names a key")),
         KIND_MEMBERS if key.is_empty() => match take_members(take)? {
-            Some(members) => Operation::Members(members),
+            Some(members) => Change::Members(members),
             None => return Err(BodyError::Damaged("a list has more members than any partition")),
         },
         KIND_MEMBERS => return Err(BodyError::Damaged("a list of members names a key")),

@@ -7,21 +7,24 @@
 //! under way could not be told apart.
 
 mod address;
+mod changes;
 mod error;
 mod nonblocking;
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use crate::tls::{ClientOffer, TlsFiles, client_config};
 use crate::wire::{Dialect, MAX_BODY, Opcode, Position, Request, Status, frame, reply};
 
 pub use address::{Address, AddressError, DEFAULT_PORT};
+pub use changes::{ChangeEvent, ChangeStream};
 pub use error::ClientError;
 pub use nonblocking::NonBlocking;
 
@@ -326,24 +329,32 @@ fn set_timeouts(socket: &TcpStream, timeout: Option<Duration>) -> io::Result<()>
 
 /// Connects and completes the TLS handshake.
 fn handshake(settings: &ClientSettings) -> Result<(ClientConnection, TcpStream), ClientError> {
-    let address: Address =
-        settings.address.parse().map_err(|error: AddressError| ClientError::Connect(error.to_string()))?;
     let config = client_config(&settings.files, settings.offer).map_err(|error| ClientError::Tls(error.to_string()))?;
-    let host = address.client_host();
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| ClientError::Connect(format!("'{}' is no host name", host.escape_debug())))?;
-    let timeout = (!settings.timeout.is_zero()).then_some(settings.timeout);
-    let mut socket = dial(host, address.port, timeout)?;
-    let mut tls = ClientConnection::new(config, name).map_err(|error| ClientError::Tls(error.to_string()))?;
-    while tls.is_handshaking() {
-        tls.complete_io(&mut socket).map_err(ClientError::from_stream)?;
-    }
+    let (tls, socket) = handshake_with(config, &settings.address, settings.timeout)?;
     let dialect = Dialect::from_alpn(tls.alpn_protocol());
     if dialect != Some(settings.offer.dialect) {
         return Err(ClientError::Protocol(format!(
             "the server did not agree to speak {}; is it an older version?",
             settings.offer.dialect.name()
         )));
+    }
+    Ok((tls, socket))
+}
+
+fn handshake_with(
+    config: Arc<ClientConfig>,
+    address: &str,
+    timeout: Duration,
+) -> Result<(ClientConnection, TcpStream), ClientError> {
+    let address: Address = address.parse().map_err(|error: AddressError| ClientError::Connect(error.to_string()))?;
+    let host = address.client_host();
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| ClientError::Connect(format!("'{}' is no host name", host.escape_debug())))?;
+    let timeout = (!timeout.is_zero()).then_some(timeout);
+    let mut socket = dial(host, address.port, timeout)?;
+    let mut tls = ClientConnection::new(config, name).map_err(|error| ClientError::Tls(error.to_string()))?;
+    while tls.is_handshaking() {
+        tls.complete_io(&mut socket).map_err(ClientError::from_stream)?;
     }
     Ok((tls, socket))
 }

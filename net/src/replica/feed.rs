@@ -1,7 +1,7 @@
 //! Somebody else's side of a partition of this node: reads the log as it is written and sends it, notes what the follower
 //! confirms; or answers a candidate's question.
 
-use super::{Host, Link, Replica, Replication, resolve, wait_for};
+use super::{Host, Link, Replica, Replication, Speaks, resolve, wait_for};
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Error;

@@ -4,7 +4,7 @@
 //! changes or another attempt takes its place.
 
 use super::board::Following;
-use super::{Heartbeat, Host, Link, Replication, wait_for};
+use super::{Heartbeat, Host, Link, Replication, Speaks, wait_for};
 use crate::wire::ErrorCode;
 use std::rc::Rc;
 use std::time::Duration;
@@ -401,7 +401,11 @@ impl<H: Host> Replication<H> {
 }
 
 /// What the leader says next, if anything is here; and whether it is there at all.
-pub(super) fn next_frame(link: &impl Link, follower: &mut Follower, now: Duration) -> Result<Option<Frame>, Trouble> {
+pub(super) fn next_frame(
+    link: &impl Speaks<Frame>,
+    follower: &mut Follower,
+    now: Duration,
+) -> Result<Option<Frame>, Trouble> {
     if link.heard() {
         follower.hears(now);
     }

@@ -3,7 +3,7 @@
 //! A copy that breaks off is kept for a while, with what it pins: who comes back goes on where it was. One that was sent
 //! keeps the log behind it until its receiver has come for that.
 
-use super::{Heartbeat, Host, Link, Replication, wait_for};
+use super::{Heartbeat, Host, Link, Replication, Speaks, wait_for};
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Partition;

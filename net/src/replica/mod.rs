@@ -41,12 +41,8 @@ use turnstone_replication::wire::Frame;
 /// How often a task that waits for a link looks at the time.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A connection to another node, for one partition.
+/// A connection to another node, or to a consumer, for one partition.
 pub trait Link: 'static {
-    /// Sends a frame, behind those before it; lost if the link is gone.
-    fn say(&self, frame: &Frame);
-    /// The next whole frame that came.
-    fn next(&self) -> Result<Option<Frame>, String>;
     /// Whether anything came since this was last asked.
     fn heard(&self) -> bool;
     /// Whether it is gone, and why.
@@ -63,12 +59,20 @@ pub trait Link: 'static {
     fn close(&self);
 }
 
+/// A connection whose frames are of this kind.
+pub trait Speaks<F>: Link {
+    /// Sends a frame, behind those before it; lost if the link is gone.
+    fn say(&self, frame: &F);
+    /// The next whole frame that came.
+    fn next(&self) -> Result<Option<F>, String>;
+}
+
 /// The node around the partitions.
 pub trait Host: 'static {
     /// The partitions' outside world.
     type Env: Env;
     /// Its connections.
-    type Link: Link;
+    type Link: Speaks<Frame>;
 
     /// A partition that serves here.
     fn partition(&self, number: u8) -> Option<Partition<Self::Env>>;
@@ -175,7 +179,7 @@ fn broken<E: Env>(env: &E) -> Broken {
 struct Heartbeat(Rc<Cell<bool>>);
 
 impl Heartbeat {
-    fn start<E: Env>(link: &Rc<impl Link>, partition: &Partition<E>) -> Heartbeat {
+    fn start<E: Env>(link: &Rc<impl Speaks<Frame>>, partition: &Partition<E>) -> Heartbeat {
         let over = Rc::new(Cell::new(false));
         let (link, partition, seen) = (link.clone(), partition.clone(), over.clone());
         let env = partition.env().clone();
@@ -196,7 +200,7 @@ impl Drop for Heartbeat {
 }
 
 /// Waits for a link, and never longer than it takes to look at the time.
-async fn wait_for<E: Env>(env: &E, link: &impl Link) {
+pub(crate) async fn wait_for<E: Env>(env: &E, link: &impl Link) {
     first_of(link.changed().notified(), env.sleep(TICK)).await;
 }
 

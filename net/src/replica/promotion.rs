@@ -1,7 +1,7 @@
 //! Becoming a leader: the questions of [`turnstone_replication::election`], asked.
 
 use super::following::Trouble;
-use super::{Host, Link, Replication, wait_for};
+use super::{Host, Link, Replication, Speaks, wait_for};
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};

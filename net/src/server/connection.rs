@@ -3,7 +3,7 @@
 use super::refusals::Refusal;
 use crate::session::Session;
 use crate::tls::{Role, key_of, role_of};
-use crate::wire::{ALPN_REPLICA, Dialect};
+use crate::wire::{ALPN_CHANGES, ALPN_REPLICA, Dialect};
 use rustls::ServerConfig;
 use rustls::server::{Accepted, Acceptor};
 use std::io::{Read, Write};
@@ -117,14 +117,23 @@ impl Fault {
     }
 }
 
+/// Streams of frames that are no dialect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamKind {
+    /// Between nodes.
+    Replica,
+    /// To a consumer of changes.
+    Changes,
+}
+
 /// What a finished handshake tells.
 pub struct Introduction {
     /// The dialect that was agreed on.
     pub dialect: Dialect,
     /// What the certificate entitles to.
     pub role: Result<Role, String>,
-    /// It is for replication, whose frames are no dialect.
-    pub replica: bool,
+    /// It is for frames that are no dialect.
+    pub stream: Option<StreamKind>,
     /// SHA-256 of the key that the other side has proved to have; zeros where nobody asks for it.
     pub key: [u8; 32],
 }
@@ -254,12 +263,17 @@ impl Connection {
             None => Err("no certificate".to_string()),
         };
         let dialect = Dialect::from_alpn(tls.alpn_protocol()).unwrap_or(Dialect::V1);
-        let replica = tls.alpn_protocol() == Some(ALPN_REPLICA);
+        let stream = match tls.alpn_protocol() {
+            Some(name) if name == ALPN_REPLICA => Some(StreamKind::Replica),
+            Some(name) if name == ALPN_CHANGES => Some(StreamKind::Changes),
+            _ => None,
+        };
+        let replica = stream == Some(StreamKind::Replica);
         let certificate = tls.peer_certificates().and_then(|chain| chain.first()).filter(|_| replica);
         let key = certificate.and_then(|certificate| key_of(certificate).ok()).unwrap_or_default();
         let Stage::Handshake(tls) = std::mem::replace(&mut self.stage, Stage::Ending) else { return None };
         self.stage = Stage::Open(tls);
-        Some(Introduction { dialect, role, replica, key })
+        Some(Introduction { dialect, role, stream, key })
     }
 
     /// Encrypts replies.

@@ -7,6 +7,7 @@
 use super::handoff::Parked;
 use super::hold::{HOLD, HOLD_MAX};
 use super::input::Input;
+use crate::changes::Consumers;
 use crate::replica::Board;
 use crate::session::Session;
 use crate::wire::{ErrorCode, frame, reply};
@@ -77,6 +78,8 @@ pub struct Conversation<E: Env = RealEnv> {
     pub last_input: bool,
     /// What its core knows of replication.
     pub board: Rc<Board>,
+    /// Who reads changes of this core's partitions.
+    pub consumers: Rc<Consumers>,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
     held: Option<Instant>,
@@ -102,6 +105,7 @@ impl<E: Env> Conversation<E> {
             undrained: 0,
             last_input: parked.last_input,
             board: Rc::default(),
+            consumers: Rc::default(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             held: None,

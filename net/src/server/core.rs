@@ -16,6 +16,7 @@ use super::node_view::NodeViews;
 use super::refusals::Refusal;
 use super::replica::{Here, Wire};
 use super::shared::Shared;
+use crate::changes::Changes;
 use crate::replica::Replication;
 use crate::session::{Session, Step};
 use crate::wire::{Dialect, ErrorCode, WireError, hint_from_alpn, reply};
@@ -92,6 +93,8 @@ pub struct ServerCore {
     pub(super) speaking: RefCell<Vec<u64>>,
     /// Replication of this core's partitions.
     pub(super) replication: Rc<Replication<Here>>,
+    /// Change streams of this core's partitions.
+    pub(super) changes: Rc<Changes<Here>>,
     /// When this core began.
     pub(super) began: Instant,
     pub(super) stopping: Cell<Option<Instant>>,
@@ -135,6 +138,7 @@ impl ServerCore {
             links: RefCell::default(),
             speaking: RefCell::default(),
             replication: Replication::new(Here(me.clone())),
+            changes: Changes::new(Here(me.clone())),
             began: Instant::now(),
             stopping: Cell::new(None),
             closing: Cell::new(false),
@@ -327,8 +331,8 @@ impl ServerCore {
             Some(Ok(Some(introduction))) if self.links.borrow().contains_key(&id) => {
                 self.link_introduced(id, &introduction);
             }
-            Some(Ok(Some(introduction))) if introduction.replica => {
-                if !self.admit_follower(id, &introduction) {
+            Some(Ok(Some(introduction))) if introduction.stream.is_some() => {
+                if !self.admit_stream(id, &introduction) {
                     return;
                 }
             }
@@ -390,6 +394,7 @@ impl ServerCore {
     fn attach(&self, conversation: &mut Conversation) {
         conversation.ahead = Default::default();
         conversation.board = self.replication.board.clone();
+        conversation.consumers = self.changes.consumers.clone();
         conversation.partition = match self.partitions.borrow().get(&conversation.session.selected) {
             Some(Slot::Open(partition)) => Some(partition.clone()),
             _ => None,

@@ -209,7 +209,7 @@ fn of_partition<E: Env>(
             ok(conversation, id, &[]);
         }
         Request::Stat => {
-            let json = system::partition_json(&partition.status(), &conversation.board);
+            let json = system::partition_json(&partition.status(), &conversation.board, &conversation.consumers);
             ok(conversation, id, &[json.as_bytes()]);
         }
         Request::ReplicaOf { address, partition } => return replica_of(conversation, id, address, partition),

@@ -39,7 +39,9 @@ impl ServerCore {
     pub fn own_partitions(&self) -> Vec<(u8, String)> {
         let partitions = self.partitions.borrow();
         let json = |(number, slot): (&u8, &Slot)| match slot {
-            Slot::Open(partition) => (*number, partition_json(&partition.status(), &self.replication.board)),
+            Slot::Open(partition) => {
+                (*number, partition_json(&partition.status(), &self.replication.board, &self.changes.consumers))
+            }
             Slot::Offline(why) => (*number, offline_json(*number, why)),
         };
         partitions.iter().map(json).collect()

@@ -3,7 +3,7 @@
 //! A partition that follows has a connection of its own to its leader, which its ClientHello's hint puts on the core of the
 //! leader's partition: no byte of a stream crosses cores on either side, and a slow partition holds up no other.
 
-use super::connection::{Connection, Introduction};
+use super::connection::{Connection, Introduction, StreamKind};
 use super::conversation::{Conversation, Key};
 use super::core::{ServerCore, Slot};
 use super::execute::{self, Finish};
@@ -12,8 +12,9 @@ use super::orders::Order;
 use super::refusals::Refusal;
 use super::system;
 use crate::client::Address;
-use crate::replica::{Host, Link, Promoted, Replication, Trouble};
+use crate::replica::{Host, Link, Promoted, Replication, Speaks, Trouble};
 use crate::tls::{Role, follower_config};
+use crate::wire::change::{self, FROM_CONSUMER_MAX};
 use crate::wire::reply;
 use rustls::pki_types::ServerName;
 use std::cell::{Cell, RefCell};
@@ -42,7 +43,10 @@ const DIAL: Duration = Duration::from_secs(3);
 /// ...and its handshake so long.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// A connection that replicates.
+/// Takes a frame off the front of bytes.
+type Decode<F> = fn(&[u8]) -> Result<Option<(F, usize)>, BadFrame>;
+
+/// A connection that replicates, or sends changes.
 pub struct Wire {
     server: Weak<ServerCore>,
     id: u64,
@@ -100,34 +104,22 @@ impl Wire {
         input.len() > INPUT_MAX && Wire::whole(&input).is_some_and(|whole| input.len() >= whole.min(self.frame_max))
     }
 
-    fn take(&self) -> Result<Option<Frame>, BadFrame> {
-        let mut input = self.input.borrow_mut();
-        if Wire::whole(&input).is_some_and(|whole| whole > self.frame_max) {
-            return Err(BadFrame("a frame is longer than this side may send"));
-        }
-        let Some((frame, used)) = Frame::decode(input.rest())? else { return Ok(None) };
-        input.take(used);
-        Ok(Some(frame))
-    }
-}
-
-impl Link for Wire {
-    fn say(&self, frame: &Frame) {
-        let Some(server) = self.server.upgrade() else { return };
-        let mut said = self.said.borrow_mut();
-        let first = said.is_empty();
-        frame.encode(&mut said);
-        if said.len() > SAID_MAX {
-            drop(said);
-            self.utter(&server);
-        } else if first {
-            server.speaking.borrow_mut().push(self.id);
-            server.core.ring.poke();
-        }
-    }
-
-    fn next(&self) -> Result<Option<Frame>, String> {
-        let frame = self.take().map_err(|BadFrame(what)| what.to_string())?;
+    /// The next frame, as `decode` reads it.
+    fn take<F>(&self, decode: Decode<F>) -> Result<Option<F>, String> {
+        let taken = {
+            let mut input = self.input.borrow_mut();
+            if Wire::whole(&input).is_some_and(|whole| whole > self.frame_max) {
+                Err(BadFrame("a frame is longer than this side may send"))
+            } else {
+                decode(input.rest()).map(|found| {
+                    found.map(|(frame, used)| {
+                        input.take(used);
+                        frame
+                    })
+                })
+            }
+        };
+        let frame = taken.map_err(|BadFrame(what)| what.to_string())?;
         if !self.is_full()
             && let Some(server) = self.server.upgrade()
         {
@@ -136,6 +128,43 @@ impl Link for Wire {
         Ok(frame)
     }
 
+    /// Says what `encode` appends.
+    fn add(&self, encode: impl FnOnce(&mut Vec<u8>)) {
+        let Some(server) = self.server.upgrade() else { return };
+        let mut said = self.said.borrow_mut();
+        let first = said.is_empty();
+        encode(&mut said);
+        if said.len() > SAID_MAX {
+            drop(said);
+            self.utter(&server);
+        } else if first {
+            server.speaking.borrow_mut().push(self.id);
+            server.core.ring.poke();
+        }
+    }
+}
+
+impl Speaks<Frame> for Wire {
+    fn say(&self, frame: &Frame) {
+        self.add(|out| frame.encode(out));
+    }
+
+    fn next(&self) -> Result<Option<Frame>, String> {
+        self.take(Frame::decode)
+    }
+}
+
+impl Speaks<change::Frame> for Wire {
+    fn say(&self, frame: &change::Frame) {
+        self.add(|out| frame.encode(out));
+    }
+
+    fn next(&self) -> Result<Option<change::Frame>, String> {
+        self.take(change::Frame::decode)
+    }
+}
+
+impl Link for Wire {
     fn heard(&self) -> bool {
         self.heard.replace(false)
     }
@@ -281,30 +310,52 @@ impl ServerCore {
     pub(super) fn link_introduced(&self, id: u64, introduction: &Introduction) {
         let Some(link) = self.links.borrow().get(&id).cloned() else { return };
         link.key.set(introduction.key);
-        if introduction.role == Ok(Role::Server) && introduction.replica {
+        let replica = introduction.stream == Some(StreamKind::Replica);
+        if introduction.role == Ok(Role::Server) && replica {
             link.open.set(true);
         } else {
-            link.fail(if introduction.replica { "its certificate is no server's" } else { "it does not replicate" });
+            link.fail(if replica { "its certificate is no server's" } else { "it does not replicate" });
         }
         link.changed.notify();
     }
 
-    /// Another node comes to follow: only servers may.
-    pub(super) fn admit_follower(&self, id: u64, introduction: &Introduction) -> bool {
+    /// Another node comes to follow, which only servers may; or a consumer comes for changes.
+    pub(super) fn admit_stream(&self, id: u64, introduction: &Introduction) -> bool {
         if !self.admit(id, introduction.dialect) {
             return false;
         }
-        if introduction.role != Ok(Role::Server) {
-            self.refuse(id, Refusal::Role, "may not replicate: its certificate is no server's");
+        let (allowed, what) = match introduction.stream {
+            Some(StreamKind::Changes) => {
+                let allowed = matches!(introduction.role, Ok(Role::Cdc | Role::Admin));
+                (allowed, "may not read changes: its certificate is neither a cdc's nor an admin's")
+            }
+            _ => (introduction.role == Ok(Role::Server), "may not replicate: its certificate is no server's"),
+        };
+        if !allowed {
+            self.refuse(id, Refusal::Role, what);
             self.abort(id);
             return false;
         }
+        let Some(env) = self.any_env() else {
+            self.abort(id);
+            return false;
+        };
+        let this = self.this();
+        if introduction.stream == Some(StreamKind::Changes) {
+            let link = self.link(id, FROM_CONSUMER_MAX);
+            self.core.spawn(async move {
+                let changes = this.changes.clone();
+                if let Err(why) = changes.serve(link.clone(), env).await {
+                    let text = format!("the change stream to {} ends: {why}", link.peer());
+                    this.core.log.line(Level::Info, &text);
+                }
+            });
+            return true;
+        }
         let link = self.link(id, FROM_FOLLOWER_MAX);
         link.key.set(introduction.key);
-        let (this, env) = (self.this(), self.any_env());
         self.core.spawn(async move {
             let peer = link.peer();
-            let Some(env) = env else { return link.close() };
             let replication = this.replication.clone();
             if let Err(why) = replication.serve(link.clone(), env).await
                 && link.gone().is_none()

@@ -4,6 +4,7 @@
 //! `partitions` (a JSON list), `partition/N` (a JSON object).
 
 use super::refusals::Refusal;
+use crate::changes::Consumers;
 use crate::replica::Board;
 use crate::wire::Position;
 use turnstone_engine::Partition;
@@ -141,7 +142,7 @@ pub fn replicas_text<E: Env>(partition: &Partition<E>, board: &Board) -> String 
 }
 
 /// A partition's figures as a JSON object; called on its core.
-pub fn partition_json(s: &Status, board: &Board) -> String {
+pub fn partition_json(s: &Status, board: &Board, consumers: &Consumers) -> String {
     let holds: Vec<String> = s
         .holds
         .iter()
@@ -173,6 +174,18 @@ pub fn partition_json(s: &Status, board: &Board) -> String {
         )
     });
     out.push_str(&format!(",\"replicas\":[{}]", replicas.collect::<Vec<_>>().join(",")));
+    let consumers = consumers.of(s.partition).into_iter().map(|c| {
+        format!(
+            "{{\"name\":\"{}\",\"peer\":\"{}\",\"sent\":{},\"confirmed\":{},\"lag\":{},\"credit\":{}}}",
+            escape(&c.name),
+            escape(&c.peer),
+            c.sent,
+            c.confirmed,
+            s.version.saturating_sub(c.sent),
+            c.credit
+        )
+    });
+    out.push_str(&format!(",\"consumers\":[{}]", consumers.collect::<Vec<_>>().join(",")));
     let stretches = pace::stretches();
     let figures = [
         ("version", s.version),

@@ -16,7 +16,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::short_chains::ShortChains;
-use crate::wire::{ALPN_REPLICA, ALPN_TURNSTONE2, Dialect, alpn_for_hint};
+use crate::wire::{ALPN_CHANGES, ALPN_REPLICA, ALPN_TURNSTONE2, Dialect, alpn_for_hint};
 
 /// Where one side's certificate, its key and the CA certificate are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +143,7 @@ pub fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
         .with_client_cert_verifier(Arc::new(ShortChains(verifier)))
         .with_single_cert(material.chain, material.key)
         .map_err(|error| unusable(&files.cert, error.to_string()))?;
-    config.alpn_protocols = vec![ALPN_TURNSTONE2.to_vec(), ALPN_REPLICA.to_vec()];
+    config.alpn_protocols = vec![ALPN_TURNSTONE2.to_vec(), ALPN_REPLICA.to_vec(), ALPN_CHANGES.to_vec()];
     // The server's order of suites decides: the cheapest one is first on every host we measure.
     config.ignore_client_order = true;
     config.send_tls13_tickets = 0;
@@ -159,6 +159,11 @@ pub fn client_config(files: &TlsFiles, offer: ClientOffer) -> Result<Arc<ClientC
 /// The configuration of a node that follows `partition` of another: its server certificate identifies it there.
 pub fn follower_config(files: &TlsFiles, partition: u8) -> Result<Arc<ClientConfig>, TlsError> {
     client_config_for(files, vec![alpn_for_hint(partition), ALPN_REPLICA.to_vec()])
+}
+
+/// The configuration of a consumer of a partition's changes.
+pub fn consumer_config(files: &TlsFiles, partition: u8) -> Result<Arc<ClientConfig>, TlsError> {
+    client_config_for(files, vec![alpn_for_hint(partition), ALPN_CHANGES.to_vec()])
 }
 
 fn client_config_for(files: &TlsFiles, protocols: Vec<Vec<u8>>) -> Result<Arc<ClientConfig>, TlsError> {

@@ -10,5 +10,5 @@ pub mod identity;
 mod short_chains;
 
 pub use authority::{Authority, AuthorityError, Issued, new_key_pem};
-pub use config::{ClientOffer, TlsError, TlsFiles, client_config, follower_config, server_config};
+pub use config::{ClientOffer, TlsError, TlsFiles, client_config, consumer_config, follower_config, server_config};
 pub use identity::{IdentityError, Role, key_of, role_of};

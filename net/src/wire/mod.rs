@@ -10,6 +10,7 @@
 //! `length` counts the payload (or body) alone. A reply of `turnstone/2` echoes the id of its request; replies still come
 //! in request order, so the id is a check and a label, not a licence to reorder.
 
+pub mod change;
 pub mod error_code;
 pub mod frame;
 pub mod opcode;
@@ -32,6 +33,9 @@ pub const ALPN_TURNSTONE2: &[u8] = b"turnstone/2";
 
 /// The ALPN protocol of nodes that replicate: frames of their own (`turnstone_replication::wire`).
 pub const ALPN_REPLICA: &[u8] = b"turnstone-replica/1";
+
+/// The ALPN protocol of consumers of changes: the frames of [`change`].
+pub const ALPN_CHANGES: &[u8] = b"turnstone-changes/1";
 
 /// What an ALPN entry starts with that names the partition a client is going to select. The acceptor reads it to place
 /// the connection and never negotiates it.

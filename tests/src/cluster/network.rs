@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use turnstone_engine::sync::Notify;
-use turnstone_net::replica::Link;
+use turnstone_net::replica::{Link, Speaks};
 use turnstone_replication::wire::Frame;
 
 /// Bytes on their way at which a link counts as clogged.
@@ -169,11 +169,7 @@ impl SimLink {
     }
 }
 
-impl Link for SimLink {
-    fn key(&self) -> [u8; 32] {
-        [self.ends.1 as u8; 32]
-    }
-
+impl Speaks<Frame> for SimLink {
     fn say(&self, frame: &Frame) {
         if self.own.gone.borrow().is_some() || self.closing.get() {
             return;
@@ -194,6 +190,12 @@ impl Link for SimLink {
 
     fn next(&self) -> Result<Option<Frame>, String> {
         Ok(self.own.inbox.borrow_mut().pop_front())
+    }
+}
+
+impl Link for SimLink {
+    fn key(&self) -> [u8; 32] {
+        [self.ends.1 as u8; 32]
     }
 
     fn heard(&self) -> bool {

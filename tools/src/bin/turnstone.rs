@@ -5,8 +5,12 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
+use turnstone_cdc::run::{Context, Severity};
 use turnstone_engine::env::Level;
+use turnstone_executor::Log;
+use turnstone_executor::log::Format;
 use turnstone_tools::cdc_config;
 use turnstone_tools::config::{self, Config};
 use turnstone_tools::home::Home;
@@ -22,6 +26,7 @@ const EXAMPLES: &str = "Examples:
   turnstone --init --home tsdata                    make certificates and settings
   turnstone --init --home b --ca-from tsdata        a second node under the same CA
   turnstone --home tsdata                           start the server
+  turnstone --mode cdc --home tsdata                write its changes to tsdata/cdc_logs
   turnstone demo                                    a temporary server and one transaction
 
 Every key of turnstone.json is also a flag (--wal-max-size 64MB) and a variable (TURNSTONE_WAL_MAX_SIZE).";
@@ -65,7 +70,13 @@ fn command() -> Command {
                 .value_name("MODE")
                 .default_value("server")
                 .value_parser(["server", "cdc"])
-                .help("What to run"),
+                .help("What to run: the server, or a consumer that writes its changes to files"),
+        )
+        .arg(
+            Arg::new("stdout")
+                .long("stdout")
+                .action(ArgAction::SetTrue)
+                .help("With --mode cdc: write the changes to standard output instead"),
         )
         .args(config::flag_args())
         .subcommand(
@@ -113,8 +124,15 @@ fn run(matches: &ArgMatches) -> Outcome {
         return Ok(());
     }
     if matches.get_one::<String>("mode").is_some_and(|mode| mode == "cdc") {
-        cdc_config::load(&home).map_err(|e| (EXIT_USAGE, e.to_string()))?;
-        return Err((EXIT_USAGE, "turnstone.cdc.json is good, but --mode cdc is not in this version".to_string()));
+        if let Some((key, _)) = config::flags_from(matches).first() {
+            let text = format!("{key} is a setting of the server; those of --mode cdc are in turnstone.cdc.json");
+            return Err((EXIT_USAGE, text));
+        }
+        let settings = cdc_config::load(&home).map_err(|e| (EXIT_USAGE, e.to_string()))?;
+        return consume_until_signal(&home, settings, matches.get_flag("stdout")).map_err(|e| (1, e));
+    }
+    if matches.get_flag("stdout") {
+        return Err((EXIT_USAGE, "--stdout goes with --mode cdc".to_string()));
     }
     let flags = config::flags_from(matches);
     let config = Config::load(&home, &flags, std::env::vars()).map_err(|e| (EXIT_USAGE, e.to_string()))?;
@@ -171,6 +189,35 @@ fn serve_until_signal(home: &Home, config: &Config) -> Result<(), String> {
     log.line(Level::Info, "stopped");
     log.flush();
     Ok(())
+}
+
+fn consume_until_signal(home: &Home, mut settings: turnstone_cdc::Settings, stdout: bool) -> Result<(), String> {
+    let tls = cdc_config::tls_files(home, &settings);
+    settings.output_dir = home.resolve(&settings.output_dir);
+    settings.state_file = home.resolve(&settings.state_file);
+    let log = Log::start(Format::Text, Level::Info).map_err(|e| format!("the log cannot be started: {e}"))?;
+    let lines = log.clone();
+    let line = move |severity, text: &str| {
+        let level = match severity {
+            Severity::Error => Level::Error,
+            Severity::Warn => Level::Warn,
+            Severity::Info => Level::Info,
+        };
+        lines.line(level, text);
+    };
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| format!("signals cannot be caught: {e}"))?;
+    let context = Arc::new(Context::new(settings, tls, stdout, Box::new(line)));
+    let stopper = context.clone();
+    std::thread::spawn(move || {
+        signals.forever().next();
+        (stopper.log)(Severity::Info, "stopping: publishing what is here; once more to stop at once");
+        stopper.stop();
+        end_at_next_signal(signals);
+    });
+    let ended = turnstone_cdc::run::run(&context);
+    (context.log)(Severity::Info, "stopped");
+    log.flush();
+    ended
 }
 
 fn wait_for_signal(signals: &mut Signals) {

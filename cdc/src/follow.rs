@@ -1,0 +1,464 @@
+//! Following one partition: a stream becomes lines, lines become files. What ends a stream ends only it: the lines that are
+//! here are published, and the next stream goes on behind them.
+
+use crate::cursor::{Epoch, epoch_of};
+use crate::line::{self, InTransaction, Op, Place};
+use crate::output::{Output, OutputError};
+use crate::run::{Context, Severity};
+use crate::settings::{OnPurged, Settings, StartAt};
+use crate::status::Status;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use turnstone_net::client::{ChangeEvent, ChangeStream, ClientError};
+use turnstone_net::wire::ErrorCode;
+use turnstone_net::wire::change::body::{self, BodyError, Change};
+use turnstone_net::wire::change::{CopyEntry, PROTOCOL, Reign, Start, Subscribe, common_version};
+
+/// Bytes that the server may send ahead.
+const WINDOW: u64 = 4 << 20;
+/// A connection attempt, or a write, takes at most this long.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is looked whether to stop, or to cut.
+const LOOK: Duration = Duration::from_millis(50);
+/// The first pause before another attempt, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A position without lines is recorded after this long without a change.
+const RECORD: Duration = Duration::from_secs(5);
+
+/// Why a stream ended.
+enum Trouble {
+    /// It may go better later.
+    Again(String),
+    /// A person must look.
+    Fatal(String),
+    /// The server's history parted from what was written, behind this version.
+    Diverged(u64),
+    /// The log does not reach back to what was written.
+    Purged(String),
+}
+
+impl From<OutputError> for Trouble {
+    fn from(error: OutputError) -> Trouble {
+        match error {
+            OutputError::Io(why) => Trouble::Again(why),
+            OutputError::Broken(why) => Trouble::Fatal(why),
+        }
+    }
+}
+
+impl From<ClientError> for Trouble {
+    fn from(error: ClientError) -> Trouble {
+        Trouble::Again(format!("{} {error}", error.word()))
+    }
+}
+
+impl From<BodyError> for Trouble {
+    fn from(error: BodyError) -> Trouble {
+        Trouble::Again(format!("the server sent a batch that cannot be read: {error:?}"))
+    }
+}
+
+/// One partition of a consumer.
+pub struct Follower<'a> {
+    context: &'a Context,
+    settings: &'a Settings,
+    status: &'a Status,
+    partition: u8,
+    /// The log does not reach back: the next stream begins with a copy.
+    wants_copy: bool,
+    /// What was logged last: the same trouble is not told every second.
+    told: Option<(String, Instant)>,
+}
+
+/// What is known while a stream lasts.
+struct Session<'a> {
+    follower: &'a Follower<'a>,
+    stream: &'a mut ChangeStream,
+    output: &'a mut Output,
+    /// Lines hold everything up to this version.
+    at: u64,
+    epochs: Vec<Epoch>,
+    /// Of which version a copy is that is not whole.
+    copying: Option<u64>,
+    begun: bool,
+    moved: Instant,
+}
+
+impl<'a> Follower<'a> {
+    /// Of this partition.
+    pub fn new(context: &'a Context, partition: u8, status: &'a Status) -> Follower<'a> {
+        Follower { context, settings: &context.settings, status, partition, wants_copy: false, told: None }
+    }
+
+    /// Follows until it is told to stop; the error is for a person.
+    pub fn run(mut self) -> Result<(), String> {
+        let mut pause = PAUSE.0;
+        while !self.context.is_stopping() {
+            let began = Instant::now();
+            let trouble = match self.attempt() {
+                Ok(()) => continue,
+                Err(trouble) => trouble,
+            };
+            self.status.connected.store(false, Relaxed);
+            match trouble {
+                Trouble::Fatal(why) => return Err(format!("partition {}: {why}", self.partition)),
+                Trouble::Again(why) => self.tell(why),
+                Trouble::Diverged(at) => match self.retract(at) {
+                    Ok(()) => continue,
+                    Err(Trouble::Fatal(why)) => return Err(format!("partition {}: {why}", self.partition)),
+                    Err(Trouble::Again(why)) => self.tell(why),
+                    Err(_) => {}
+                },
+                Trouble::Purged(why) if self.settings.on_purged == OnPurged::Copy => {
+                    self.log(Severity::Warn, &format!("{why}: a copy is taken instead (on_purged)"));
+                    self.wants_copy = true;
+                    continue;
+                }
+                Trouble::Purged(why) => {
+                    return Err(format!(
+                        "partition {}: {why}; the changes between are lost to this consumer: set on_purged to \"copy\" to go \
+                         on with a copy of what there is now",
+                        self.partition
+                    ));
+                }
+            }
+            pause = if began.elapsed() > PAUSE.1 { PAUSE.0 } else { (pause * 2).min(PAUSE.1) };
+            self.context.wait(pause);
+        }
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Output, Trouble> {
+        let directory = (!self.context.stdout).then_some(self.context.directory.as_path());
+        let mut output = Output::open(directory, &self.context.state_file, self.partition)?;
+        self.status.published.store(output.cursor.last, Relaxed);
+        if let Some(path) = output.unannounced() {
+            self.context.announce(&path);
+            output.announced()?;
+        }
+        Ok(output)
+    }
+
+    /// A stream, from its beginning to its end.
+    fn attempt(&mut self) -> Result<(), Trouble> {
+        let mut output = self.open()?;
+        let start = if output.cursor.copying || self.wants_copy {
+            Start::Copy
+        } else if !output.is_new {
+            Start::Behind
+        } else {
+            match self.settings.start {
+                StartAt::Beginning => Start::Behind,
+                StartAt::Now => Start::Now,
+                StartAt::Copy => Start::Copy,
+            }
+        };
+        let subscribe = Subscribe {
+            version: PROTOCOL,
+            partition: self.partition,
+            start,
+            last: output.cursor.last,
+            epochs: output.cursor.epochs.iter().map(to_reign).collect(),
+            hold: self.settings.hold,
+            credit: WINDOW,
+            name: self.context.name.clone(),
+        };
+        let mut stream = ChangeStream::open(&self.settings.host, &self.context.tls, TIMEOUT, &subscribe)?;
+        let mut session = Session {
+            at: output.cursor.last,
+            epochs: output.cursor.epochs.clone(),
+            copying: None,
+            begun: false,
+            moved: Instant::now(),
+            follower: self,
+            stream: &mut stream,
+            output: &mut output,
+        };
+        let ended = session.run();
+        // What is here is published, whatever ended the stream; an output that has failed refuses.
+        let published = if session.begun { session.cut() } else { Ok(()) };
+        let copied = session.begun && session.copying.is_none();
+        if copied {
+            self.wants_copy = false;
+        }
+        ended.and(published)
+    }
+
+    /// What was written behind `at` is not in the server's history.
+    fn retract(&mut self, at: u64) -> Result<(), Trouble> {
+        let mut output = self.open()?;
+        if at >= output.cursor.last {
+            return Err(Trouble::Again(format!(
+                "the server's history parted at {at}, and this consumer is not behind it"
+            )));
+        }
+        self.take_back(&mut output, at)?;
+        let epochs = output.cursor.epochs.clone();
+        if let Some(path) = output.cut(at, &epochs, false, self.context.has_hook())? {
+            self.published(&mut output, &path)?;
+        }
+        Ok(())
+    }
+
+    fn take_back(&self, output: &mut Output, at: u64) -> Result<(), Trouble> {
+        let cursor = &output.cursor;
+        let place = |version| Place { partition: self.partition, epoch: cursor.epoch_of(version), version };
+        let (stays, from) = (place(at), place(cursor.last));
+        self.log(
+            Severity::Warn,
+            &format!("{from} and what is before it, up to {stays}, is not in the server's history: taken back"),
+        );
+        self.status.retractions.fetch_add(1, Relaxed);
+        output.cursor.go_back(at);
+        Ok(output.add(stays, |out| line::put_retract(stays, from, out))?)
+    }
+
+    fn published(&self, output: &mut Output, path: &std::path::Path) -> Result<(), Trouble> {
+        self.status.files.fetch_add(1, Relaxed);
+        if self.context.has_hook() {
+            self.context.announce(path);
+            output.announced()?;
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, why: String) {
+        const AGAIN: Duration = Duration::from_secs(30);
+        let known = self.told.as_ref().is_some_and(|(told, at)| *told == why && at.elapsed() < AGAIN);
+        if !known {
+            self.log(Severity::Warn, &format!("{why}; trying again"));
+            self.told = Some((why, Instant::now()));
+        }
+    }
+
+    fn log(&self, severity: Severity, text: &str) {
+        (self.context.log)(severity, &format!("partition {}: {text}", self.partition));
+    }
+}
+
+fn to_reign(epoch: &Epoch) -> Reign {
+    Reign {
+        epoch: turnstone_net::wire::change::Epoch { number: epoch.number, id: epoch.id },
+        first_version: epoch.first_version,
+    }
+}
+
+fn from_reign(reign: &Reign) -> Epoch {
+    Epoch { number: reign.epoch.number, id: reign.epoch.id, first_version: reign.first_version }
+}
+
+impl Session<'_> {
+    fn run(&mut self) -> Result<(), Trouble> {
+        while !self.follower.context.is_stopping() {
+            let event = self.stream.next(LOOK)?;
+            let idle = event.is_none();
+            if let Some(event) = event {
+                self.take(event)?;
+            }
+            if idle || !self.stream.has_more() {
+                self.output.write_out()?;
+                self.follower.status.written.store(self.at, Relaxed);
+            }
+            self.look_at_clock()?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: ChangeEvent) -> Result<(), Trouble> {
+        match event {
+            ChangeEvent::Begun { last, epochs, .. } => {
+                self.begin();
+                self.at = last;
+                self.epochs = epochs.iter().map(from_reign).collect();
+                self.follower.log(Severity::Info, &format!("changes from version {} on", last + 1));
+                if self.output.is_new {
+                    // Where it began is kept, or a restart would begin elsewhere.
+                    self.cut()?;
+                }
+            }
+            ChangeEvent::Copy { version, keys, epochs } => {
+                self.begin();
+                self.begin_copy(version, keys, epochs.iter().map(from_reign).collect())?;
+            }
+            ChangeEvent::Rows(rows) => self.take_rows(&rows)?,
+            ChangeEvent::CopyEnd(sum) => {
+                let version = self.copying.take().ok_or_else(|| unexpected("the end of a copy"))?;
+                let place = self.place(version);
+                self.output.add(place, |out| line::put_copy_end(place, sum.keys, out))?;
+                self.at = version;
+                self.cut()?;
+                self.follower
+                    .log(Severity::Info, &format!("the copy at version {version} is whole: {} keys", sum.keys));
+            }
+            ChangeEvent::Epochs(epochs) => self.epochs = epochs.iter().map(from_reign).collect(),
+            ChangeEvent::Batch { body, values } => self.take_batch(&body, values)?,
+            // A server that is behind says less.
+            ChangeEvent::Progress(version) if self.copying.is_none() => self.at = self.at.max(version),
+            ChangeEvent::Progress(_) => {}
+            ChangeEvent::Refused(refusal) => {
+                let text = format!("{} {}", refusal.code, refusal.text);
+                return Err(match refusal.code {
+                    ErrorCode::Diverged if !self.begun => Trouble::Diverged(refusal.at),
+                    ErrorCode::Purged => Trouble::Purged(text),
+                    ErrorCode::Unsupported | ErrorCode::Malformed | ErrorCode::Denied => Trouble::Fatal(text),
+                    _ => Trouble::Again(text),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) {
+        self.begun = true;
+        self.follower.status.connected.store(true, Relaxed);
+        self.follower.status.streams.fetch_add(1, Relaxed);
+    }
+
+    fn place(&self, version: u64) -> Place {
+        Place { partition: self.follower.partition, epoch: epoch_of(&self.epochs, version), version }
+    }
+
+    fn begin_copy(&mut self, version: u64, keys: u64, epochs: Vec<Epoch>) -> Result<(), Trouble> {
+        let cursor = &self.output.cursor;
+        let reigns = |epochs: &[Epoch]| epochs.iter().map(to_reign).collect::<Vec<_>>();
+        let common = common_version((&reigns(&cursor.epochs), cursor.last), (&reigns(&epochs), version));
+        if common < cursor.last {
+            self.follower.take_back(self.output, common)?;
+            self.at = common;
+        }
+        self.epochs = epochs;
+        self.copying = Some(version);
+        self.follower.status.copies.fetch_add(1, Relaxed);
+        let place = self.place(version);
+        self.output.add(place, |out| line::put_copy_begin(place, keys, out))?;
+        self.follower.log(Severity::Info, &format!("a copy of about {keys} keys at version {version} begins"));
+        Ok(())
+    }
+
+    fn take_rows(&mut self, rows: &[CopyEntry]) -> Result<(), Trouble> {
+        let version = self.copying.ok_or_else(|| unexpected("rows of a copy"))?;
+        let (place, format) = (self.place(version), self.follower.settings.value_format);
+        for row in rows {
+            let of_row = self.place(row.version);
+            self.output.add(place, |out| line::put_copy_row(of_row, &row.key, &row.value, format, out))?;
+            self.cut_if_large()?;
+        }
+        self.count(rows.len() as u64);
+        Ok(())
+    }
+
+    fn take_batch(&mut self, body: &[u8], values: Vec<Vec<u8>>) -> Result<(), Trouble> {
+        if self.copying.is_some() || !self.begun {
+            return Err(unexpected("a batch"));
+        }
+        let mut values = values.into_iter();
+        // The stream has checked it.
+        let head = body::read(body, false, |head, version, changes| {
+            if version <= self.at {
+                // A batch may begin before the version that was asked for.
+                for _ in changes.iter().filter(|change| matches!(change, Change::SetLarge(..))) {
+                    values.next();
+                }
+                return Ok(());
+            }
+            if version != self.at + 1 {
+                return Err(Trouble::Again(format!("the server sent version {version} behind {}", self.at)));
+            }
+            let epoch = head.epoch.number;
+            if self.output.place().is_some_and(|place| place.epoch != epoch) {
+                self.cut()?;
+            }
+            self.take_transaction(
+                Place { partition: self.follower.partition, epoch, version },
+                head.commit_ms,
+                changes,
+                &mut values,
+            )?;
+            self.at = version;
+            self.cut_if_large()
+        })?;
+        self.follower.status.commit_ms.store(head.commit_ms, Relaxed);
+        Ok(())
+    }
+
+    fn take_transaction(
+        &mut self,
+        place: Place,
+        ts: u64,
+        changes: &[Change<'_>],
+        values: &mut std::vec::IntoIter<Vec<u8>>,
+    ) -> Result<(), Trouble> {
+        let of = changes.iter().filter(|change| !matches!(change, Change::Members(_))).count() as u32;
+        let format = self.follower.settings.value_format;
+        let mut n = 0;
+        for change in changes {
+            let large;
+            let op = match change {
+                Change::Set(key, value) => Op::Set(key, value),
+                Change::SetLarge(key, ..) => {
+                    large = values.next().ok_or_else(|| unexpected("a batch without its large values"))?;
+                    Op::Set(key, &large)
+                }
+                Change::Delete(key) => Op::Delete(key),
+                Change::Flush => Op::Flush,
+                // Nothing of a user's has changed.
+                Change::Members(_) => continue,
+            };
+            n += 1;
+            self.output.add(place, |out| line::put_change(place, InTransaction { n, of, ts }, op, format, out))?;
+        }
+        if of > 0 {
+            self.moved = Instant::now();
+            self.count(u64::from(of));
+        }
+        Ok(())
+    }
+
+    fn count(&self, lines: u64) {
+        self.follower.status.lines.fetch_add(lines, Relaxed);
+    }
+
+    fn cut_if_large(&mut self) -> Result<(), Trouble> {
+        if self.output.bytes() >= self.follower.settings.max_file_size_mb << 20 { self.cut() } else { Ok(()) }
+    }
+
+    fn look_at_clock(&mut self) -> Result<(), Trouble> {
+        let settings = self.follower.settings;
+        let due = match self.output.ages() {
+            Some((since, changed)) => {
+                since.elapsed() >= settings.rotate_interval || changed.elapsed() >= settings.flush_interval
+            }
+            // Only what no user has written came: the log need not be kept for it.
+            None => {
+                let idle = self.begun && self.copying.is_none() && self.at > self.output.cursor.last;
+                idle && self.moved.elapsed() >= RECORD
+            }
+        };
+        if due {
+            self.cut()?;
+            self.moved = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Publishes what there is, and lets the server go of the log up to there.
+    fn cut(&mut self) -> Result<(), Trouble> {
+        let status = self.follower.status;
+        status.bytes.fetch_add(self.output.bytes(), Relaxed);
+        let hook = self.follower.context.has_hook();
+        let path = self.output.cut(self.at, &self.epochs, self.copying.is_some(), hook)?;
+        status.published.store(self.at, Relaxed);
+        if let Some(path) = path {
+            self.follower.published(self.output, &path)?;
+        }
+        if self.copying.is_none() && self.begun {
+            // Where the stream is broken the next one says what is needed.
+            let _ = self.stream.confirm(self.at);
+        }
+        Ok(())
+    }
+}
+
+fn unexpected(what: &str) -> Trouble {
+    Trouble::Again(format!("the server sent {what} where there is none"))
+}

@@ -1,0 +1,358 @@
+//! Where a partition's lines go: change files, or standard output.
+//!
+//! A file grows as `cdc-pNN-SEQUENCE.part`. It is *cut* at the end of a transaction: flushed, sealed by the cursor with its
+//! length and checksum, and only then renamed to `cdc-pNN-SEQUENCE-eEPOCH-FIRST-LAST.jsonl`. Whatever a crash leaves is one
+//! of three: a `.part` that no cursor names, which goes and is written anew; one that the cursor names, which is published;
+//! or a published file, which somebody may have taken away already. Sequence numbers have no gaps, and order a partition's
+//! files even where its history went back.
+
+use crate::cursor::{Cursor, Epoch, Sealed, sync_directory};
+use crate::line::Place;
+use crc32fast::Hasher;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Lines are written once there are this many bytes of them.
+const BUFFER: usize = 256 << 10;
+
+/// Why nothing more can be written.
+#[derive(Debug)]
+pub enum OutputError {
+    /// It may go better later: the disk is full, say.
+    Io(String),
+    /// A person must look.
+    Broken(String),
+}
+
+/// The file that grows.
+struct Part {
+    /// Nothing for standard output.
+    file: Option<File>,
+    hasher: Hasher,
+    /// Those that wait for being written among them.
+    bytes: u64,
+    first: Place,
+    last: Place,
+    since: Instant,
+    changed: Instant,
+}
+
+/// Where a partition's lines go.
+pub struct Output {
+    /// Nothing for standard output.
+    directory: Option<PathBuf>,
+    state: PathBuf,
+    /// What is published.
+    pub cursor: Cursor,
+    /// Nothing was written yet, ever.
+    pub is_new: bool,
+    part: Option<Part>,
+    buffer: Vec<u8>,
+    /// Lines are missing in the growing file: it must not be published.
+    is_broken: bool,
+}
+
+fn failed(what: &str, path: &Path, error: &io::Error) -> OutputError {
+    OutputError::Io(format!("{} cannot be {what}: {error}", path.display()))
+}
+
+/// The name of a partition's growing file.
+fn part_name(partition: u8, sequence: u64) -> String {
+    format!("cdc-p{partition:02}-{sequence:012}.part")
+}
+
+/// The name of a published file.
+fn file_name(sequence: u64, first: Place, last: Place) -> String {
+    let Place { partition, epoch, version } = last;
+    format!("cdc-p{partition:02}-{sequence:012}-e{epoch}-{}-{version}.jsonl", first.version)
+}
+
+/// The partition and the number in its sequence that a published file's name has.
+pub fn sequence_of(name: &str) -> Option<(u8, u64)> {
+    let rest = name.strip_prefix("cdc-p")?.strip_suffix(".jsonl")?;
+    let (partition, rest) = rest.split_once('-')?;
+    let (sequence, _) = rest.split_once('-')?;
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    if partition.len() != 2 || sequence.len() != 12 || !digits(partition) || !digits(sequence) {
+        return None;
+    }
+    Some((partition.parse().ok()?, sequence.parse().ok()?))
+}
+
+impl Output {
+    /// Goes on with what is on the disk. Without a directory lines go to standard output.
+    pub fn open(directory: Option<&Path>, state_file: &Path, partition: u8) -> Result<Output, OutputError> {
+        let state = Cursor::path(state_file, partition);
+        let found = Cursor::load(&state, partition).map_err(OutputError::Broken)?;
+        let (is_new, cursor) = (found.is_none(), found.unwrap_or_else(|| Cursor::new(partition)));
+        let directory = directory.map(Path::to_owned);
+        let mut output = Output { directory, state, cursor, is_new, part: None, buffer: Vec::new(), is_broken: false };
+        output.settle()?;
+        Ok(output)
+    }
+
+    /// Publishes what was sealed, and removes what was not.
+    fn settle(&mut self) -> Result<(), OutputError> {
+        let Some(directory) = self.directory.clone() else { return Ok(()) };
+        fs::create_dir_all(&directory).map_err(|e| failed("made", &directory, &e))?;
+        if let Some(sealed) = self.cursor.sealed.clone() {
+            let part = directory.join(part_name(self.cursor.partition, self.cursor.files));
+            if part.exists() {
+                check_sealed(&part, &sealed)?;
+                publish(&part, &directory.join(&sealed.name))?;
+            }
+        }
+        let prefix = format!("cdc-p{:02}-", self.cursor.partition);
+        for entry in fs::read_dir(&directory).map_err(|e| failed("listed", &directory, &e))? {
+            let name = entry.map_err(|e| failed("listed", &directory, &e))?.file_name();
+            let Some(name) = name.to_str().filter(|name| name.starts_with(&prefix)) else { continue };
+            let path = directory.join(name);
+            if name.ends_with(".part") {
+                fs::remove_file(&path).map_err(|e| failed("removed", &path, &e))?;
+            } else if sequence_of(name).is_some_and(|(_, sequence)| sequence > self.cursor.files) {
+                return Err(OutputError::Broken(format!(
+                    "{} is there, and {} knows {} files: restore the state that belongs to the files, or move them away",
+                    path.display(),
+                    self.state.display(),
+                    self.cursor.files
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// A file whose hook has not run yet.
+    pub fn unannounced(&self) -> Option<PathBuf> {
+        let sealed = self.cursor.sealed.as_ref().filter(|sealed| !sealed.announced)?;
+        self.directory.as_ref().map(|directory| directory.join(&sealed.name))
+    }
+
+    /// The hook of the newest file has run.
+    pub fn announced(&mut self) -> Result<(), OutputError> {
+        if let Some(sealed) = &mut self.cursor.sealed {
+            sealed.announced = true;
+        }
+        self.save()
+    }
+
+    /// Adds the lines that `write` appends, which are of this place.
+    pub fn add(&mut self, place: Place, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), OutputError> {
+        let before = self.buffer.len();
+        write(&mut self.buffer);
+        let grown = (self.buffer.len() - before) as u64;
+        let now = Instant::now();
+        match &mut self.part {
+            Some(part) => {
+                (part.last, part.changed) = (place, now);
+                part.bytes += grown;
+            }
+            None => {
+                let file = match &self.directory {
+                    Some(directory) => {
+                        let path = directory.join(part_name(self.cursor.partition, self.cursor.files + 1));
+                        let made = File::create(&path);
+                        self.is_broken |= made.is_err();
+                        Some(made.map_err(|e| failed("made", &path, &e))?)
+                    }
+                    None => None,
+                };
+                let (first, last) = (place, place);
+                let hasher = Hasher::new();
+                self.part = Some(Part { file, hasher, bytes: grown, first, last, since: now, changed: now });
+            }
+        }
+        if self.buffer.len() >= BUFFER { self.write_out() } else { Ok(()) }
+    }
+
+    /// Writes the lines that wait.
+    pub fn write_out(&mut self) -> Result<(), OutputError> {
+        let Some(part) = self.part.as_mut().filter(|_| !self.buffer.is_empty()) else { return Ok(()) };
+        part.hasher.update(&self.buffer);
+        let written = match &mut part.file {
+            Some(file) => file.write_all(&self.buffer),
+            None => {
+                let mut out = io::stdout().lock();
+                out.write_all(&self.buffer).and_then(|()| out.flush())
+            }
+        };
+        self.buffer.clear();
+        self.is_broken |= written.is_err();
+        written.map_err(|error| match (&self.directory, error.kind()) {
+            (None, io::ErrorKind::BrokenPipe) => OutputError::Broken("nobody reads the output any more".to_string()),
+            (None, _) => OutputError::Io(format!("standard output cannot be written: {error}")),
+            (Some(directory), _) => failed("written to", directory, &error),
+        })
+    }
+
+    /// Bytes of the growing file.
+    pub fn bytes(&self) -> u64 {
+        self.part.as_ref().map_or(0, |part| part.bytes)
+    }
+
+    /// The last place in the growing file.
+    pub fn place(&self) -> Option<Place> {
+        self.part.as_ref().map(|part| part.last)
+    }
+
+    /// When the growing file was begun, and when it was last added to.
+    pub fn ages(&self) -> Option<(Instant, Instant)> {
+        self.part.as_ref().map(|part| (part.since, part.changed))
+    }
+
+    /// Cuts the growing file, if there is one, and publishes it; `cursor` is how far it then is. Answers the file.
+    pub fn cut(
+        &mut self,
+        last: u64,
+        epochs: &[Epoch],
+        copying: bool,
+        hook: bool,
+    ) -> Result<Option<PathBuf>, OutputError> {
+        self.write_out()?;
+        if self.is_broken {
+            return Err(OutputError::Io("lines could not be written".to_string()));
+        }
+        let part = self.part.take();
+        self.cursor.epochs = epochs.iter().filter(|epoch| epoch.first_version <= last).copied().collect();
+        (self.cursor.last, self.cursor.copying) = (last, copying);
+        let Some((part, directory)) = part.zip(self.directory.clone()) else {
+            self.save()?;
+            return Ok(None);
+        };
+        let draft = directory.join(part_name(self.cursor.partition, self.cursor.files + 1));
+        if let Some(file) = &part.file {
+            // Its name, too, must be durable before the cursor speaks of it.
+            let flushed = file.sync_all().and_then(|()| sync_directory(&draft));
+            flushed.map_err(|e| failed("flushed", &draft, &e))?;
+        }
+        self.cursor.files += 1;
+        let name = file_name(self.cursor.files, part.first, part.last);
+        let path = directory.join(&name);
+        self.cursor.sealed = Some(Sealed { name, bytes: part.bytes, crc: part.hasher.finalize(), announced: !hook });
+        self.save()?;
+        publish(&draft, &path)?;
+        Ok(Some(path))
+    }
+
+    fn save(&mut self) -> Result<(), OutputError> {
+        self.is_new = false;
+        self.cursor.save(&self.state).map_err(|e| failed("written", &self.state, &e))
+    }
+}
+
+/// A sealed file is what the cursor says, or a disk has lost what it had flushed.
+fn check_sealed(part: &Path, sealed: &Sealed) -> Result<(), OutputError> {
+    let mut file = File::open(part).map_err(|e| failed("read", part, &e))?;
+    let (mut hasher, mut bytes, mut buffer) = (Hasher::new(), 0u64, vec![0; BUFFER]);
+    loop {
+        let n = file.read(&mut buffer).map_err(|e| failed("read", part, &e))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        bytes += n as u64;
+    }
+    if (bytes, hasher.finalize()) == (sealed.bytes, sealed.crc) {
+        return Ok(());
+    }
+    Err(OutputError::Broken(format!(
+        "{} was flushed with {} bytes and is another file now: the disk has lost or changed what it had; \
+         move the partition's files and its state away to begin anew",
+        part.display(),
+        sealed.bytes
+    )))
+}
+
+fn publish(draft: &Path, path: &Path) -> Result<(), OutputError> {
+    fs::rename(draft, path).and_then(|()| sync_directory(path)).map_err(|e| failed("published", path, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(version: u64) -> Place {
+        Place { partition: 1, epoch: 2, version }
+    }
+
+    fn epochs() -> [Epoch; 1] {
+        [Epoch { number: 2, id: 9, first_version: 1 }]
+    }
+
+    struct Place2(PathBuf);
+
+    impl Place2 {
+        fn new(name: &str) -> Place2 {
+            let path = std::env::temp_dir().join(format!("turnstone-output-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            fs::create_dir_all(&path).unwrap();
+            Place2(path)
+        }
+        fn open(&self) -> Result<Output, OutputError> {
+            Output::open(Some(&self.0.join("logs")), &self.0.join("state"), 1)
+        }
+        fn names(&self) -> Vec<String> {
+            let list = fs::read_dir(self.0.join("logs")).unwrap();
+            let mut names: Vec<String> = list.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    impl Drop for Place2 {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn files_are_cut_named_and_gone_on_with() {
+        let at = Place2::new("cut");
+        let mut output = at.open().unwrap();
+        assert!(output.is_new);
+        output.add(place(5), |out| out.extend_from_slice(b"five\n")).unwrap();
+        output.add(place(6), |out| out.extend_from_slice(b"six\n")).unwrap();
+        assert_eq!((output.bytes(), output.place()), (9, Some(place(6))));
+        let path = output.cut(7, &epochs(), false, false).unwrap().unwrap();
+        assert!(path.ends_with("logs/cdc-p01-000000000001-e2-5-6.jsonl"), "{}", path.display());
+        assert_eq!(fs::read(&path).unwrap(), b"five\nsix\n");
+        assert_eq!(sequence_of("cdc-p01-000000000001-e2-5-6.jsonl"), Some((1, 1)));
+        assert_eq!(output.cut(9, &epochs(), false, false).unwrap(), None, "nothing to cut, but the position is kept");
+        output.add(place(10), |out| out.extend_from_slice(b"lost\n")).unwrap();
+        output.write_out().unwrap();
+        drop(output);
+        let output = at.open().unwrap();
+        assert!(!output.is_new);
+        assert_eq!((output.cursor.last, output.cursor.files), (9, 1));
+        assert_eq!(at.names(), ["cdc-p01-000000000001-e2-5-6.jsonl"], "what was not sealed is gone");
+    }
+
+    #[test]
+    fn what_was_sealed_is_published_by_the_next_start() {
+        let at = Place2::new("sealed");
+        let mut output = at.open().unwrap();
+        output.add(place(5), |out| out.extend_from_slice(b"five\n")).unwrap();
+        let path = output.cut(5, &epochs(), false, true).unwrap().unwrap();
+        let part = path.with_file_name(part_name(1, 1));
+        fs::rename(&path, &part).unwrap();
+        let output = at.open().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"five\n");
+        assert_eq!(output.unannounced(), Some(path.clone()), "its hook has not run");
+        fs::write(&part, b"fivf\n").unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(at.open(), Err(OutputError::Broken(why)) if why.contains("the disk has lost")));
+        fs::remove_file(&part).unwrap();
+        assert_eq!(at.open().unwrap().cursor.files, 1, "somebody took it away");
+    }
+
+    #[test]
+    fn files_without_their_state_are_not_written_over() {
+        let at = Place2::new("stateless");
+        let mut output = at.open().unwrap();
+        output.add(place(5), |out| out.extend_from_slice(b"five\n")).unwrap();
+        output.cut(5, &epochs(), false, false).unwrap();
+        fs::remove_file(at.0.join("state.p01")).unwrap();
+        assert!(matches!(at.open(), Err(OutputError::Broken(why)) if why.contains("move them away")));
+    }
+}

@@ -1,0 +1,392 @@
+//! Change data capture with real processes: what is committed is in the files once, in order, whole, whatever ends when.
+
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::process::Command;
+use std::time::Duration;
+use turnstone_net::client::{ChangeEvent, ChangeStream, Connection};
+use turnstone_net::tls::Role;
+use turnstone_net::wire::change::{PROTOCOL, Start, Subscribe};
+use turnstone_net::wire::{ErrorCode, Request};
+use turnstone_tests::changes::{self, Consumer, PATIENCE, SmallDisk, files, replay};
+use turnstone_tests::real::{TestHome, TestServer, eventually};
+
+const ONE: &[&str] = &["--executors", "1"];
+
+/// A home whose consumer cuts often and serves no metrics.
+fn home(label: &str, server: &[&str], more: &[(&str, serde_json::Value)]) -> (TestHome, TestServer) {
+    let home = TestHome::new(label);
+    let server = home.serve(server);
+    follow(&home, &server, more);
+    (home, server)
+}
+
+fn follow(home: &TestHome, server: &TestServer, more: &[(&str, serde_json::Value)]) {
+    let mut keys = vec![
+        ("host", json!(server.address)),
+        ("rotate_interval", json!("100ms")),
+        ("flush_interval", json!("100ms")),
+        ("metrics_addr", json!("")),
+    ];
+    keys.extend(more.iter().cloned());
+    changes::configure(home, &keys);
+}
+
+fn logs(home: &TestHome) -> std::path::PathBuf {
+    home.path().join("cdc_logs")
+}
+
+/// Everything that the server has of these keys.
+fn contents(connection: &mut Connection, keys: impl Iterator<Item = Vec<u8>>) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    keys.filter_map(|key| connection.get(&key).expect("it can be read").map(|value| (key, value))).collect()
+}
+
+fn state(replay: &changes::Replay) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    replay.state.iter().map(|(key, (_, value))| (key.clone(), value.clone())).collect()
+}
+
+#[test]
+fn changes_are_written_as_documented() {
+    let (home, server) = home("cdc-lines", ONE, &[("partition", json!([1, 3])), ("value_format", json!("json"))]);
+    let mut one = home.connect(&server, Role::Admin, 1);
+    one.set(b"a", b"{\"n\": 12345678901234567890.10,\n \"x\": null}").unwrap();
+    one.begin().unwrap();
+    one.set(b"\xff\x00", b"\xfe").unwrap();
+    one.set("ä \"quoted\"\n".as_bytes(), b"plain").unwrap();
+    one.del(b"a").unwrap();
+    one.commit().unwrap();
+    let large = vec![b'x'; 100_000];
+    one.set(b"large", &large).unwrap();
+    one.set(b"null", b"null").unwrap();
+    one.set(b"empty", b"").unwrap();
+    let position = one.mset(&[(b"m1", b"1"), (b"m2", b"2")]).unwrap().unwrap();
+    home.connect(&server, Role::Client, 3).set(b"k", b"in partition 3").unwrap();
+    let mut consumer = Consumer::start(&home);
+    consumer.published(1, position.version);
+    consumer.published(3, 1);
+    let text: String = files(&logs(&home), 1).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let lines: Vec<&str> = text.lines().collect();
+    let without_time = |line: &str| line.rsplit_once(",\"ts\":").expect("a change has a time").0.to_string();
+    assert_eq!(
+        without_time(lines[0]),
+        "{\"partition\":1,\"position\":\"1:1:1\",\"tx\":1,\"n\":1,\"of\":1,\"op\":\"set\",\"key\":\"a\",\
+         \"value\":{\"n\": 12345678901234567890.10,  \"x\": null},\"value_encoding\":\"json\""
+    );
+    assert_eq!(
+        without_time(lines[1]),
+        "{\"partition\":1,\"position\":\"1:1:2\",\"tx\":2,\"n\":1,\"of\":3,\"op\":\"set\",\"key\":\"a\""
+            .replace("\"set\",\"key\":\"a\"", "\"delete\",\"key\":\"a\"")
+    );
+    assert!(
+        text.contains("\"key\":\"/wA=\",\"key_encoding\":\"base64\",\"value\":\"/g==\",\"value_encoding\":\"base64\"")
+    );
+    assert!(text.contains("\"key\":\"null\",\"value\":null,\"value_encoding\":\"json\""));
+    let replayed = replay(&logs(&home), 1);
+    assert_eq!(replayed.state[b"large".as_slice()].1, large);
+    assert_eq!(replayed.state[b"empty".as_slice()].1, b"");
+    assert_eq!(replayed.changes.iter().map(|c| c.at.1).collect::<Vec<_>>(), [1, 3, 3, 3, 1, 1, 1, 2, 2]);
+    assert_eq!(state(&replay(&logs(&home), 3))[b"k".as_slice()], b"in partition 3");
+    // FlushDB is a change, too.
+    one.call(&Request::FlushDb).unwrap();
+    consumer.published(1, position.version + 1);
+    assert!(replay(&logs(&home), 1).state.is_empty());
+    assert!(consumer.stop().success());
+}
+
+#[test]
+fn a_consumer_goes_on_where_it_was_and_publishes_what_it_has_at_sigterm() {
+    let (home, server) = home("cdc-restart", ONE, &[("rotate_interval", json!("1h")), ("flush_interval", json!("1h"))]);
+    let mut connection = home.connect(&server, Role::Client, 1);
+    for round in 0..3u32 {
+        let mut consumer = Consumer::start(&home);
+        for n in 0..100 {
+            connection.set(format!("{n}").as_bytes(), &round.to_be_bytes()).unwrap();
+        }
+        let growing = || {
+            let part = logs(&home).join(format!("cdc-p01-{:012}.part", round + 1));
+            std::fs::read_to_string(part).unwrap_or_default().lines().count()
+        };
+        eventually(PATIENCE, "the lines are in the growing file", || growing() == 100);
+        assert_eq!(files(&logs(&home), 1).len(), round as usize, "nothing is published before it is time");
+        assert!(consumer.stop().success());
+        assert_eq!(files(&logs(&home), 1).len(), round as usize + 1);
+    }
+    let replayed = replay(&logs(&home), 1);
+    assert_eq!((replayed.lines, replayed.last), (300, 300));
+    assert_eq!(state(&replayed), contents(&mut connection, (0..100).map(|n| n.to_string().into_bytes())));
+    // A second consumer of the same state is refused, and the first is not disturbed.
+    let mut first = Consumer::start(&home);
+    connection.set(b"more", b"1").unwrap();
+    eventually(PATIENCE, "it follows", || first.log().iter().any(|line| line.contains("changes from version 301")));
+    let mut second = Consumer::start(&home);
+    assert!(!second.wait().success());
+    assert!(first.stop().success());
+    assert_eq!(replay(&logs(&home), 1).last, 301);
+}
+
+#[test]
+fn all_partitions_are_followed_by_one_process() {
+    let (home, server) = home("cdc-all", ONE, &[("partition", json!("*"))]);
+    let mut consumer = Consumer::start(&home);
+    for partition in 1..=16 {
+        let mut connection = home.connect(&server, Role::Client, partition);
+        for n in 0..20u32 {
+            connection.set(&n.to_be_bytes(), &[partition]).unwrap();
+        }
+    }
+    for partition in 1..=16 {
+        consumer.published(partition, 20);
+        let replayed = replay(&logs(&home), partition);
+        assert_eq!((replayed.state.len(), replayed.lines), (20, 20));
+        assert!(replayed.state.values().all(|(_, value)| *value == [partition]));
+    }
+    assert!(consumer.stop().success());
+}
+
+#[test]
+fn what_the_log_does_not_reach_back_to_is_copied_or_refused() {
+    let small =
+        ["--executors", "1", "--wal-max-size", "64KiB", "--wal-retention-bytes", "64KiB", "--wal-retention", "1s"];
+    let (home, server) = home("cdc-copy", &small, &[("on_purged", json!("stop"))]);
+    let mut connection = home.connect(&server, Role::Admin, 1);
+    let key = |n: u32| format!("key {n}").into_bytes();
+    for n in 0..2000u32 {
+        connection.set(&key(n % 500), format!("{n} {}", "x".repeat(200)).as_bytes()).unwrap();
+    }
+    connection.del(&key(7)).unwrap();
+    connection.checkpoint().unwrap();
+    eventually(PATIENCE, "the beginning of the log is gone", || {
+        let stat: serde_json::Value = serde_json::from_str(&connection.stat().unwrap()).unwrap();
+        stat["wal_oldest_version"].as_u64().unwrap() > 1
+    });
+    let mut consumer = Consumer::start(&home);
+    assert!(!consumer.wait().success());
+    eventually(PATIENCE, "it says why", || {
+        consumer.log().iter().any(|line| line.contains("COMPACTED") && line.contains("on_purged"))
+            || consumer.log().iter().any(|line| line.contains("stopped"))
+    });
+    changes::configure(&home, &[("on_purged", json!("copy"))]);
+    let mut consumer = Consumer::start(&home);
+    let last = connection.set(&key(8), b"behind the copy").unwrap().unwrap().version;
+    consumer.published(1, last);
+    let replayed = replay(&logs(&home), 1);
+    assert_eq!(replayed.copies.len(), 1);
+    let now = contents(&mut connection, (0..500).map(key));
+    assert_eq!(now.len(), 499);
+    assert_eq!(state(&replayed), now);
+    assert!(consumer.stop().success());
+    // The next one goes on behind the copy, from the log that its hold has kept.
+    for n in 0..1000u32 {
+        connection.set(&key(n % 500), format!("more {n} {}", "y".repeat(200)).as_bytes()).unwrap();
+    }
+    connection.checkpoint().unwrap();
+    let mut consumer = Consumer::start(&home);
+    consumer.published(1, last + 1000);
+    let replayed = replay(&logs(&home), 1);
+    assert_eq!((replayed.copies.len(), replayed.changes.len()), (1, 1001));
+    assert_eq!(state(&replayed), contents(&mut connection, (0..500).map(key)));
+}
+
+#[test]
+fn what_a_promotion_has_lost_is_taken_back() {
+    let leader_home = TestHome::new("cdc-retract-a");
+    let follower_home = TestHome::beside(&leader_home, "cdc-retract-b");
+    let (mut leader, mut follower) = (leader_home.serve(ONE), follower_home.serve(ONE));
+    let said = follower_home.order(&follower, 1, &["replicaof", &leader.address, "1"]);
+    assert!(said.starts_with("Replication started"), "{said}");
+    let mut at = leader_home.connect(&leader, Role::Client, 1);
+    let key = |n: u32| format!("key {n}").into_bytes();
+    for n in 0..50 {
+        at.set(&key(n), b"both have it").unwrap();
+    }
+    let last = at.set(b"last", b"both have it").unwrap().unwrap();
+    let order = ["wait", &format!("1:{}:{}", last.epoch, last.version), "10"];
+    eventually(PATIENCE, "the follower has it", || follower_home.order(&follower, 1, &order).contains("OK"));
+    // The follower is gone: what comes now it will not have.
+    follower.kill();
+    for n in 0..20 {
+        at.set(&key(n), b"lost").unwrap();
+    }
+    let lost = at.del(b"last").unwrap().unwrap();
+    follow(&leader_home, &leader, &[]);
+    let mut consumer = Consumer::start(&leader_home);
+    consumer.published(1, lost.version);
+    assert!(consumer.stop().success());
+    assert!(!replay(&logs(&leader_home), 1).state.contains_key(b"last".as_slice()));
+    leader.kill();
+    let follower = follower_home.serve(ONE);
+    eventually(PATIENCE, "the follower leads", || {
+        follower_home.order(&follower, 1, &["promote", "force"]);
+        follower_home.order(&follower, 1, &["role"]).starts_with("leader,")
+    });
+    let mut at = follower_home.connect(&follower, Role::Client, 1);
+    for n in 40..60 {
+        at.set(&key(n), b"new history").unwrap();
+    }
+    let newest = at.set(b"newest", b"1").unwrap().unwrap();
+    changes::configure(&leader_home, &[("host", json!(follower.address))]);
+    let mut consumer = Consumer::start(&leader_home);
+    eventually(PATIENCE, "the consumer has the new history", || {
+        let replayed = replay(&logs(&leader_home), 1);
+        replayed.retractions == [last.version] && replayed.last == newest.version
+    });
+    let keys = (0..60).map(key).chain([b"last".to_vec(), b"newest".to_vec()]);
+    assert_eq!(state(&replay(&logs(&leader_home), 1)), contents(&mut at, keys));
+    assert!(consumer.log().iter().any(|line| line.contains("taken back")));
+}
+
+#[test]
+fn a_full_disk_is_waited_for() {
+    let Some(disk) = SmallDisk::new("cdc-disk", 256) else {
+        println!("NOT RUN: a small disk cannot be mounted here");
+        return;
+    };
+    let output = disk.path().join("logs");
+    let (home, server) = home("cdc-full", ONE, &[("output_dir", json!(output))]);
+    let ballast = disk.path().join("ballast");
+    let mut consumer = Consumer::start(&home);
+    let mut connection = home.connect(&server, Role::Client, 1);
+    let value = vec![b'v'; 1000];
+    let mut set = |range: std::ops::Range<u32>| {
+        let mut last = 0;
+        for n in range {
+            last = connection.set(&n.to_be_bytes(), &value).unwrap().unwrap().version;
+        }
+        last
+    };
+    let last = set(0..50);
+    consumer.published(1, last);
+    std::fs::write(&ballast, vec![0; 150 << 10]).unwrap();
+    let last = set(50..150);
+    eventually(PATIENCE, "the consumer meets the full disk", || {
+        consumer.log().iter().any(|line| line.contains("No space left on device"))
+    });
+    std::fs::remove_file(&ballast).unwrap();
+    consumer.published(1, last);
+    let replayed = replay(&output, 1);
+    assert_eq!((replayed.lines, replayed.state.len()), (150, 150));
+    assert!(consumer.stop().success());
+}
+
+#[test]
+fn changes_go_to_standard_output_and_to_a_hook() {
+    let (home, server) = home("cdc-stdout", ONE, &[]);
+    let marks = home.path().join("seen");
+    let hook = json!(["sh", "-c", format!("echo \"$TURNSTONE_CDC_FILE $0\" >> {}", marks.display())]);
+    changes::configure(&home, &[("exec", hook)]);
+    let mut consumer = Consumer::start_with(&home, &["--stdout"]);
+    let mut lines = consumer.stdout().lines();
+    let mut connection = home.connect(&server, Role::Client, 1);
+    for n in 0..10u32 {
+        connection.set(&n.to_be_bytes(), b"v").unwrap();
+        let line = lines.next().expect("a line").expect("it can be read");
+        assert!(line.contains(&format!("\"tx\":{}", n + 1)), "{line}");
+    }
+    assert!(consumer.stop().success());
+    assert!(!marks.exists(), "there was no file");
+    let mut consumer = Consumer::start(&home);
+    consumer.published(1, 10);
+    assert!(consumer.stop().success());
+    let seen = std::fs::read_to_string(&marks).unwrap();
+    let expected: String =
+        files(&logs(&home), 1).iter().map(|path| format!("{} {}\n", path.display(), path.display())).collect();
+    assert_eq!(seen, expected, "the hook ran once for each file");
+}
+
+fn subscribe(partition: u8, name: &str) -> Subscribe {
+    Subscribe {
+        version: PROTOCOL,
+        partition,
+        start: Start::Behind,
+        last: 0,
+        epochs: Vec::new(),
+        hold: 0,
+        credit: 1 << 20,
+        name: name.to_string(),
+    }
+}
+
+fn next(stream: &mut ChangeStream) -> ChangeEvent {
+    stream.next(PATIENCE).expect("the stream lives").expect("something comes")
+}
+
+#[test]
+fn only_consumers_and_admins_may_read_changes_and_a_name_reads_once() {
+    let (home, server) = home("cdc-roles", ONE, &[]);
+    let timeout = Duration::from_secs(10);
+    let open = |role, subscribe: &Subscribe| ChangeStream::open(&server.address, &home.files(role), timeout, subscribe);
+    for role in [Role::Client, Role::Server] {
+        let refused = open(role, &subscribe(1, "x")).and_then(|mut stream| stream.next(PATIENCE));
+        assert!(refused.is_err(), "{role} was let in");
+    }
+    let refused = |subscribe: &Subscribe| match next(&mut open(Role::Cdc, subscribe).expect("it connects")) {
+        ChangeEvent::Refused(refusal) => refusal,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&subscribe(0, "x")).code, ErrorCode::NoSuchPartition);
+    assert_eq!(refused(&Subscribe { version: 99, ..subscribe(1, "x") }).code, ErrorCode::Unsupported);
+    let ahead = refused(&Subscribe { last: 5, ..subscribe(1, "x") });
+    assert_eq!((ahead.code, ahead.at), (ErrorCode::Diverged, 0), "{ahead:?}");
+    let mut first = open(Role::Cdc, &subscribe(1, "twice")).unwrap();
+    assert!(matches!(next(&mut first), ChangeEvent::Begun { last: 0, .. }));
+    let mut second = open(Role::Admin, &subscribe(1, "twice")).unwrap();
+    assert!(matches!(next(&mut second), ChangeEvent::Begun { .. }));
+    let ended = loop {
+        match next(&mut first) {
+            ChangeEvent::Progress(_) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(&ended, ChangeEvent::Refused(refusal) if refusal.code == ErrorCode::Busy), "{ended:?}");
+    let mut connection = home.connect(&server, Role::Client, 1);
+    connection.set(b"k", b"v").unwrap();
+    let stat = connection.stat().unwrap();
+    assert!(stat.contains("\"consumers\":[{\"name\":\"twice\""), "{stat}");
+}
+
+#[test]
+fn a_consumer_that_grants_nothing_gets_nothing_and_costs_nothing() {
+    let (home, server) = home("cdc-credit", ONE, &[]);
+    let mut connection = home.connect(&server, Role::Client, 1);
+    let credit = 100_000;
+    let subscribe = Subscribe { credit, ..subscribe(1, "slow") };
+    let mut stream = ChangeStream::open(&server.address, &home.files(Role::Cdc), PATIENCE, &subscribe).unwrap();
+    assert!(matches!(next(&mut stream), ChangeEvent::Begun { .. }));
+    let value = vec![7; 3000];
+    for n in 0..4000u32 {
+        connection.set(&n.to_be_bytes(), &value).unwrap();
+    }
+    let stat: serde_json::Value = serde_json::from_str(&connection.stat().unwrap()).unwrap();
+    let sent = stat["consumers"][0]["sent"].as_u64().unwrap();
+    assert!(sent * 3000 < credit + (2 << 20), "{sent} transactions were sent for {credit} bytes of credit");
+    let mut seen = 0;
+    while seen < 4000 {
+        if let ChangeEvent::Batch { body, .. } = next(&mut stream) {
+            let head = turnstone_net::wire::change::body::head(&body, true).expect("a good body");
+            assert_eq!(head.first_version, seen + 1);
+            seen = head.last_version();
+        }
+    }
+}
+
+#[test]
+fn wrong_settings_are_named() {
+    let (home, _server) = home("cdc-wrong", ONE, &[("value_fromat", json!("json"))]);
+    let run = |flags: &[&str]| {
+        let mut command = Command::new(turnstone_tests::real::binary("turnstone"));
+        let output = command.args(["--mode", "cdc", "--home"]).arg(home.path()).args(flags).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let error = run(&[]);
+    assert!(error.contains("value_fromat") && error.contains("did you mean 'value_format'"), "{error}");
+    assert!(run(&["--port", "1"]).contains("turnstone.cdc.json"));
+}
+
+#[test]
+fn kills_lose_repeat_and_tear_nothing() {
+    let outcome = changes::kills::campaign(25, 7);
+    println!("{outcome:?}");
+    assert!(outcome.servers > 0 && outcome.consumers > 0 && outcome.acknowledged > 100, "{outcome:?}");
+}
