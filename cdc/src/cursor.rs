@@ -51,6 +51,8 @@ pub struct Cursor {
     pub epochs: Vec<Epoch>,
     /// A copy has begun, and the files do not hold its end: it must be begun anew.
     pub copying: bool,
+    /// The version of the newest whole copy: the files do not say what was before it. 0 if there was none.
+    pub copied: u64,
     /// How many files there were.
     pub files: u64,
     /// The newest of them.
@@ -60,7 +62,16 @@ pub struct Cursor {
 impl Cursor {
     /// Of a consumer that has nothing.
     pub fn new(partition: u8) -> Cursor {
-        Cursor { format: FORMAT, partition, last: 0, epochs: Vec::new(), copying: false, files: 0, sealed: None }
+        Cursor {
+            format: FORMAT,
+            partition,
+            last: 0,
+            epochs: Vec::new(),
+            copying: false,
+            copied: 0,
+            files: 0,
+            sealed: None,
+        }
     }
 
     /// Where a partition's cursor is.
@@ -107,10 +118,16 @@ impl Cursor {
         Ok(cursor)
     }
 
+    /// Its text.
+    pub fn text(&self) -> Vec<u8> {
+        let mut text = serde_json::to_vec(self).expect("numbers, texts and lists are always JSON");
+        text.push(b'\n');
+        text
+    }
+
     /// Replaces it on the disk.
     pub fn save(&self, path: &Path) -> io::Result<()> {
-        let mut text = serde_json::to_vec(self)?;
-        text.push(b'\n');
+        let text = self.text();
         let mut draft = path.as_os_str().to_owned();
         draft.push(".new");
         let mut file = File::create(&draft)?;

@@ -133,7 +133,7 @@ impl<'a> Follower<'a> {
         let mut output = Output::open(directory, &self.context.state_file, self.partition)?;
         self.status.published.store(output.cursor.last, Relaxed);
         if let Some(path) = output.unannounced() {
-            self.context.announce(&path);
+            self.context.announce(&path, &mut || ());
             output.announced()?;
         }
         Ok(output)
@@ -194,8 +194,10 @@ impl<'a> Follower<'a> {
         }
         self.take_back(&mut output, at)?;
         let epochs = output.cursor.epochs.clone();
-        if let Some(path) = output.cut(at, &epochs, false, self.context.has_hook())? {
-            self.published(&mut output, &path)?;
+        // What was there before the newest copy the files do not say: below it everything is copied anew.
+        let copies = at < output.cursor.copied;
+        if let Some(path) = output.cut(at, &epochs, copies, self.context.has_hook())? {
+            self.published(&mut output, &path, &mut || ())?;
         }
         Ok(())
     }
@@ -213,10 +215,11 @@ impl<'a> Follower<'a> {
         Ok(output.add(stays, |out| line::put_retract(stays, from, out))?)
     }
 
-    fn published(&self, output: &mut Output, path: &std::path::Path) -> Result<(), Trouble> {
+    /// A file was published; `alive` is called while its hook runs.
+    fn published(&self, output: &mut Output, path: &std::path::Path, alive: &mut dyn FnMut()) -> Result<(), Trouble> {
         self.status.files.fetch_add(1, Relaxed);
         if self.context.has_hook() {
-            self.context.announce(path);
+            self.context.announce(path, alive);
             output.announced()?;
         }
         Ok(())
@@ -266,10 +269,12 @@ impl Session<'_> {
 
     fn take(&mut self, event: ChangeEvent) -> Result<(), Trouble> {
         match event {
-            ChangeEvent::Begun { last, epochs, .. } => {
+            ChangeEvent::Begun { last, shown, epochs } => {
                 self.begin();
-                self.at = last;
-                self.epochs = epochs.iter().map(from_reign).collect();
+                if self.output.is_new {
+                    self.at = last;
+                }
+                self.agree(&epochs, shown)?;
                 self.follower.log(Severity::Info, &format!("changes from version {} on", last + 1));
                 if self.output.is_new {
                     // Where it began is kept, or a restart would begin elsewhere.
@@ -285,12 +290,13 @@ impl Session<'_> {
                 let version = self.copying.take().ok_or_else(|| unexpected("the end of a copy"))?;
                 let place = self.place(version);
                 self.output.add(place, |out| line::put_copy_end(place, sum.keys, out))?;
-                self.at = version;
+                (self.at, self.output.cursor.copied) = (version, version);
                 self.cut()?;
                 self.follower
                     .log(Severity::Info, &format!("the copy at version {version} is whole: {} keys", sum.keys));
             }
-            ChangeEvent::Epochs(epochs) => self.epochs = epochs.iter().map(from_reign).collect(),
+            // Told before a change behind what is here.
+            ChangeEvent::Epochs(epochs) => self.agree(&epochs, self.at + 1)?,
             ChangeEvent::Batch { body, values } => self.take_batch(&body, values)?,
             // A server that is behind says less.
             ChangeEvent::Progress(version) if self.copying.is_none() => self.at = self.at.max(version),
@@ -298,12 +304,28 @@ impl Session<'_> {
             ChangeEvent::Refused(refusal) => {
                 let text = format!("{} {}", refusal.code, refusal.text);
                 return Err(match refusal.code {
-                    ErrorCode::Diverged if !self.begun => Trouble::Diverged(refusal.at),
+                    ErrorCode::Diverged => Trouble::Diverged(refusal.at),
                     ErrorCode::Purged => Trouble::Purged(text),
                     ErrorCode::Unsupported | ErrorCode::Malformed | ErrorCode::Denied => Trouble::Fatal(text),
                     _ => Trouble::Again(text),
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// The server tells its history, of which it shows everything up to `shown`: what is here must be a beginning of it, or
+    /// it of what is here, if the server is behind.
+    fn agree(&mut self, told: &[Reign], shown: u64) -> Result<(), Trouble> {
+        let ours: Vec<Reign> = self.epochs.iter().filter(|e| e.first_version <= self.at).map(to_reign).collect();
+        let theirs: Vec<Reign> = told.iter().filter(|reign| reign.first_version <= shown).copied().collect();
+        let common = common_version((&ours, self.at), (&theirs, shown));
+        if common < self.at && shown > common {
+            return Err(Trouble::Diverged(common));
+        }
+        if shown >= self.at {
+            // Those that begin further on, too: they are told once.
+            self.epochs = told.iter().map(from_reign).collect();
         }
         Ok(())
     }
@@ -425,6 +447,8 @@ impl Session<'_> {
     fn look_at_clock(&mut self) -> Result<(), Trouble> {
         let settings = self.follower.settings;
         let due = match self.output.ages() {
+            // Who has read the lines has no file to look at: how far they are is recorded soon.
+            Some((since, _)) if self.follower.context.stdout => since.elapsed() >= Duration::from_secs(1),
             Some((since, changed)) => {
                 since.elapsed() >= settings.rotate_interval || changed.elapsed() >= settings.flush_interval
             }
@@ -449,7 +473,9 @@ impl Session<'_> {
         let path = self.output.cut(self.at, &self.epochs, self.copying.is_some(), hook)?;
         status.published.store(self.at, Relaxed);
         if let Some(path) = path {
-            self.follower.published(self.output, &path)?;
+            // Where the stream is broken its next event says so.
+            let stream = &mut *self.stream;
+            self.follower.published(self.output, &path, &mut || drop(stream.keep_alive()))?;
         }
         if self.copying.is_none() && self.begun {
             // Where the stream is broken the next one says what is needed.

@@ -213,11 +213,14 @@ impl Output {
         if self.is_broken {
             return Err(OutputError::Io("lines could not be written".to_string()));
         }
+        // Until all of it has gone well: whoever tries again must not take what is missing for nothing.
+        self.is_broken = true;
         let part = self.part.take();
         self.cursor.epochs = epochs.iter().filter(|epoch| epoch.first_version <= last).copied().collect();
         (self.cursor.last, self.cursor.copying) = (last, copying);
         let Some((part, directory)) = part.zip(self.directory.clone()) else {
             self.save()?;
+            self.is_broken = false;
             return Ok(None);
         };
         let draft = directory.join(part_name(self.cursor.partition, self.cursor.files + 1));
@@ -232,6 +235,7 @@ impl Output {
         self.cursor.sealed = Some(Sealed { name, bytes: part.bytes, crc: part.hasher.finalize(), announced: !hook });
         self.save()?;
         publish(&draft, &path)?;
+        self.is_broken = false;
         Ok(Some(path))
     }
 
@@ -344,6 +348,22 @@ mod tests {
         assert!(matches!(at.open(), Err(OutputError::Broken(why)) if why.contains("the disk has lost")));
         fs::remove_file(&part).unwrap();
         assert_eq!(at.open().unwrap().cursor.files, 1, "somebody took it away");
+    }
+
+    #[test]
+    fn what_could_not_be_published_is_not_passed_over() {
+        let at = Place2::new("failed");
+        let mut output = at.open().unwrap();
+        output.add(place(5), |out| out.extend_from_slice(b"five\n")).unwrap();
+        // The state cannot be replaced: its draft's name is taken.
+        let taken = at.0.join("state.p01.new");
+        fs::create_dir(&taken).unwrap();
+        assert!(matches!(output.cut(5, &epochs(), false, false), Err(OutputError::Io(_))));
+        fs::remove_dir(&taken).unwrap();
+        assert!(matches!(output.cut(5, &epochs(), false, false), Err(OutputError::Io(_))), "its lines are in no file");
+        drop(output);
+        let output = at.open().unwrap();
+        assert_eq!((output.cursor.last, output.is_new, at.names().len()), (0, true, 0));
     }
 
     #[test]

@@ -16,6 +16,8 @@ use turnstone_net::wire::MAX_PARTITION;
 
 /// Longest request line and headers of somebody who asks for metrics.
 const REQUEST_MAX: usize = 4096;
+/// How often it is looked whether a hook has ended.
+const HOOK_LOOK: Duration = Duration::from_millis(20);
 /// Who asks for metrics has so long to say it.
 const REQUEST_TIME: Duration = Duration::from_secs(2);
 
@@ -91,11 +93,22 @@ impl Context {
         !self.settings.exec.is_empty() && !self.stdout
     }
 
-    /// Runs the hook for a file.
-    pub(crate) fn announce(&self, path: &Path) {
+    /// Runs the hook for a file, and calls `alive` meanwhile.
+    pub(crate) fn announce(&self, path: &Path, alive: &mut dyn FnMut()) {
         let Some((program, arguments)) = self.settings.exec.split_first() else { return };
-        let ran = Command::new(program).args(arguments).arg(path).env("TURNSTONE_CDC_FILE", path).status();
-        let why = match ran {
+        let started = Command::new(program).args(arguments).arg(path).env("TURNSTONE_CDC_FILE", path).spawn();
+        let ended = started.and_then(|mut child| {
+            loop {
+                match child.try_wait()? {
+                    Some(status) => return Ok(status),
+                    None => {
+                        alive();
+                        std::thread::park_timeout(HOOK_LOOK);
+                    }
+                }
+            }
+        });
+        let why = match ended {
             Ok(status) if status.success() => return,
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),

@@ -13,8 +13,8 @@ const MAX_FILE_SIZE_MB: u64 = 1024 * 1024;
 /// The shortest interval between files: each costs three flushes.
 const LEAST_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The longest id, in bytes: it becomes part of file names.
-const MAX_ID: usize = 128;
+/// The longest id, in bytes: with `.stdout` behind it it is still a name that the server takes.
+const MAX_ID: usize = 120;
 
 /// Which partitions to follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -273,7 +273,7 @@ mod tests {
     fn each_bad_setting_is_named() {
         assert_eq!(key_of(|s| s.id = String::new()), "id");
         assert_eq!(key_of(|s| s.id = "../x".to_owned()), "id");
-        assert_eq!(key_of(|s| s.id = "x".repeat(129)), "id");
+        assert_eq!(key_of(|s| s.id = "x".repeat(121)), "id");
         assert_eq!(key_of(|s| s.host = "h:x".to_owned()), "host");
         assert_eq!(key_of(|s| s.partition = Partitions::Some(vec![])), "partition");
         assert_eq!(key_of(|s| s.partition = Partitions::Some(vec![0])), "partition");

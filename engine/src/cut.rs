@@ -192,6 +192,8 @@ impl<E: Env> Partition<E> {
                 m.generations.retain(|g| g.start < end);
                 m.generations.push(fresh);
                 m.epochs.retain(|e| e.first_version <= last);
+                // Who was beyond the cut will want what comes in its place.
+                m.holds.iter_mut().for_each(|hold| hold.version = hold.version.min(last + 1));
                 if let Some(first) = m.members.first_mut().filter(|r| r.version > last) {
                     // Which list was in force there is not known any more: this one is better than none.
                     first.version = last;

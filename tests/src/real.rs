@@ -23,17 +23,8 @@ pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let directory = BUILT.get_or_init(|| {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-        let mut cargo = Command::new(env!("CARGO"));
-        // What cargo tells a test of its package makes build scripts of dependencies run again, and all behind them.
-        for (name, _) in std::env::vars_os() {
-            let told = name.to_string_lossy();
-            if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
-                cargo.env_remove(&name);
-            }
-        }
-        let status = cargo
+        let status = cargo()
             .args(["build", "--release", "--bins", "-p", "turnstone-tools", "-p", "turnstone-tests"])
-            .current_dir(root())
             .stderr(Stdio::null())
             .status()
             .expect("cargo runs");
@@ -41,6 +32,45 @@ pub fn binary(name: &str) -> PathBuf {
         target.join("release")
     });
     directory.join(name)
+}
+
+/// Fetches DuckDB's library and builds the loader, once per test process; answers where it is.
+pub fn loader() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let program = BUILT.get_or_init(|| {
+        let fetched = Command::new(root().join("tools/fetch-duckdb")).status().expect("a shell runs");
+        assert!(fetched.success(), "tools/fetch-duckdb failed");
+        let mut build = cargo();
+        let build = build.args([
+            "build",
+            "--release",
+            "-p",
+            "turnstone-tools",
+            "--features",
+            "duck",
+            "--bin",
+            "turnstone-duck",
+        ]);
+        let status = build.stderr(Stdio::null()).status().expect("cargo runs");
+        assert!(status.success(), "turnstone-duck does not build");
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+        target.join("release/turnstone-duck")
+    });
+    program.clone()
+}
+
+/// Cargo in the root, as if called from a shell.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    // What cargo tells a test of its package makes build scripts of dependencies run again, and all behind them.
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_string_lossy();
+        if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo.current_dir(root());
+    cargo
 }
 
 /// Waits until `done`; the bound is for what must not happen.

@@ -386,7 +386,7 @@ fn wrong_settings_are_named() {
 
 #[test]
 fn kills_lose_repeat_and_tear_nothing() {
-    let outcome = changes::kills::campaign(25, 7);
+    let outcome = changes::kills::campaign(25, 7, &mut changes::kills::Nobody).outcome;
     println!("{outcome:?}");
     assert!(outcome.servers > 0 && outcome.consumers > 0 && outcome.acknowledged > 100, "{outcome:?}");
 }

@@ -26,7 +26,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
 ];
 
 /// Which crates may depend on an external one.
-const EXTERNALS: [(&str, &[&str]); 21] = [
+const EXTERNALS: [(&str, &[&str]); 24] = [
     ("glommio", &["executor"]),
     ("io-uring", &["executor"]),
     ("futures-lite", &["executor"]),
@@ -36,7 +36,10 @@ const EXTERNALS: [(&str, &[&str]); 21] = [
     ("x509-parser", &["net", "tests"]),
     ("fjall", &["engine"]),
     ("crc32fast", &["engine", "cdc"]),
-    ("base64", &["cdc"]),
+    ("base64", &["cdc", "tools"]),
+    ("duckdb", &["tools"]),
+    ("indicatif", &["tools"]),
+    ("parquet", &["tests"]),
     ("serde", &["cdc"]),
     ("hashbrown", &["engine"]),
     ("clap", &["tools"]),

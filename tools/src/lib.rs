@@ -6,8 +6,11 @@ pub mod cli;
 pub mod config;
 pub mod dashes;
 pub mod demo;
+#[cfg(feature = "duck")]
+pub mod duck;
 pub mod home;
 pub mod init;
+pub mod load;
 pub mod nearest;
 pub mod serve;
 pub mod strict_json;

@@ -138,8 +138,8 @@ impl<H: Host> Changes<H> {
             copy: None,
         };
         let ended = stream.run(&subscribe).await;
-        self.consumers.leave(stream.number);
-        if !stream.partition.is_closed() {
+        // Where another connection has taken over the name, the hold is that one's.
+        if self.consumers.leave(stream.number) && !stream.partition.is_closed() {
             stream.record().await;
         }
         ended
@@ -175,8 +175,13 @@ impl<H: Host, L: Speaks<Frame>> Stream<'_, H, L> {
         // Another server may have shown more than this one does yet.
         while self.partition.published() < self.sent {
             self.look()?;
+            // What it learns meanwhile may be another history.
+            self.compare(subscribe)?;
             self.beat(self.partition.published());
             first_of(wait_for(self.partition.env(), self.link), self.partition.wait_published(self.sent)).await;
+        }
+        if subscribe.start == Start::Behind {
+            self.compare(subscribe)?;
         }
         let mut reader = self.partition.log_reader(self.sent + 1, Scope::Published)?;
         loop {
@@ -200,7 +205,10 @@ impl<H: Host, L: Speaks<Frame>> Stream<'_, H, L> {
     /// Compares the consumer's history with this one.
     fn compare(&mut self, subscribe: &Subscribe) -> Result<(), End> {
         let own = self.partition.standing();
-        let common = common_point((&subscribe.epochs, subscribe.last), (&own.epochs, own.last));
+        // A leader's log is the history; of anybody else's only what is shown is sure to stay.
+        let last = if own.leads { own.last } else { own.published };
+        let epochs: Vec<EpochStart> = own.epochs.iter().filter(|e| e.first_version <= last).copied().collect();
+        let common = common_point((&subscribe.epochs, subscribe.last), (&epochs, last));
         let (Common::Prefix(at) | Common::Diverged(at)) = common;
         // Nobody will continue what a leader does not have; a follower may yet get it.
         let lost = at < subscribe.last && (own.leads || common == Common::Diverged(at));
@@ -222,6 +230,9 @@ impl<H: Host, L: Speaks<Frame>> Stream<'_, H, L> {
             // A version that is not here yet cannot be kept, and need not be.
             let kept = version.min(self.partition.published()) + 1;
             self.partition.hold(&self.name, kept, self.hold).await?;
+        } else {
+            // One that it had under other settings; nearly always there is none.
+            let _ = self.partition.release(&self.name).await;
         }
         self.recorded = (version, self.now());
         Ok(())

@@ -68,8 +68,12 @@ impl Consumers {
         true
     }
 
-    fn leave(&self, stream: u64) {
-        self.readers.borrow_mut().retain(|_, reader| reader.stream != stream);
+    /// A stream ends; answers whether it still was its consumer's.
+    fn leave(&self, stream: u64) -> bool {
+        let mut readers = self.readers.borrow_mut();
+        let before = readers.len();
+        readers.retain(|_, reader| reader.stream != stream);
+        readers.len() < before
     }
 }
 
@@ -99,9 +103,9 @@ mod tests {
         let (elsewhere, second) = (consumers.enter(2, "a", "x:2"), consumers.enter(1, "a", "x:3"));
         assert!(!consumers.note(1, first, 6, 3, 100), "it was replaced");
         assert!(consumers.note(1, second, 5, 5, -7) && consumers.note(2, elsewhere, 1, 0, 0));
-        consumers.leave(first);
+        assert!(!consumers.leave(first));
         assert_eq!(consumers.of(1).iter().map(|c| (c.sent, c.credit)).collect::<Vec<_>>(), [(5, -7)]);
-        consumers.leave(second);
+        assert!(consumers.leave(second));
         assert!(consumers.of(1).is_empty() && consumers.of(2).len() == 1);
     }
 }

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         }
     }
     let began = Instant::now();
-    let outcome = kills::campaign(rounds, seed);
+    let outcome = kills::campaign(rounds, seed, &mut kills::Nobody).outcome;
     println!(
         "{rounds} rounds (seed {seed}) in {:.0} s: {} kills of the server, {} of the consumer, {} transactions acknowledged, \
          {} lines in {} files: none missing, none twice, none torn, no file changed",

@@ -140,8 +140,33 @@ impl Published {
     }
 }
 
+/// A campaign that is over: what it left can be looked at.
+pub struct Finished {
+    /// The server's and the consumer's home.
+    pub home: TestHome,
+    /// The server runs.
+    pub server: TestServer,
+    /// What the files of each partition come to.
+    pub replays: BTreeMap<u8, Replay>,
+    /// What was done.
+    pub outcome: Outcome,
+}
+
+/// Something beside server and consumer that is killed, too.
+pub trait Victim {
+    /// Kills it, and starts it again.
+    fn kill(&mut self, home: &TestHome);
+}
+
+/// No such thing.
+pub struct Nobody;
+
+impl Victim for Nobody {
+    fn kill(&mut self, _home: &TestHome) {}
+}
+
 /// Kills `rounds` times.
-pub fn campaign(rounds: u64, seed: u64) -> Outcome {
+pub fn campaign(rounds: u64, seed: u64, victim: &mut dyn Victim) -> Finished {
     let rng = Rng::new(seed);
     let home = TestHome::new("cdc-kills");
     let mut server = home.serve(SERVER);
@@ -186,6 +211,9 @@ pub fn campaign(rounds: u64, seed: u64) -> Outcome {
             if which < 3 {
                 consumer = Consumer::start(&home);
             }
+            if rng.percent(40) {
+                victim.kill(&home);
+            }
             if round.is_multiple_of(8) {
                 published.look(&logs);
             }
@@ -200,12 +228,14 @@ pub fn campaign(rounds: u64, seed: u64) -> Outcome {
     outcome.files = published.0.len() as u64;
     let acknowledged = writing.acknowledged.lock().expect("the writers have ended").clone();
     outcome.acknowledged = acknowledged.len() as u64;
+    let mut replays = BTreeMap::new();
     for partition in PARTITIONS {
         let replayed = replay(&logs, partition);
         outcome.lines += replayed.lines;
         compare(&home, &server, partition, &replayed, &acknowledged);
+        replays.insert(partition, replayed);
     }
-    outcome
+    Finished { home, server, replays, outcome }
 }
 
 fn shown(home: &TestHome, server: &TestServer, partition: u8) -> u64 {

@@ -1,7 +1,9 @@
 //! Change files as those who build on them see them: a consumer process, and a replay that accepts no gap, no repetition,
 //! no half transaction and no order but the log's.
 
+pub mod duck;
 pub mod kills;
+pub mod speed;
 
 use crate::real::{self, TempDir, TestHome, binary};
 use std::collections::BTreeMap;
@@ -154,13 +156,16 @@ pub struct Change {
     pub value: Option<Vec<u8>>,
 }
 
+/// Version and value of each key.
+pub type State = BTreeMap<Vec<u8>, (u64, Vec<u8>)>;
+
 /// What the files of a partition come to.
 #[derive(Clone, Debug, Default)]
 pub struct Replay {
     /// Every change that was not taken back, in order.
     pub changes: Vec<Change>,
-    /// What is there now: version and value of each key.
-    pub state: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
+    /// What is there now.
+    pub state: State,
     /// The last version that a line names.
     pub last: u64,
     /// How many lines there were.
@@ -169,7 +174,7 @@ pub struct Replay {
     pub retractions: Vec<u64>,
     /// Of which versions there were copies.
     pub copies: Vec<u64>,
-    copying: Option<BTreeMap<Vec<u8>, (u64, Vec<u8>)>>,
+    copying: Option<State>,
 }
 
 /// The published files of a partition, in order; a gap in their sequence fails.

@@ -5,6 +5,7 @@
 //! several modes: bytes as they are, bytes with their checksums mended, and whole files with one damage in them, where it is
 //! known what must still be read.
 
+pub mod changes;
 pub mod config;
 pub mod frames;
 pub mod manifest;
@@ -26,7 +27,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "frames_v1", run: frames::v1, seeds: frames::seeds_v1 },
     Target { name: "frames_turnstone2", run: frames::turnstone2, seeds: frames::seeds_turnstone2 },
     Target { name: "session", run: session::run, seeds: session::seeds },
@@ -35,6 +36,7 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "manifest", run: manifest::run, seeds: manifest::seeds },
     Target { name: "runs", run: runs::run, seeds: runs::seeds },
     Target { name: "config", run: config::run, seeds: config::seeds },
+    Target { name: "changes", run: changes::run, seeds: changes::seeds },
     Target { name: "replication", run: replication::run, seeds: replication::seeds },
 ];
 

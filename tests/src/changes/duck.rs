@@ -1,0 +1,161 @@
+//! The loader as a process, and its database as somebody else's client sees it.
+
+use super::kills::Victim;
+use super::{PATIENCE, Replay};
+use crate::real::{self, TestHome};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// A loader that watches a home's change files.
+pub struct Loader {
+    child: Child,
+    /// How often it was killed.
+    pub kills: u64,
+}
+
+fn command(input: &Path, db: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(real::loader());
+    command.arg("-input").arg(input).arg("-db").arg(db).args(["-poll", "50ms"]).args(more);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn start(home: &TestHome) -> Child {
+    let logs = home.path().join("cdc_logs");
+    std::fs::create_dir_all(&logs).expect("it can be made");
+    command(&logs, &db(home), &[]).spawn().expect("turnstone-duck runs")
+}
+
+/// Where a home's database is.
+pub fn db(home: &TestHome) -> PathBuf {
+    home.path().join("analytics.duckdb")
+}
+
+/// Loads everything that is there; answers what it said.
+pub fn load_once(input: &Path, db: &Path, more: &[&str]) -> Output {
+    command(input, db, &[&["-once"], more].concat()).output().expect("turnstone-duck runs")
+}
+
+impl Loader {
+    /// Starts one.
+    pub fn start(home: &TestHome) -> Loader {
+        Loader { child: start(home), kills: 0 }
+    }
+
+    /// Starts one for these.
+    pub fn watch(input: &Path, db: &Path, more: &[&str]) -> Loader {
+        Loader { child: command(input, db, more).spawn().expect("turnstone-duck runs"), kills: 0 }
+    }
+
+    /// SIGTERM; answers what it said, if it ended well.
+    pub fn stop(&mut self) -> String {
+        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
+        let mut status = None;
+        real::eventually(PATIENCE, "the loader ends", || {
+            status = self.child.try_wait().expect("it is ours");
+            status.is_some()
+        });
+        let mut said = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            stderr.read_to_string(&mut said).expect("it can be read");
+        }
+        assert!(status.is_some_and(|status| status.success()), "{said}");
+        said
+    }
+}
+
+impl Victim for Option<Loader> {
+    fn kill(&mut self, home: &TestHome) {
+        let kills = self.as_ref().map_or(0, |loader| loader.kills + 1);
+        if let Some(loader) = self {
+            // It may have ended by itself: an error that must not happen.
+            assert_eq!(loader.child.try_wait().expect("it is ours"), None, "{}", loader.ended());
+            loader.child.kill().expect("it can be killed");
+            loader.child.wait().expect("it ends");
+        }
+        *self = Some(Loader { child: start(home), kills });
+    }
+}
+
+impl Loader {
+    fn ended(&mut self) -> String {
+        let mut said = String::new();
+        let _ = self.child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
+        said
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A key or a value as it was: columns have base64 of what is no text.
+fn bytes(text: &str, encoding: &str) -> Vec<u8> {
+    if encoding != "base64" {
+        return text.as_bytes().to_vec();
+    }
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (mut out, mut held, mut bits) = (Vec::new(), 0u32, 0);
+    for byte in text.bytes().filter(|byte| *byte != b'=') {
+        let digit = DIGITS.iter().position(|digit| *digit == byte).expect("a digit of base64");
+        held = (held << 6) | digit as u32;
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            out.push((held >> bits) as u8);
+        }
+    }
+    out
+}
+
+/// What a query answers, a value for each row.
+pub fn query(db: &Path, sql: &str) -> Vec<Value> {
+    let output = Command::new(real::loader()).arg("-db").arg(db).args(["--query", sql]).output();
+    let output = output.expect("turnstone-duck runs");
+    assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("JSON is UTF-8");
+    text.lines().map(|line| serde_json::from_str(line).expect("a row is JSON")).collect()
+}
+
+/// Compares a partition's current table and its history with what the change files come to.
+pub fn compare(db: &Path, partition: u8, replayed: &Replay) {
+    let pair = |row: &Value, text: &str, encoding: &str| Some(bytes(row[text].as_str()?, row[encoding].as_str()?));
+    let number = |row: &Value, name: &str| row[name].as_u64().expect("a number");
+    let sql = format!(
+        "SELECT key, key_encoding, value, value_encoding, version FROM turnstone_data WHERE partition = {partition}"
+    );
+    let mut found = BTreeMap::new();
+    for row in query(db, &sql) {
+        let key = pair(&row, "key", "key_encoding").expect("a key");
+        let value = pair(&row, "value", "value_encoding").expect("a value");
+        assert_eq!(found.insert(key, (number(&row, "version"), value)), None, "a key is there twice");
+    }
+    assert!(
+        found == replayed.state,
+        "partition {partition}: {} keys, {} in the files",
+        found.len(),
+        replayed.state.len()
+    );
+    let sql = format!(
+        "SELECT version, n, of, key, key_encoding, value, value_encoding FROM turnstone_history
+         WHERE partition = {partition} AND copy IS NULL ORDER BY version, n"
+    );
+    let mut changes = replayed.changes.iter();
+    for row in query(db, &sql) {
+        let change = changes.next().expect("the history has no more than the files");
+        let at = (number(&row, "n") as u32, number(&row, "of") as u32);
+        let got =
+            (number(&row, "version"), at, pair(&row, "key", "key_encoding"), pair(&row, "value", "value_encoding"));
+        assert!(
+            got == (change.version, change.at, change.key.clone(), change.value.clone()),
+            "{got:?} is not {change:?}"
+        );
+    }
+    assert_eq!(changes.next(), None, "a change is missing in the history");
+}

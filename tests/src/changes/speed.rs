@@ -1,0 +1,165 @@
+//! How fast changes get into files, beside what bounds it: the encoder of lines alone, on the same rows, in the same run.
+
+use super::{Consumer, configure};
+use crate::real::{TestHome, TestServer, binary};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use turnstone_cdc::ValueFormat;
+use turnstone_cdc::cursor::Cursor;
+use turnstone_cdc::line::{InTransaction, Op, Place, put_change};
+use turnstone_net::tls::Role;
+
+const VALUE: usize = 128;
+/// Pairs of blocks with and without a consumer.
+const PAIRS: usize = 5;
+
+fn bench(home: &TestHome, server: &TestServer, flags: &[&str]) -> Command {
+    let mut command = Command::new(binary("turnstone-bench"));
+    command
+        .arg("-home")
+        .arg(home.path())
+        .args(["-host", &server.address, "-ratio", "0", "-v", "128", "--json"])
+        .args(flags);
+    command.stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command
+}
+
+fn per_second(child: Child) -> f64 {
+    let output = child.wait_with_output().expect("the generator ends");
+    let phases: Value = serde_json::from_slice(&output.stdout).expect("it answers JSON");
+    phases[0]["per_second"].as_f64().expect("a figure")
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// Lines of the same shape as the load's, encoded into memory.
+fn encoder(rows: u64) -> f64 {
+    let (value, mut out) = (vec![b'v'; VALUE], Vec::new());
+    let began = Instant::now();
+    for version in 0..rows {
+        let key = format!("{version:032}");
+        let place = Place { partition: 1, epoch: 1, version };
+        let at = InTransaction { n: 1, of: 1, ts: 1_700_000_000_000 + version };
+        put_change(place, at, Op::Set(key.as_bytes(), &value), ValueFormat::Text, &mut out);
+        if out.len() > 256 << 10 {
+            out.clear();
+        }
+    }
+    rows as f64 / began.elapsed().as_secs_f64()
+}
+
+fn wait_for_version(home: &TestHome, version: u64) {
+    let path = Cursor::path(&home.path().join("cdc.state"), 1);
+    let far = || Cursor::load(&path, 1).ok().flatten().is_some_and(|cursor| cursor.last >= version);
+    crate::real::eventually(Duration::from_secs(300), "the consumer has everything", far);
+}
+
+fn clear(home: &TestHome) {
+    let _ = std::fs::remove_dir_all(home.path().join("cdc_logs"));
+    let _ = std::fs::remove_file(home.path().join("cdc.state.p01"));
+}
+
+/// Measures with so many rows, and prints what it finds.
+pub fn measure(rows: u64) {
+    let home = TestHome::new("cdc-speed");
+    let server = home.serve(&["--executors", "1", "--wal-retention-bytes", "64GiB"]);
+    let keys = [("host", json!(server.address)), ("rotate_interval", json!("5s")), ("metrics_addr", json!(""))];
+    configure(&home, &keys);
+    let count = rows.to_string();
+    let load = ["-c", "16", "-depth", "16", "-n", &count];
+    per_second(bench(&home, &server, &load).spawn().expect("the generator runs"));
+    let version = version(&home, &server);
+
+    let alone = encoder(rows);
+    let began = Instant::now();
+    let mut consumer = Consumer::start(&home);
+    // The last lines wait for their file's age; the rate is taken from the growing files.
+    let logs = home.path().join("cdc_logs");
+    let written = || super::files(&logs, 1).iter().chain(&[part(&logs)]).map(|path| size(path)).sum::<u64>();
+    let mut progress = Vec::new();
+    let mut last = (0, Instant::now());
+    while last.1.elapsed() < Duration::from_secs(2) || last.0 == 0 {
+        let now = written();
+        if now != last.0 {
+            last = (now, Instant::now());
+            progress.push((began.elapsed().as_secs_f64(), now));
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    wait_for_version(&home, version);
+    let (first, last) = (progress[0], progress[progress.len() - 1]);
+    let share = (last.1 - first.1) as f64 / last.1 as f64;
+    let rate = version as f64 * share / (last.0 - first.0);
+    println!(
+        "catch-up: {rate:.0} lines/s of {VALUE} B values; the encoder alone {alone:.0} lines/s; ratio {:.2}",
+        rate / alone
+    );
+
+    let mut latencies = Vec::new();
+    let background = bench(&home, &server, &["-c", "16", "-depth", "4", "-rate", "20000", "-duration", "12s"])
+        .spawn()
+        .expect("the generator runs");
+    std::thread::park_timeout(Duration::from_secs(1));
+    let mut connection = home.connect(&server, Role::Client, 1);
+    for n in 0..300u32 {
+        let marker = format!("marker-{n}-{}", rows);
+        connection.set(marker.as_bytes(), b"x").expect("it is committed");
+        let committed = Instant::now();
+        while !tail_has(&logs, marker.as_bytes()) {
+            assert!(committed.elapsed() < Duration::from_secs(20), "a line never came");
+            std::thread::park_timeout(Duration::from_micros(200));
+        }
+        latencies.push(committed.elapsed().as_secs_f64() * 1000.0);
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    let rate = per_second(background);
+    latencies.sort_by(f64::total_cmp);
+    let at = |quantile: f64| latencies[(latencies.len() as f64 * quantile) as usize];
+    println!("commit to file at {rate:.0} commits/s: p50 {:.1} ms, p99 {:.1} ms", at(0.5), at(0.99));
+    assert!(consumer.stop().success());
+
+    let block =
+        || per_second(bench(&home, &server, &["-c", "16", "-depth", "4", "-duration", "5s"]).spawn().expect("it runs"));
+    let mut ratios = Vec::new();
+    for _ in 0..PAIRS {
+        let without = block();
+        let mut consumer = Consumer::start(&home);
+        std::thread::park_timeout(Duration::from_secs(2));
+        let with = block();
+        assert!(consumer.stop().success());
+        ratios.push(with / without);
+    }
+    println!("SETs with a consumer on the same two CPUs / without: median {:.2} of {PAIRS} pairs", median(ratios));
+    clear(&home);
+}
+
+fn version(home: &TestHome, server: &TestServer) -> u64 {
+    crate::real::figure(&home.connect(server, Role::Client, 1).stat().expect("it answers"), "version")
+}
+
+fn part(logs: &Path) -> std::path::PathBuf {
+    let number = super::files(logs, 1).len() + 1;
+    logs.join(format!("cdc-p01-{number:012}.part"))
+}
+
+fn size(path: &Path) -> u64 {
+    path.metadata().map_or(0, |metadata| metadata.len())
+}
+
+/// Whether the end of the newest files has this text.
+fn tail_has(logs: &Path, text: &[u8]) -> bool {
+    use std::io::{Read, Seek, SeekFrom};
+    const END: u64 = 1 << 20;
+    let newest = super::files(logs, 1).into_iter().last();
+    newest.into_iter().chain([part(logs)]).any(|path| {
+        let Ok(mut file) = std::fs::File::open(&path) else { return false };
+        let _ = file.seek(SeekFrom::Start(size(&path).saturating_sub(END)));
+        let mut end = Vec::new();
+        file.read_to_end(&mut end).is_ok() && end.windows(text.len()).any(|window| window == text)
+    })
+}

@@ -1,0 +1,341 @@
+//! Change files in DuckDB, with real processes. The loader is built here: it needs a library that the rest does not.
+
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use turnstone_cdc::ValueFormat;
+use turnstone_cdc::line::{self, InTransaction, Op, Place};
+use turnstone_net::tls::Role;
+use turnstone_tests::changes::duck::{self, Loader, load_once};
+use turnstone_tests::changes::{self, Consumer, PATIENCE, Replay, kills, replay};
+use turnstone_tests::real::{TempDir, TestHome, eventually};
+
+const FORMAT: ValueFormat = ValueFormat::Json;
+
+fn said(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Change files that a test writes itself.
+struct Files {
+    directory: TempDir,
+    number: u64,
+}
+
+fn place(version: u64) -> Place {
+    Place { partition: 1, epoch: 1, version }
+}
+
+fn set(version: u64, key: &str, value: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let at = InTransaction { n: 1, of: 1, ts: 1_700_000_000_000 + version };
+    line::put_change(place(version), at, Op::Set(key.as_bytes(), value.as_bytes()), FORMAT, &mut out);
+    out
+}
+
+fn delete(version: u64, key: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let at = InTransaction { n: 1, of: 1, ts: 1_700_000_000_000 + version };
+    line::put_change(place(version), at, Op::Delete(key.as_bytes()), FORMAT, &mut out);
+    out
+}
+
+impl Files {
+    fn new(label: &str) -> Files {
+        let directory = TempDir::new(label);
+        std::fs::create_dir(directory.path().join("in")).unwrap();
+        Files { directory, number: 0 }
+    }
+    fn input(&self) -> PathBuf {
+        self.directory.path().join("in")
+    }
+    fn db(&self) -> PathBuf {
+        self.directory.path().join("t.duckdb")
+    }
+    fn add(&mut self, lines: &[Vec<u8>]) -> PathBuf {
+        self.number += 1;
+        let path = self.input().join(format!("cdc-p01-{:012}-e1-{}-0.jsonl", self.number, self.number));
+        std::fs::write(&path, lines.concat()).unwrap();
+        path
+    }
+    fn load(&self, more: &[&str]) -> std::process::Output {
+        load_once(&self.input(), &self.db(), more)
+    }
+    fn query(&self, sql: &str) -> String {
+        query(&self.db(), sql)
+    }
+    fn data(&self) -> String {
+        self.query("SELECT coalesce(string_agg(key || '=' || value, ' ' ORDER BY key), '') FROM turnstone_data")
+    }
+}
+
+/// The only value of the only row.
+fn query(db: &Path, sql: &str) -> String {
+    let rows = duck::query(db, sql);
+    let value = rows[0].as_object().and_then(|row| row.values().next()).expect("a value");
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+#[test]
+fn changes_arrive_while_everything_runs() {
+    let home = TestHome::new("duck-end-to-end");
+    let server = home.serve(&["--executors", "1"]);
+    let keys = [
+        ("host", json!(server.address)),
+        ("partition", json!([1, 2])),
+        ("rotate_interval", json!("100ms")),
+        ("flush_interval", json!("100ms")),
+        ("value_format", json!("json")),
+        ("metrics_addr", json!("")),
+    ];
+    changes::configure(&home, &keys);
+    let mut consumer = Consumer::start(&home);
+    let mut loader = Loader::start(&home);
+    let mut last = [0; 2];
+    for partition in [1, 2u8] {
+        let mut connection = home.connect(&server, Role::Admin, partition);
+        for n in 0..3000u32 {
+            let key = format!("device-{}", n % 700);
+            let value = format!("{{\"n\":{n},\"name\":\"{}\"}}", "x".repeat(n as usize % 50));
+            connection.set(key.as_bytes(), value.as_bytes()).unwrap();
+            if n % 7 == 0 {
+                connection.begin().unwrap();
+                connection.del(key.as_bytes()).unwrap();
+                connection.set(&n.to_be_bytes(), b"\xff\xfe").unwrap();
+                connection.commit().unwrap();
+            }
+        }
+        connection.call(&turnstone_net::wire::Request::FlushDb).unwrap();
+        for n in 0..500u32 {
+            connection.set(format!("device-{n}").as_bytes(), b"{\"n\":1}").unwrap();
+        }
+        last[usize::from(partition) - 1] = connection.set(b"last", b"1").unwrap().unwrap().version;
+    }
+    for partition in [1, 2u8] {
+        consumer.published(partition, last[usize::from(partition) - 1]);
+    }
+    assert!(consumer.stop().success());
+    let logs = home.path().join("cdc_logs");
+    let files = changes::files(&logs, 1).len() + changes::files(&logs, 2).len();
+    assert!(files > 4, "{files} files");
+    let db = duck::db(&home);
+    // It has loaded what came, and at the end the rest is.
+    let said_by_it = loader.stop();
+    assert!(!said_by_it.contains("loaded 0 lines"), "{said_by_it}");
+    let rest = load_once(&logs, &db, &[]);
+    assert!(rest.status.success(), "{}", said(&rest));
+    assert_eq!(query(&db, "SELECT count(*)::VARCHAR FROM turnstone_files"), files.to_string());
+    for partition in [1, 2] {
+        let replayed = replay(&logs, partition);
+        assert_eq!(replayed.state.len(), 501);
+        duck::compare(&db, partition, &replayed);
+    }
+    assert_eq!(
+        query(&db, "SELECT sum((json->>'$.n')::BIGINT)::VARCHAR FROM turnstone_json WHERE key LIKE 'device-%'"),
+        "1000"
+    );
+}
+
+#[test]
+fn what_was_loaded_is_not_loaded_again_and_archived_files_leave() {
+    let mut files = Files::new("duck-again");
+    files.add(&[set(1, "a", "1"), set(2, "b", "2")]);
+    files.add(&[set(3, "a", "3"), delete(4, "b")]);
+    assert!(said(&files.load(&[])).contains("loaded 4 lines of 2 files"));
+    assert_eq!(files.data(), "a=3");
+    assert!(said(&files.load(&[])).contains("loaded 0 lines of 0 files"));
+    let archive = files.directory.path().join("archive");
+    let archived = files.load(&["-archive", &archive.display().to_string()]);
+    assert!(said(&archived).contains("loaded 0 lines"), "{}", said(&archived));
+    assert_eq!(std::fs::read_dir(&archive).unwrap().count(), 2);
+    assert_eq!(std::fs::read_dir(files.input()).unwrap().count(), 0);
+    // A consumer that began anew cuts elsewhere: every line is known, until one is not.
+    files.number = 0;
+    let name = files.input().join("cdc-p01-000000000001-e1-1-5.jsonl");
+    std::fs::write(
+        name,
+        [set(1, "a", "1"), set(2, "b", "2"), set(3, "a", "3"), delete(4, "b"), set(5, "c", "5")].concat(),
+    )
+    .unwrap();
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "a=3 c=5");
+    assert_eq!(
+        files.query("SELECT string_agg(version::VARCHAR, ' ' ORDER BY version) FROM turnstone_history"),
+        "1 2 3 4 5"
+    );
+}
+
+#[test]
+fn a_bad_line_stops_its_file_and_names_itself() {
+    let mut files = Files::new("duck-bad");
+    files.add(&[set(1, "a", "1")]);
+    let bad = files.add(&[set(2, "b", "2"), b"{\"partition\":1,\"position\":\"1:1:3\"}\n".to_vec(), set(4, "c", "4")]);
+    let output = files.load(&[]);
+    assert!(!output.status.success());
+    assert!(said(&output).contains(&format!("{}:2: ", bad.display())), "{}", said(&output));
+    assert_eq!(files.data(), "a=1", "nothing of it is there, and what was before it is");
+    let torn = [set(2, "b", "2"), set(3, "x", "3")].concat();
+    std::fs::write(&bad, &torn[..torn.len() - 5]).unwrap();
+    assert!(said(&files.load(&[])).contains("the file ends within this line"));
+    let half = String::from_utf8(set(2, "b", "2")).unwrap().replace("\"of\":1", "\"of\":2");
+    std::fs::write(&bad, half).unwrap();
+    assert!(said(&files.load(&[])).contains("transaction 2 is not whole"));
+    std::fs::write(&bad, [set(2, "b", "2"), set(2, "b", "2")].concat()).unwrap();
+    assert!(said(&files.load(&[])).contains("change 1 of 1 of transaction 2 behind"));
+    std::fs::write(&bad, set(2, "b", "2")).unwrap();
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "a=1 b=2");
+    let third = files.add(&[set(3, "c", "3")]);
+    files.add(&[set(4, "d", "4")]);
+    std::fs::remove_file(third).unwrap();
+    let output = files.load(&[]);
+    assert!(!output.status.success() && said(&output).contains("number 3 of partition 1"), "{}", said(&output));
+}
+
+#[test]
+fn retractions_and_copies_are_applied() {
+    let mut files = Files::new("duck-retract");
+    let written = |put: &dyn Fn(&mut Vec<u8>)| {
+        let mut out = Vec::new();
+        put(&mut out);
+        out
+    };
+    files.add(&[set(1, "a", "1"), set(2, "b", "2"), set(3, "a", "3"), delete(4, "b"), set(5, "c", "5")]);
+    files.add(&[written(&|out| line::put_retract(place(2), place(5), out)), set(3, "d", "4")]);
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "a=1 b=2 d=4");
+    let flush = |version| {
+        let mut out = Vec::new();
+        line::put_change(place(version), InTransaction { n: 1, of: 1, ts: 1 }, Op::Flush, FORMAT, &mut out);
+        out
+    };
+    files.add(&[flush(4), set(5, "e", "5")]);
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "e=5");
+    files.add(&[written(&|out| line::put_retract(place(4), place(5), out))]);
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "", "the flush stays");
+    files.add(&[written(&|out| line::put_retract(place(3), place(4), out))]);
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "a=1 b=2 d=4", "the flush is taken back");
+    files.add(&[
+        written(&|out| line::put_copy_begin(place(50), 2, out)),
+        written(&|out| line::put_copy_row(place(2), b"b", b"2", FORMAT, out)),
+    ]);
+    files.add(&[
+        written(&|out| line::put_copy_row(place(40), b"e", b"40", FORMAT, out)),
+        written(&|out| line::put_copy_end(place(50), 2, out)),
+        set(51, "f", "51"),
+    ]);
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "b=2 e=40 f=51");
+    assert_eq!(files.query("SELECT version::VARCHAR FROM turnstone_watermark"), "51");
+    files.add(&[set(52, "b", "52"), delete(53, "e"), written(&|out| line::put_retract(place(51), place(53), out))]);
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "b=2 e=40 f=51", "what the copy had is brought back from it");
+}
+
+#[test]
+fn a_consumer_that_began_anew_changes_nothing_that_is_known() {
+    let mut files = Files::new("duck-anew");
+    let begin = |version| {
+        let mut out = Vec::new();
+        line::put_copy_begin(place(version), 2, &mut out);
+        out
+    };
+    let row = |version, key: &str| {
+        let mut out = Vec::new();
+        line::put_copy_row(place(version), key.as_bytes(), format!("{version}").as_bytes(), FORMAT, &mut out);
+        out
+    };
+    let end = |version| {
+        let mut out = Vec::new();
+        line::put_copy_end(place(version), 2, &mut out);
+        out
+    };
+    // A copy that breaks off, begins again, and is whole; changes behind it.
+    files.add(&[begin(50), row(10, "a")]);
+    files.add(&[begin(50), row(10, "a")]);
+    files.add(&[row(20, "b"), end(50), set(51, "a", "51"), set(52, "c", "52")]);
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "a=51 b=20 c=52");
+    let copied = "SELECT string_agg(key, ' ' ORDER BY key) FROM turnstone_history WHERE op = 'copy'";
+    assert_eq!(files.query(copied), "a b", "the rows that came twice are there once");
+    // Begun anew, with the same copy cut elsewhere: older than what is here, over two files.
+    for entry in std::fs::read_dir(files.input()).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    files.number = 0;
+    files.add(&[begin(50)]);
+    files.add(&[row(10, "a"), row(20, "b")]);
+    files.add(&[end(50), set(51, "a", "51"), set(52, "c", "52"), set(53, "d", "53")]);
+    let output = files.load(&[]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(files.data(), "a=51 b=20 c=52 d=53");
+    assert_eq!(files.query(copied), "a b");
+    // And with another history: no line takes back what is here.
+    files.number = 0;
+    for entry in std::fs::read_dir(files.input()).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let other = String::from_utf8(set(52, "x", "other")).unwrap().replace("1:1:52", "1:2:52");
+    files.add(&[other.into_bytes()]);
+    let output = files.load(&[]);
+    assert!(!output.status.success() && said(&output).contains("another history"), "{}", said(&output));
+    assert_eq!(files.data(), "a=51 b=20 c=52 d=53");
+}
+
+#[test]
+fn others_read_a_copy_while_it_is_loaded_and_engines_read_parquet() {
+    let mut files = Files::new("duck-publish");
+    let copy = files.directory.path().join("shared.duckdb");
+    let export = files.directory.path().join("history");
+    files.add(&[set(1, "a", "{\"x\":1}"), set(2, "b", "2")]);
+    let flags = ["--read-copy", &copy.display().to_string(), "--export", &export.display().to_string()];
+    assert!(files.load(&flags).status.success());
+    files.add(&[delete(3, "a")]);
+    let keys = "SELECT string_agg(key, ' ' ORDER BY key) FROM turnstone_data";
+    assert_eq!(query(&copy, keys), "a b");
+    // One that holds the database, for which another one is refused; the copy of it can be read, and is replaced.
+    let mut holder = Loader::watch(&files.input(), &files.db(), &["--read-copy", &copy.display().to_string()]);
+    eventually(PATIENCE, "the copy has what was loaded", || query(&copy, keys) == "b");
+    let refused = files.load(&[]);
+    assert!(!refused.status.success() && said(&refused).contains("lock"), "{}", said(&refused));
+    holder.stop();
+    assert!(files.load(&flags).status.success());
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(export.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!((&manifest["rows"], &manifest["partitions"]), (&json!(3), &json!(["1:1:3"])));
+    let mut read = BTreeSet::new();
+    for name in manifest["files"].as_array().unwrap() {
+        let name = name.as_str().unwrap();
+        assert!(name.starts_with("partition=1/date=2023-11-14/"), "{name}");
+        // Another implementation of the format than the one that wrote it.
+        let file = std::fs::File::open(export.join(name)).unwrap();
+        let reader = parquet::file::serialized_reader::SerializedFileReader::new(file).unwrap();
+        for row in parquet::file::reader::FileReader::get_row_iter(&reader, None).unwrap() {
+            let row = row.unwrap();
+            let shown = |name: &str| row.get_column_iter().find(|(of, _)| *of == name).unwrap().1.to_string();
+            read.insert(format!("{} {} {} {}", shown("version"), shown("op"), shown("key"), shown("value")));
+        }
+    }
+    let wanted = ["1 \"set\" \"a\" \"{\"x\":1}\"", "2 \"set\" \"b\" \"2\"", "3 \"delete\" \"a\" null"];
+    assert_eq!(read, wanted.map(String::from).into());
+    let other = files.directory.path().join("in");
+    let refused = files.load(&["--export", &other.display().to_string()]);
+    assert!(said(&refused).contains("holds something else"), "{}", said(&refused));
+}
+
+#[test]
+fn kills_of_all_three_lose_repeat_and_tear_nothing() {
+    let mut loader: Option<Loader> = None;
+    let finished = kills::campaign(25, 11, &mut loader);
+    assert!(loader.take().is_some_and(|loader| loader.kills > 3));
+    let logs = finished.home.path().join("cdc_logs");
+    let output = load_once(&logs, &duck::db(&finished.home), &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    for (partition, replayed) in &finished.replays {
+        let replayed: &Replay = replayed;
+        duck::compare(&duck::db(&finished.home), *partition, replayed);
+    }
+}
