@@ -284,14 +284,14 @@ mod tests {
         [Epoch { number: 2, id: 9, first_version: 1 }]
     }
 
-    struct Place2(PathBuf);
+    struct Scratch(PathBuf);
 
-    impl Place2 {
-        fn new(name: &str) -> Place2 {
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
             let path = std::env::temp_dir().join(format!("turnstone-output-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
             fs::create_dir_all(&path).unwrap();
-            Place2(path)
+            Scratch(path)
         }
         fn open(&self) -> Result<Output, OutputError> {
             Output::open(Some(&self.0.join("logs")), &self.0.join("state"), 1)
@@ -304,7 +304,7 @@ mod tests {
         }
     }
 
-    impl Drop for Place2 {
+    impl Drop for Scratch {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn files_are_cut_named_and_gone_on_with() {
-        let at = Place2::new("cut");
+        let at = Scratch::new("cut");
         let mut output = at.open().unwrap();
         assert!(output.is_new);
         output.add(place(5), |out| out.extend_from_slice(b"five\n")).unwrap();
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn what_was_sealed_is_published_by_the_next_start() {
-        let at = Place2::new("sealed");
+        let at = Scratch::new("sealed");
         let mut output = at.open().unwrap();
         output.add(place(5), |out| out.extend_from_slice(b"five\n")).unwrap();
         let path = output.cut(5, &epochs(), false, true).unwrap().unwrap();
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn what_could_not_be_published_is_not_passed_over() {
-        let at = Place2::new("failed");
+        let at = Scratch::new("failed");
         let mut output = at.open().unwrap();
         output.add(place(5), |out| out.extend_from_slice(b"five\n")).unwrap();
         // The state cannot be replaced: its draft's name is taken.
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn files_without_their_state_are_not_written_over() {
-        let at = Place2::new("stateless");
+        let at = Scratch::new("stateless");
         let mut output = at.open().unwrap();
         output.add(place(5), |out| out.extend_from_slice(b"five\n")).unwrap();
         output.cut(5, &epochs(), false, false).unwrap();

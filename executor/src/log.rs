@@ -111,7 +111,7 @@ fn render(format: Format, level: Level, at: SystemTime, text: &str) -> String {
 }
 
 /// RFC 3339 with microseconds. The calendar is Howard Hinnant's `civil_from_days`.
-fn utc(at: SystemTime) -> String {
+pub fn utc(at: SystemTime) -> String {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = ((since.as_secs() / 86_400) as i64, since.as_secs() % 86_400);
     let z = days + 719_468;

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -71,6 +71,22 @@ pub fn cargo() -> Command {
     }
     cargo.current_dir(root());
     cargo
+}
+
+/// The lines that a process writes to its standard error, as they come; shown, too, if `TURNSTONE_SHOW_LOG` is set.
+pub fn lines_of(stderr: ChildStderr, name: &'static str) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            if std::env::var_os("TURNSTONE_SHOW_LOG").is_some() {
+                eprintln!("{name}{line}");
+            }
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
 }
 
 /// Waits until `done`; the bound is for what must not happen.
@@ -221,17 +237,7 @@ impl TestHome {
             .spawn()
             .expect("turnstone runs");
         let stderr = child.stderr.take().expect("it is piped");
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if std::env::var_os("TURNSTONE_SHOW_LOG").is_some() {
-                    eprintln!("{line}");
-                }
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
+        let lines = lines_of(stderr, "");
         let mut seen = Vec::new();
         loop {
             let left = READY.saturating_sub(started.elapsed());

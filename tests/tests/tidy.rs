@@ -36,7 +36,7 @@ const EXTERNALS: [(&str, &[&str]); 24] = [
     ("x509-parser", &["net", "tests"]),
     ("fjall", &["engine"]),
     ("crc32fast", &["engine", "cdc"]),
-    ("base64", &["cdc", "tools"]),
+    ("base64", &["cdc", "tools", "tests"]),
     ("duckdb", &["tools"]),
     ("indicatif", &["tools"]),
     ("parquet", &["tests"]),

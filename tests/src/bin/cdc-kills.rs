@@ -5,19 +5,7 @@ use std::time::Instant;
 use turnstone_tests::changes::kills;
 
 fn main() -> ExitCode {
-    let (mut rounds, mut seed) = (300, 1);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let number = arguments.next().and_then(|text| text.parse::<u64>().ok());
-        match (argument.as_str(), number) {
-            ("--rounds", Some(number)) => rounds = number,
-            ("--seed", Some(number)) => seed = number,
-            _ => {
-                eprintln!("usage: cdc-kills [--rounds N] [--seed N]");
-                return ExitCode::from(2);
-            }
-        }
-    }
+    let Some((rounds, seed)) = kills::arguments("cdc-kills") else { return ExitCode::from(2) };
     let began = Instant::now();
     let outcome = kills::campaign(rounds, seed, &mut kills::Nobody).outcome;
     println!(

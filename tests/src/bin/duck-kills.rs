@@ -6,19 +6,7 @@ use turnstone_tests::changes::duck::{self, Loader};
 use turnstone_tests::changes::kills;
 
 fn main() -> ExitCode {
-    let (mut rounds, mut seed) = (300, 1);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let number = arguments.next().and_then(|text| text.parse::<u64>().ok());
-        match (argument.as_str(), number) {
-            ("--rounds", Some(number)) => rounds = number,
-            ("--seed", Some(number)) => seed = number,
-            _ => {
-                eprintln!("usage: duck-kills [--rounds N] [--seed N]");
-                return ExitCode::from(2);
-            }
-        }
-    }
+    let Some((rounds, seed)) = kills::arguments("duck-kills") else { return ExitCode::from(2) };
     turnstone_tests::real::loader();
     let began = Instant::now();
     let mut loader: Option<Loader> = None;

@@ -140,6 +140,24 @@ impl Published {
     }
 }
 
+/// Rounds and seed from the command line of a campaign's program; without them 300 and 1.
+pub fn arguments(program: &str) -> Option<(u64, u64)> {
+    let (mut rounds, mut seed) = (300, 1);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let number = arguments.next().and_then(|text| text.parse::<u64>().ok());
+        match (argument.as_str(), number) {
+            ("--rounds", Some(number)) => rounds = number,
+            ("--seed", Some(number)) => seed = number,
+            _ => {
+                eprintln!("usage: {program} [--rounds N] [--seed N]");
+                return None;
+            }
+        }
+    }
+    Some((rounds, seed))
+}
+
 /// A campaign that is over: what it left can be looked at.
 pub struct Finished {
     /// The server's and the consumer's home.

@@ -59,17 +59,7 @@ impl Consumer {
             .spawn()
             .expect("turnstone runs");
         let stderr = child.stderr.take().expect("it is piped");
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if std::env::var_os("TURNSTONE_SHOW_LOG").is_some() {
-                    eprintln!("consumer: {line}");
-                }
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
+        let lines = real::lines_of(stderr, "consumer: ");
         let settings = std::fs::read_to_string(home.path().join("turnstone.cdc.json")).expect("it is there");
         let settings: serde_json::Value = serde_json::from_str(&settings).expect("it is JSON");
         let output = home.path().join(settings["output_dir"].as_str().expect("a path"));

@@ -8,7 +8,7 @@
 //! | `turnstone_files` | the change files that were loaded |
 //!
 //! The state has no primary key. With one, DuckDB keeps an index in memory for every key ever seen, and a batch takes three
-//! times as long (docs/performance.md); that a key is there once is ours to see to: a batch has each key once, takes away what
+//! times as long (decision 18); that a key is there once is ours to see to: a batch has each key once, takes away what
 //! is there of its keys, and is added.
 
 use super::rows::{self, Row};
