@@ -35,6 +35,8 @@ enum Trouble {
     Diverged(u64),
     /// The log does not reach back to what was written.
     Purged(String),
+    /// It is to end.
+    Stopped,
 }
 
 impl From<OutputError> for Trouble {
@@ -81,6 +83,11 @@ struct Session<'a> {
     /// Of which version a copy is that is not whole.
     copying: Option<u64>,
     begun: bool,
+    /// Large values of a batch are on their way.
+    in_batch: bool,
+    /// Published up to there, and confirmed up to there.
+    cut_at: u64,
+    confirmed: u64,
     moved: Instant,
 }
 
@@ -109,6 +116,7 @@ impl<'a> Follower<'a> {
                     Err(Trouble::Again(why)) => self.tell(why),
                     Err(_) => {}
                 },
+                Trouble::Stopped => continue,
                 Trouble::Purged(why) if self.settings.on_purged == OnPurged::Copy => {
                     self.log(Severity::Warn, &format!("{why}: a copy is taken instead (on_purged)"));
                     self.wants_copy = true;
@@ -129,8 +137,7 @@ impl<'a> Follower<'a> {
     }
 
     fn open(&self) -> Result<Output, Trouble> {
-        let directory = (!self.context.stdout).then_some(self.context.directory.as_path());
-        let mut output = Output::open(directory, &self.context.state_file, self.partition)?;
+        let mut output = Output::open(&self.context.target, &self.context.state_file, self.partition)?;
         self.status.published.store(output.cursor.last, Relaxed);
         if let Some(path) = output.unannounced() {
             self.context.announce(&path, &mut || ());
@@ -169,6 +176,9 @@ impl<'a> Follower<'a> {
             epochs: output.cursor.epochs.clone(),
             copying: None,
             begun: false,
+            in_batch: false,
+            cut_at: 0,
+            confirmed: 0,
             moved: Instant::now(),
             follower: self,
             stream: &mut stream,
@@ -275,6 +285,7 @@ impl Session<'_> {
                     self.at = last;
                 }
                 self.agree(&epochs, shown)?;
+                self.follower.status.aim.store(shown, Relaxed);
                 self.follower.log(Severity::Info, &format!("changes from version {} on", last + 1));
                 if self.output.is_new {
                     // Where it began is kept, or a restart would begin elsewhere.
@@ -297,7 +308,8 @@ impl Session<'_> {
             }
             // Told before a change behind what is here.
             ChangeEvent::Epochs(epochs) => self.agree(&epochs, self.at + 1)?,
-            ChangeEvent::Batch { body, values } => self.take_batch(&body, values)?,
+            ChangeEvent::Batch(body) => self.take_batch(&body)?,
+            ChangeEvent::Value(_) => return Err(unexpected("a large value")),
             // A server that is behind says less.
             ChangeEvent::Progress(version) if self.copying.is_none() => self.at = self.at.max(version),
             ChangeEvent::Progress(_) => {}
@@ -350,6 +362,7 @@ impl Session<'_> {
         }
         self.epochs = epochs;
         self.copying = Some(version);
+        self.follower.status.aim.store(version, Relaxed);
         self.follower.status.copies.fetch_add(1, Relaxed);
         let place = self.place(version);
         self.output.add(place, |out| line::put_copy_begin(place, keys, out))?;
@@ -369,18 +382,18 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn take_batch(&mut self, body: &[u8], values: Vec<Vec<u8>>) -> Result<(), Trouble> {
+    fn take_batch(&mut self, body: &[u8]) -> Result<(), Trouble> {
         if self.copying.is_some() || !self.begun {
             return Err(unexpected("a batch"));
         }
-        let mut values = values.into_iter();
+        self.in_batch = true;
         // The stream has checked it.
         let head = body::read(body, false, |head, version, changes| {
+            // One transaction's at a time: a batch may have any number of them.
+            let large = changes.iter().filter(|change| matches!(change, Change::SetLarge(..)));
+            let values = large.map(|_| self.large_value()).collect::<Result<Vec<_>, Trouble>>()?;
             if version <= self.at {
                 // A batch may begin before the version that was asked for.
-                for _ in changes.iter().filter(|change| matches!(change, Change::SetLarge(..))) {
-                    values.next();
-                }
                 return Ok(());
             }
             if version != self.at + 1 {
@@ -394,13 +407,28 @@ impl Session<'_> {
                 Place { partition: self.follower.partition, epoch, version },
                 head.commit_ms,
                 changes,
-                &mut values,
+                values,
             )?;
             self.at = version;
             self.cut_if_large()
         })?;
+        self.in_batch = false;
+        self.confirm();
         self.follower.status.commit_ms.store(head.commit_ms, Relaxed);
         Ok(())
+    }
+
+    /// The next large value of the batch that is being read.
+    fn large_value(&mut self) -> Result<Vec<u8>, Trouble> {
+        while !self.follower.context.is_stopping() {
+            match self.stream.next(LOOK)? {
+                Some(ChangeEvent::Value(value)) => return Ok(value),
+                // It is told again, when it matters.
+                None | Some(ChangeEvent::Progress(_)) => {}
+                Some(_) => return Err(unexpected("something else than a large value")),
+            }
+        }
+        Err(Trouble::Stopped)
     }
 
     fn take_transaction(
@@ -408,10 +436,11 @@ impl Session<'_> {
         place: Place,
         ts: u64,
         changes: &[Change<'_>],
-        values: &mut std::vec::IntoIter<Vec<u8>>,
+        values: Vec<Vec<u8>>,
     ) -> Result<(), Trouble> {
         let of = changes.iter().filter(|change| !matches!(change, Change::Members(_))).count() as u32;
         let format = self.follower.settings.value_format;
+        let mut values = values.into_iter();
         let mut n = 0;
         for change in changes {
             let large;
@@ -448,7 +477,7 @@ impl Session<'_> {
         let settings = self.follower.settings;
         let due = match self.output.ages() {
             // Who has read the lines has no file to look at: how far they are is recorded soon.
-            Some((since, _)) if self.follower.context.stdout => since.elapsed() >= Duration::from_secs(1),
+            Some((since, _)) if self.follower.context.target.is_stdout() => since.elapsed() >= Duration::from_secs(1),
             Some((since, changed)) => {
                 since.elapsed() >= settings.rotate_interval || changed.elapsed() >= settings.flush_interval
             }
@@ -477,11 +506,18 @@ impl Session<'_> {
             let stream = &mut *self.stream;
             self.follower.published(self.output, &path, &mut || drop(stream.keep_alive()))?;
         }
-        if self.copying.is_none() && self.begun {
-            // Where the stream is broken the next one says what is needed.
-            let _ = self.stream.confirm(self.at);
-        }
+        self.cut_at = self.at;
+        self.confirm();
         Ok(())
+    }
+
+    /// Lets the server go of the log up to what is published: of whole batches only, since it knows what it has sent by them.
+    fn confirm(&mut self) {
+        if self.copying.is_none() && self.begun && !self.in_batch && self.cut_at > self.confirmed {
+            // Where the stream is broken the next one says what is needed.
+            let _ = self.stream.confirm(self.cut_at);
+            self.confirmed = self.cut_at;
+        }
     }
 }
 

@@ -4,15 +4,18 @@
 //! * [`follow`] turns the stream of a partition into lines, and decides where files end.
 //! * [`line`] writes lines, [`reader`] reads them back: the two are the format.
 //! * [`output`] has the files, and [`cursor`] what must not be lost about them: together they are the *exactly once*.
-//! * [`run`] is the process around the partitions; [`status`] what it counts.
+//! * [`target`] is where lines go, if not into files.
+//! * [`run`] is the process around the partitions; [`status`] what it counts, [`http`] who may ask for it.
 
 pub mod cursor;
 pub mod follow;
+pub mod http;
 pub mod line;
 pub mod output;
 pub mod reader;
 pub mod run;
 pub mod settings;
 pub mod status;
+pub mod target;
 
 pub use settings::{OnPurged, Partitions, Settings, SettingsError, StartAt, ValueFormat};

@@ -8,6 +8,7 @@
 
 use crate::cursor::{Cursor, Epoch, Sealed, sync_directory};
 use crate::line::Place;
+use crate::target::Target;
 use crc32fast::Hasher;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -28,7 +29,7 @@ pub enum OutputError {
 
 /// The file that grows.
 struct Part {
-    /// Nothing for standard output.
+    /// Nothing where lines go elsewhere.
     file: Option<File>,
     hasher: Hasher,
     /// Those that wait for being written among them.
@@ -41,8 +42,7 @@ struct Part {
 
 /// Where a partition's lines go.
 pub struct Output {
-    /// Nothing for standard output.
-    directory: Option<PathBuf>,
+    target: Target,
     state: PathBuf,
     /// What is published.
     pub cursor: Cursor,
@@ -82,20 +82,36 @@ pub fn sequence_of(name: &str) -> Option<(u8, u64)> {
 }
 
 impl Output {
-    /// Goes on with what is on the disk. Without a directory lines go to standard output.
-    pub fn open(directory: Option<&Path>, state_file: &Path, partition: u8) -> Result<Output, OutputError> {
+    /// Goes on with what was taken before.
+    pub fn open(target: &Target, state_file: &Path, partition: u8) -> Result<Output, OutputError> {
         let state = Cursor::path(state_file, partition);
-        let found = Cursor::load(&state, partition).map_err(OutputError::Broken)?;
+        let found = match target {
+            Target::Store(store) => {
+                let text = store.cursor(partition);
+                let cursor = text.and_then(|text| text.map(|text| Cursor::parse(&text, partition)).transpose());
+                cursor.map_err(|why| format!("the cursor of partition {partition}: {why}"))
+            }
+            Target::Files(_) | Target::Stdout => Cursor::load(&state, partition),
+        };
+        let found = found.map_err(OutputError::Broken)?;
         let (is_new, cursor) = (found.is_none(), found.unwrap_or_else(|| Cursor::new(partition)));
-        let directory = directory.map(Path::to_owned);
-        let mut output = Output { directory, state, cursor, is_new, part: None, buffer: Vec::new(), is_broken: false };
+        let (target, buffer) = (target.clone(), Vec::new());
+        let mut output = Output { target, state, cursor, is_new, part: None, buffer, is_broken: false };
         output.settle()?;
         Ok(output)
     }
 
+    /// The directory of the files, if there are any.
+    fn directory(&self) -> Option<PathBuf> {
+        match &self.target {
+            Target::Files(directory) => Some(directory.clone()),
+            Target::Stdout | Target::Store(_) => None,
+        }
+    }
+
     /// Publishes what was sealed, and removes what was not.
     fn settle(&mut self) -> Result<(), OutputError> {
-        let Some(directory) = self.directory.clone() else { return Ok(()) };
+        let Some(directory) = self.directory() else { return Ok(()) };
         fs::create_dir_all(&directory).map_err(|e| failed("made", &directory, &e))?;
         if let Some(sealed) = self.cursor.sealed.clone() {
             let part = directory.join(part_name(self.cursor.partition, self.cursor.files));
@@ -126,7 +142,7 @@ impl Output {
     /// A file whose hook has not run yet.
     pub fn unannounced(&self) -> Option<PathBuf> {
         let sealed = self.cursor.sealed.as_ref().filter(|sealed| !sealed.announced)?;
-        self.directory.as_ref().map(|directory| directory.join(&sealed.name))
+        self.directory().map(|directory| directory.join(&sealed.name))
     }
 
     /// The hook of the newest file has run.
@@ -149,14 +165,14 @@ impl Output {
                 part.bytes += grown;
             }
             None => {
-                let file = match &self.directory {
-                    Some(directory) => {
+                let file = match &self.target {
+                    Target::Files(directory) => {
                         let path = directory.join(part_name(self.cursor.partition, self.cursor.files + 1));
                         let made = File::create(&path);
                         self.is_broken |= made.is_err();
                         Some(made.map_err(|e| failed("made", &path, &e))?)
                     }
-                    None => None,
+                    Target::Stdout | Target::Store(_) => None,
                 };
                 let (first, last) = (place, place);
                 let hasher = Hasher::new();
@@ -166,24 +182,28 @@ impl Output {
         if self.buffer.len() >= BUFFER { self.write_out() } else { Ok(()) }
     }
 
-    /// Writes the lines that wait.
+    /// Writes the lines that wait; a store gets them with their cursor.
     pub fn write_out(&mut self) -> Result<(), OutputError> {
         let Some(part) = self.part.as_mut().filter(|_| !self.buffer.is_empty()) else { return Ok(()) };
-        part.hasher.update(&self.buffer);
-        let written = match &mut part.file {
-            Some(file) => file.write_all(&self.buffer),
-            None => {
+        let written = match &self.target {
+            Target::Store(_) => return Ok(()),
+            Target::Stdout => {
                 let mut out = io::stdout().lock();
-                out.write_all(&self.buffer).and_then(|()| out.flush())
+                let written = out.write_all(&self.buffer).and_then(|()| out.flush());
+                written.map_err(|error| match error.kind() {
+                    io::ErrorKind::BrokenPipe => OutputError::Broken("nobody reads the output any more".to_string()),
+                    _ => OutputError::Io(format!("standard output cannot be written: {error}")),
+                })
+            }
+            Target::Files(directory) => {
+                part.hasher.update(&self.buffer);
+                let written = part.file.as_mut().map_or(Ok(()), |file| file.write_all(&self.buffer));
+                written.map_err(|error| failed("written to", directory, &error))
             }
         };
         self.buffer.clear();
         self.is_broken |= written.is_err();
-        written.map_err(|error| match (&self.directory, error.kind()) {
-            (None, io::ErrorKind::BrokenPipe) => OutputError::Broken("nobody reads the output any more".to_string()),
-            (None, _) => OutputError::Io(format!("standard output cannot be written: {error}")),
-            (Some(directory), _) => failed("written to", directory, &error),
-        })
+        written
     }
 
     /// Bytes of the growing file.
@@ -218,7 +238,7 @@ impl Output {
         let part = self.part.take();
         self.cursor.epochs = epochs.iter().filter(|epoch| epoch.first_version <= last).copied().collect();
         (self.cursor.last, self.cursor.copying) = (last, copying);
-        let Some((part, directory)) = part.zip(self.directory.clone()) else {
+        let Some((part, directory)) = part.zip(self.directory()) else {
             self.save()?;
             self.is_broken = false;
             return Ok(None);
@@ -241,7 +261,15 @@ impl Output {
 
     fn save(&mut self) -> Result<(), OutputError> {
         self.is_new = false;
-        self.cursor.save(&self.state).map_err(|e| failed("written", &self.state, &e))
+        match &self.target {
+            Target::Store(store) => {
+                let lines = std::mem::take(&mut self.buffer);
+                store.take(self.cursor.partition, &lines, &self.cursor).map_err(OutputError::Broken)
+            }
+            Target::Files(_) | Target::Stdout => {
+                self.cursor.save(&self.state).map_err(|e| failed("written", &self.state, &e))
+            }
+        }
     }
 }
 
@@ -294,7 +322,7 @@ mod tests {
             Scratch(path)
         }
         fn open(&self) -> Result<Output, OutputError> {
-            Output::open(Some(&self.0.join("logs")), &self.0.join("state"), 1)
+            Output::open(&Target::Files(self.0.join("logs")), &self.0.join("state"), 1)
         }
         fn names(&self) -> Vec<String> {
             let list = fs::read_dir(self.0.join("logs")).unwrap();

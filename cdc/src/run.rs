@@ -1,25 +1,21 @@
 //! A consumer as a process: a thread for each partition, one for those who ask how it goes, and an end at a signal.
 
 use crate::follow::Follower;
+use crate::http::{self, Answers};
 use crate::settings::Settings;
 use crate::status::{self, Status};
+use crate::target::Target;
 use std::fs::{File, TryLockError};
-use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
-use turnstone_net::client::Address;
 use turnstone_net::tls::TlsFiles;
 use turnstone_net::wire::MAX_PARTITION;
 
-/// Longest request line and headers of somebody who asks for metrics.
-const REQUEST_MAX: usize = 4096;
 /// How often it is looked whether a hook has ended.
 const HOOK_LOOK: Duration = Duration::from_millis(20);
-/// Who asks for metrics has so long to say it.
-const REQUEST_TIME: Duration = Duration::from_secs(2);
 
 /// How much a line of the log matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,14 +37,14 @@ pub struct Context {
     pub settings: Settings,
     /// Under this name the server knows it.
     pub name: String,
-    /// Where change files go.
-    pub directory: PathBuf,
-    /// Where the cursors are: the partition is added to this name.
+    /// Where lines go.
+    pub target: Target,
+    /// Where the cursors are, unless the target has them: the partition is added to this name.
     pub state_file: PathBuf,
+    /// What is counted of each partition.
+    pub statuses: Arc<Vec<Status>>,
     /// Its certificate.
     pub tls: TlsFiles,
-    /// Lines go to standard output.
-    pub stdout: bool,
     /// The log.
     pub log: LogLine,
     stopping: Mutex<bool>,
@@ -57,18 +53,18 @@ pub struct Context {
 
 impl Context {
     /// From settings whose paths are resolved.
-    pub fn new(settings: Settings, tls: TlsFiles, stdout: bool, log: LogLine) -> Context {
-        let (directory, mut state_file, mut name) =
-            (settings.output_dir.clone(), settings.state_file.clone(), settings.id.clone());
-        if stdout {
-            // Another consumer than the one that writes files: each goes on where it was.
-            name.push_str(".stdout");
-            let mut path = state_file.into_os_string();
-            path.push(".stdout");
-            state_file = path.into();
-        }
+    pub fn new(settings: Settings, tls: TlsFiles, target: Target, log: LogLine) -> Context {
+        // What goes elsewhere is read by another consumer than the one that writes files: each goes on where it was.
+        let name = format!("{}{}", settings.id, target.suffix());
+        let mut state_file = settings.state_file.clone().into_os_string();
+        state_file.push(target.suffix());
+        let partitions: Vec<u8> = match &settings.partition {
+            crate::settings::Partitions::All => (1..=MAX_PARTITION).collect(),
+            crate::settings::Partitions::Some(list) => list.clone(),
+        };
+        let statuses = Arc::new(partitions.into_iter().map(Status::of).collect());
         let (stopping, stopped) = (Mutex::new(false), Condvar::new());
-        Context { settings, name, directory, state_file, tls, stdout, log, stopping, stopped }
+        Context { settings, name, target, state_file: state_file.into(), statuses, tls, log, stopping, stopped }
     }
 
     /// Whether it is to end.
@@ -90,7 +86,7 @@ impl Context {
     }
 
     pub(crate) fn has_hook(&self) -> bool {
-        !self.settings.exec.is_empty() && !self.stdout
+        !self.settings.exec.is_empty() && matches!(self.target, Target::Files(_))
     }
 
     /// Runs the hook for a file, and calls `alive` meanwhile.
@@ -115,24 +111,26 @@ impl Context {
         };
         (self.log)(Severity::Error, &format!("exec: {program} {}: {why}; the file stays where it is", path.display()));
     }
-
-    fn partitions(&self) -> Vec<u8> {
-        match &self.settings.partition {
-            crate::settings::Partitions::All => (1..=MAX_PARTITION).collect(),
-            crate::settings::Partitions::Some(list) => list.clone(),
-        }
-    }
 }
 
 /// Runs a consumer until [`Context::stop`], or until a partition cannot go on without a person.
 pub fn run(context: &Context) -> Result<(), String> {
-    let _lock = lock(&context.state_file)?;
-    let statuses: Arc<Vec<Status>> = Arc::new(context.partitions().into_iter().map(Status::of).collect());
+    // A store sees to it itself.
+    let _lock = match &context.target {
+        Target::Files(_) | Target::Stdout => Some(lock(&context.state_file)?),
+        Target::Store(_) => None,
+    };
     if !context.settings.metrics_addr.is_empty() {
-        serve_metrics(&context.settings.metrics_addr, statuses.clone())?;
+        http::serve("metrics_addr", &context.settings.metrics_addr, Counted(context.statuses.clone()))?;
     }
+    follow(context)
+}
+
+/// Follows every partition, until all have ended.
+fn follow(context: &Context) -> Result<(), String> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = statuses
+        let threads: Vec<_> = context
+            .statuses
             .iter()
             .map(|status| {
                 let follower = Follower::new(context, status.partition, status);
@@ -179,57 +177,18 @@ fn lock(state_file: &Path) -> Result<File, String> {
     }
 }
 
-/// Answers `/metrics` and `/health`, one at a time.
-fn serve_metrics(address: &str, statuses: Arc<Vec<Status>>) -> Result<(), String> {
-    let address: Address = address.parse().map_err(|error| format!("metrics_addr: {error}"))?;
-    // Without a host only this machine may ask.
-    let host = if address.host.is_empty() { "127.0.0.1" } else { address.host.as_str() };
-    let listener = (host, address.port).to_socket_addrs().and_then(|mut found| {
-        let first = found.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        TcpListener::bind(first)
-    });
-    let listener = listener.map_err(|error| {
-        format!(
-            "metrics_addr: {host}:{} cannot be listened on: {error}; another address, or \"\" for none",
-            address.port
-        )
-    })?;
-    let answer = move || {
-        for stream in listener.incoming().flatten() {
-            // Who asks and does not listen has only itself to blame.
-            let _ = answer_request(stream, &statuses);
-        }
-    };
-    std::thread::Builder::new().name("metrics".to_string()).spawn(answer).map_err(|e| e.to_string())?;
-    Ok(())
-}
+/// What is asked for by HTTP.
+struct Counted(Arc<Vec<Status>>);
 
-fn answer_request(mut stream: TcpStream, statuses: &[Status]) -> io::Result<()> {
-    stream.set_read_timeout(Some(REQUEST_TIME))?;
-    stream.set_write_timeout(Some(REQUEST_TIME))?;
-    let (mut request, mut buffer) = (Vec::new(), [0; 512]);
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < REQUEST_MAX {
-        match stream.read(&mut buffer)? {
-            0 => break,
-            n => request.extend_from_slice(&buffer[..n]),
+impl Answers for Counted {
+    fn metrics(&self) -> String {
+        status::metrics(self.0.iter())
+    }
+
+    fn health(&self) -> Result<(), String> {
+        match self.0.iter().filter(|status| status.connected.load(Relaxed)).count() {
+            n if n == self.0.len() => Ok(()),
+            n => Err(format!("{n} of {} partitions have a stream", self.0.len())),
         }
     }
-    let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let (status, body) = match line.split(|byte| *byte == b' ').nth(1) {
-        Some(b"/metrics") => ("200 OK", status::metrics(statuses.iter())),
-        Some(b"/health") => {
-            let connected = |s: &&Status| s.connected.load(std::sync::atomic::Ordering::Relaxed);
-            match statuses.iter().filter(connected).count() {
-                n if n == statuses.len() => ("200 OK", "ok\n".to_string()),
-                n => ("503 Service Unavailable", format!("{n} of {} partitions have a stream\n", statuses.len())),
-            }
-        }
-        _ => ("404 Not Found", "there are /metrics and /health\n".to_string()),
-    };
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(body.as_bytes())
 }

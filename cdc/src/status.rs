@@ -20,6 +20,8 @@ pub struct Status {
     pub written: AtomicU64,
     /// The last version published.
     pub published: AtomicU64,
+    /// The last version that the server had when the stream began; the highest number until one has.
+    pub aim: AtomicU64,
     /// The last commit's time, milliseconds since 1970.
     pub commit_ms: AtomicU64,
     /// Streams that were begun.
@@ -33,7 +35,12 @@ pub struct Status {
 impl Status {
     /// Of this partition.
     pub fn of(partition: u8) -> Status {
-        Status { partition, ..Status::default() }
+        Status { partition, aim: AtomicU64::new(u64::MAX), ..Status::default() }
+    }
+
+    /// Whether everything is published that was there when the stream began.
+    pub fn has_what_there_was(&self) -> bool {
+        self.published.load(Relaxed) >= self.aim.load(Relaxed)
     }
 }
 

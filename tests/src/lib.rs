@@ -10,6 +10,7 @@ pub mod history;
 pub mod instructions;
 pub mod model;
 pub mod net_faults;
+pub mod packages;
 pub mod real;
 pub mod side_by_side;
 pub mod sim;

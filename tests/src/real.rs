@@ -1,6 +1,6 @@
 //! Running the real binaries: a home in a temporary directory, a server process, clients over mutual TLS.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
@@ -159,6 +159,10 @@ impl TestHome {
     /// The same, in this directory.
     pub fn beside_in(base: &Path, other: &TestHome, label: &str) -> TestHome {
         TestHome::init(TempDir::within(base, label), &["--ca-from", &other.path().display().to_string()])
+    }
+    /// Made in this directory.
+    pub fn within(base: &Path, label: &str) -> TestHome {
+        TestHome::init(TempDir::within(base, label), &[])
     }
     /// Made with these flags.
     pub fn with(label: &str, flags: &[&str]) -> TestHome {
@@ -390,4 +394,13 @@ impl Drop for TestServer {
 pub fn figure(json: &str, name: &str) -> u64 {
     let value: serde_json::Value = serde_json::from_str(json).expect("stat answers JSON");
     value[name].as_u64().unwrap_or_else(|| panic!("{name} is missing in {json}"))
+}
+
+/// What an HTTP server on this machine answers to a GET.
+pub fn http_get(port: u16, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("somebody listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it is sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
 }

@@ -189,49 +189,17 @@ fn what_the_log_does_not_reach_back_to_is_copied_or_refused() {
 
 #[test]
 fn what_a_promotion_has_lost_is_taken_back() {
-    let leader_home = TestHome::new("cdc-retract-a");
-    let follower_home = TestHome::beside(&leader_home, "cdc-retract-b");
-    let (mut leader, mut follower) = (leader_home.serve(ONE), follower_home.serve(ONE));
-    let said = follower_home.order(&follower, 1, &["replicaof", &leader.address, "1"]);
-    assert!(said.starts_with("Replication started"), "{said}");
-    let mut at = leader_home.connect(&leader, Role::Client, 1);
-    let key = |n: u32| format!("key {n}").into_bytes();
-    for n in 0..50 {
-        at.set(&key(n), b"both have it").unwrap();
-    }
-    let last = at.set(b"last", b"both have it").unwrap().unwrap();
-    let order = ["wait", &format!("1:{}:{}", last.epoch, last.version), "10"];
-    eventually(PATIENCE, "the follower has it", || follower_home.order(&follower, 1, &order).contains("OK"));
-    // The follower is gone: what comes now it will not have.
-    follower.kill();
-    for n in 0..20 {
-        at.set(&key(n), b"lost").unwrap();
-    }
-    let lost = at.del(b"last").unwrap().unwrap();
-    follow(&leader_home, &leader, &[]);
-    let mut consumer = Consumer::start(&leader_home);
-    consumer.published(1, lost.version);
-    assert!(consumer.stop().success());
-    assert!(!replay(&logs(&leader_home), 1).state.contains_key(b"last".as_slice()));
-    leader.kill();
-    let follower = follower_home.serve(ONE);
-    eventually(PATIENCE, "the follower leads", || {
-        follower_home.order(&follower, 1, &["promote", "force"]);
-        follower_home.order(&follower, 1, &["role"]).starts_with("leader,")
+    let promoted = changes::promotion::lose("cdc-retract", |home, leader, lost| {
+        follow(home, leader, &[]);
+        let mut consumer = Consumer::start(home);
+        consumer.published(1, lost);
+        assert!(consumer.stop().success());
+        assert!(!replay(&logs(home), 1).state.contains_key(b"last".as_slice()));
     });
-    let mut at = follower_home.connect(&follower, Role::Client, 1);
-    for n in 40..60 {
-        at.set(&key(n), b"new history").unwrap();
-    }
-    let newest = at.set(b"newest", b"1").unwrap().unwrap();
-    changes::configure(&leader_home, &[("host", json!(follower.address))]);
-    let mut consumer = Consumer::start(&leader_home);
-    eventually(PATIENCE, "the consumer has the new history", || {
-        let replayed = replay(&logs(&leader_home), 1);
-        replayed.retractions == [last.version] && replayed.last == newest.version
-    });
-    let keys = (0..60).map(key).chain([b"last".to_vec(), b"newest".to_vec()]);
-    assert_eq!(state(&replay(&logs(&leader_home), 1)), contents(&mut at, keys));
+    let home = &promoted.home;
+    let mut consumer = Consumer::start(home);
+    eventually(PATIENCE, "the consumer has the new history", || promoted.is_in(&replay(&logs(home), 1)));
+    promoted.check(&replay(&logs(home), 1).state);
     assert!(consumer.log().iter().any(|line| line.contains("taken back")));
 }
 
@@ -361,7 +329,7 @@ fn a_consumer_that_grants_nothing_gets_nothing_and_costs_nothing() {
     assert!(sent * 3000 < credit + (2 << 20), "{sent} transactions were sent for {credit} bytes of credit");
     let mut seen = 0;
     while seen < 4000 {
-        if let ChangeEvent::Batch { body, .. } = next(&mut stream) {
+        if let ChangeEvent::Batch(body) = next(&mut stream) {
             let head = turnstone_net::wire::change::body::head(&body, true).expect("a good body");
             assert_eq!(head.first_version, seen + 1);
             seen = head.last_version();
@@ -385,7 +353,7 @@ fn wrong_settings_are_named() {
 
 #[test]
 fn kills_lose_repeat_and_tear_nothing() {
-    let outcome = changes::kills::campaign(25, 7, &mut changes::kills::Nobody).outcome;
+    let outcome = changes::kills::campaign(changes::kills::Length::of(25, 7), &mut changes::kills::Nobody).outcome;
     println!("{outcome:?}");
     assert!(outcome.servers > 0 && outcome.consumers > 0 && outcome.acknowledged > 100, "{outcome:?}");
 }

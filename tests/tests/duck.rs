@@ -1,14 +1,13 @@
-//! Change files in DuckDB, with real processes. The loader is built here: it needs a library that the rest does not.
+//! Change files that a test writes itself, in DuckDB. The loader is built here: it needs a library that the rest does not.
 
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use turnstone_cdc::ValueFormat;
 use turnstone_cdc::line::{self, InTransaction, Op, Place};
-use turnstone_net::tls::Role;
+use turnstone_tests::changes::PATIENCE;
 use turnstone_tests::changes::duck::{self, Loader, load_once};
-use turnstone_tests::changes::{self, Consumer, PATIENCE, Replay, kills, replay};
-use turnstone_tests::real::{TempDir, TestHome, eventually};
+use turnstone_tests::real::{TempDir, eventually};
 
 const FORMAT: ValueFormat = ValueFormat::Json;
 
@@ -74,66 +73,6 @@ fn query(db: &Path, sql: &str) -> String {
     let rows = duck::query(db, sql);
     let value = rows[0].as_object().and_then(|row| row.values().next()).expect("a value");
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-#[test]
-fn changes_arrive_while_everything_runs() {
-    let home = TestHome::new("duck-end-to-end");
-    let server = home.serve(&["--executors", "1"]);
-    let keys = [
-        ("host", json!(server.address)),
-        ("partition", json!([1, 2])),
-        ("rotate_interval", json!("100ms")),
-        ("flush_interval", json!("100ms")),
-        ("value_format", json!("json")),
-        ("metrics_addr", json!("")),
-    ];
-    changes::configure(&home, &keys);
-    let mut consumer = Consumer::start(&home);
-    let mut loader = Loader::start(&home);
-    let mut last = [0; 2];
-    for partition in [1, 2u8] {
-        let mut connection = home.connect(&server, Role::Admin, partition);
-        for n in 0..3000u32 {
-            let key = format!("device-{}", n % 700);
-            let value = format!("{{\"n\":{n},\"name\":\"{}\"}}", "x".repeat(n as usize % 50));
-            connection.set(key.as_bytes(), value.as_bytes()).unwrap();
-            if n % 7 == 0 {
-                connection.begin().unwrap();
-                connection.del(key.as_bytes()).unwrap();
-                connection.set(&n.to_be_bytes(), b"\xff\xfe").unwrap();
-                connection.commit().unwrap();
-            }
-        }
-        connection.call(&turnstone_net::wire::Request::FlushDb).unwrap();
-        for n in 0..500u32 {
-            connection.set(format!("device-{n}").as_bytes(), b"{\"n\":1}").unwrap();
-        }
-        last[usize::from(partition) - 1] = connection.set(b"last", b"1").unwrap().unwrap().version;
-    }
-    for partition in [1, 2u8] {
-        consumer.published(partition, last[usize::from(partition) - 1]);
-    }
-    assert!(consumer.stop().success());
-    let logs = home.path().join("cdc_logs");
-    let files = changes::files(&logs, 1).len() + changes::files(&logs, 2).len();
-    assert!(files > 4, "{files} files");
-    let db = duck::db(&home);
-    // It has loaded what came, and at the end the rest is.
-    let said_by_it = loader.stop();
-    assert!(!said_by_it.contains("loaded 0 lines"), "{said_by_it}");
-    let rest = load_once(&logs, &db, &[]);
-    assert!(rest.status.success(), "{}", said(&rest));
-    assert_eq!(query(&db, "SELECT count(*)::VARCHAR FROM turnstone_files"), files.to_string());
-    for partition in [1, 2] {
-        let replayed = replay(&logs, partition);
-        assert_eq!(replayed.state.len(), 501);
-        duck::compare(&db, partition, &replayed);
-    }
-    assert_eq!(
-        query(&db, "SELECT sum((json->>'$.n')::BIGINT)::VARCHAR FROM turnstone_json WHERE key LIKE 'device-%'"),
-        "1000"
-    );
 }
 
 #[test]
@@ -324,18 +263,4 @@ fn others_read_a_copy_while_it_is_loaded_and_engines_read_parquet() {
     let other = files.directory.path().join("in");
     let refused = files.load(&["--export", &other.display().to_string()]);
     assert!(said(&refused).contains("holds something else"), "{}", said(&refused));
-}
-
-#[test]
-fn kills_of_all_three_lose_repeat_and_tear_nothing() {
-    let mut loader: Option<Loader> = None;
-    let finished = kills::campaign(25, 11, &mut loader);
-    assert!(loader.take().is_some_and(|loader| loader.kills > 3));
-    let logs = finished.home.path().join("cdc_logs");
-    let output = load_once(&logs, &duck::db(&finished.home), &[]);
-    assert!(output.status.success(), "{}", said(&output));
-    for (partition, replayed) in &finished.replays {
-        let replayed: &Replay = replayed;
-        duck::compare(&duck::db(&finished.home), *partition, replayed);
-    }
 }

@@ -1,40 +1,15 @@
 //! Real input: every package of the distribution, spread over all partitions, plus large values; killed and read back.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use turnstone_net::client::Connection;
 use turnstone_net::tls::Role;
 use turnstone_net::wire::Request;
+use turnstone_tests::packages::packages;
 use turnstone_tests::real::{TestHome, TestServer, figure};
 use turnstone_tests::sim::Rng;
 
 const PARTITIONS: usize = 16;
 const LARGE: usize = 2000;
-
-/// Package name and record, as `apt-cache dumpavail` gives them.
-fn packages() -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let dump = || Command::new("apt-cache").arg("dumpavail").output().expect("apt-cache runs").stdout;
-    let mut text = dump();
-    if text.len() < 10 << 20 {
-        let updated = Command::new("apt-get").args(["update", "-qq"]).status().expect("apt-get runs");
-        assert!(updated.success(), "the package lists cannot be fetched");
-        text = dump();
-    }
-    let mut packages = BTreeMap::new();
-    let mut record = Vec::new();
-    for line in text.split_inclusive(|b| *b == b'\n') {
-        if line != b"\n" {
-            record.extend_from_slice(line);
-            continue;
-        }
-        let first = record.split(|b| *b == b'\n').next().unwrap_or(&[]);
-        if let Some(name) = first.strip_prefix(b"Package: ") {
-            packages.insert(name.to_vec(), std::mem::take(&mut record));
-        }
-        record.clear();
-    }
-    packages
-}
 
 fn partition_of(key: &[u8]) -> u8 {
     let sum = key.iter().fold(7u32, |sum, b| sum.wrapping_mul(31).wrapping_add(u32::from(*b)));

@@ -51,27 +51,17 @@ pub enum ChangeEvent {
     Rows(Vec<CopyEntry>),
     /// The copy is whole: what it came to.
     CopyEnd(CopySum),
-    /// Whole transactions: `turnstone_engine::wal::body::read` reads them.
-    Batch {
-        /// The body, as it is in the log.
-        body: Rc<Vec<u8>>,
-        /// Its large values, in the body's order.
-        values: Vec<Vec<u8>>,
-    },
+    /// Whole transactions: `turnstone_engine::wal::body::read` reads them. The body is as it is in the log; its large values
+    /// follow, an event for each.
+    Batch(Rc<Vec<u8>>),
+    /// The next large value of the batch, in the body's order.
+    Value(Vec<u8>),
     /// Everything up to there was sent.
     Progress(Version),
     /// The history has grown.
     Epochs(Vec<EpochStart>),
     /// There is no stream, or no more.
     Refused(Refusal),
-}
-
-/// A batch whose large values are on their way.
-struct Begun {
-    body: Rc<Vec<u8>>,
-    /// Length and CRC-32 of those that are missing, the next one last.
-    wanted: Vec<(u32, u32)>,
-    values: Vec<Vec<u8>>,
 }
 
 /// A stream of changes of one partition.
@@ -82,7 +72,8 @@ pub struct ChangeStream {
     window: u64,
     /// Taken from the window and not given back yet, bytes.
     owed: u64,
-    begun: Option<Begun>,
+    /// Length and CRC-32 of the large values of a batch that are on their way, the next one last.
+    wanted: Vec<(u32, u32)>,
     /// Rows of the copy so far.
     sum: CopySum,
     heard: Instant,
@@ -118,7 +109,7 @@ impl ChangeStream {
             taken: 0,
             window: subscribe.credit,
             owed: 0,
-            begun: None,
+            wanted: Vec::new(),
             sum: CopySum::default(),
             heard: now,
             said: now,
@@ -133,10 +124,8 @@ impl ChangeStream {
         let deadline = Instant::now() + patience;
         loop {
             self.keep_alive()?;
-            while let Some(frame) = self.take()? {
-                if let Some(event) = self.event(frame)? {
-                    return Ok(Some(event));
-                }
+            if let Some(frame) = self.take()? {
+                return self.event(frame).map(Some);
             }
             let now = Instant::now();
             let left = deadline.saturating_duration_since(now);
@@ -226,15 +215,15 @@ impl ChangeStream {
         self.stream.conn.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
     }
 
-    fn event(&mut self, frame: Frame) -> Result<Option<ChangeEvent>, ClientError> {
+    fn event(&mut self, frame: Frame) -> Result<ChangeEvent, ClientError> {
         let protocol = |text: &str| ClientError::Protocol(text.to_owned());
         let between = matches!(frame, Frame::Progress(_));
-        if self.begun.is_some() != matches!(frame, Frame::Value(_)) && !between {
+        if self.wanted.is_empty() == matches!(frame, Frame::Value(_)) && !between {
             return Err(protocol("the large values of a batch are not where they should be"));
         }
-        Ok(Some(match frame {
+        Ok(match frame {
             Frame::Batch(body) => {
-                let mut wanted = Vec::new();
+                let wanted = &mut self.wanted;
                 body::read(&body, true, |_, _, changes| {
                     wanted.extend(changes.iter().filter_map(|change| match change {
                         Change::SetLarge(_, length, checksum) => Some((*length, *checksum)),
@@ -248,26 +237,14 @@ impl ChangeStream {
                         "batches are in format {format}, which this program does not read; is it older than the server?"
                     )),
                 })?;
-                if !wanted.is_empty() {
-                    wanted.reverse();
-                    self.begun = Some(Begun { body, wanted, values: Vec::new() });
-                    return Ok(None);
-                }
-                ChangeEvent::Batch { body, values: Vec::new() }
+                wanted.reverse();
+                ChangeEvent::Batch(body)
             }
             Frame::Value(value) => {
-                let Some(begun) = &mut self.begun else { return Ok(None) };
-                if begun.wanted.pop() != Some((value.len() as u32, crc(&[&value]))) {
+                if self.wanted.pop() != Some((value.len() as u32, crc(&[&value]))) {
                     return Err(protocol("a large value is not the one that its batch names"));
                 }
-                begun.values.push(value);
-                if !begun.wanted.is_empty() {
-                    return Ok(None);
-                }
-                match self.begun.take() {
-                    Some(Begun { body, values, .. }) => ChangeEvent::Batch { body, values },
-                    None => return Ok(None),
-                }
+                ChangeEvent::Value(value)
             }
             Frame::Accept { last, shown, epochs } => ChangeEvent::Begun { last, shown, epochs },
             Frame::Refuse(refusal) => ChangeEvent::Refused(refusal),
@@ -289,6 +266,6 @@ impl ChangeStream {
             Frame::Subscribe(_) | Frame::Credit(_) | Frame::Confirm(_) | Frame::Beat => {
                 return Err(protocol("the server says what only consumers say"));
             }
-        }))
+        })
     }
 }

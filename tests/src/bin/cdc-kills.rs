@@ -5,12 +5,14 @@ use std::time::Instant;
 use turnstone_tests::changes::kills;
 
 fn main() -> ExitCode {
-    let Some((rounds, seed)) = kills::arguments("cdc-kills") else { return ExitCode::from(2) };
+    let Some(length) = kills::arguments("cdc-kills") else { return ExitCode::from(2) };
     let began = Instant::now();
-    let outcome = kills::campaign(rounds, seed, &mut kills::Nobody).outcome;
+    let outcome = kills::campaign(length, &mut kills::Nobody).outcome;
     println!(
-        "{rounds} rounds (seed {seed}) in {:.0} s: {} kills of the server, {} of the consumer, {} transactions acknowledged, \
+        "{} rounds (seed {}) in {:.0} s: {} kills of the server, {} of the consumer, {} transactions acknowledged, \
          {} lines in {} files: none missing, none twice, none torn, no file changed",
+        length.rounds,
+        length.seed,
         began.elapsed().as_secs_f64(),
         outcome.servers,
         outcome.consumers,

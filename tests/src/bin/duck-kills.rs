@@ -6,11 +6,11 @@ use turnstone_tests::changes::duck::{self, Loader};
 use turnstone_tests::changes::kills;
 
 fn main() -> ExitCode {
-    let Some((rounds, seed)) = kills::arguments("duck-kills") else { return ExitCode::from(2) };
+    let Some(length) = kills::arguments("duck-kills") else { return ExitCode::from(2) };
     turnstone_tests::real::loader();
     let began = Instant::now();
     let mut loader: Option<Loader> = None;
-    let finished = kills::campaign(rounds, seed, &mut loader);
+    let finished = kills::campaign(length, &mut loader);
     let kills = loader.take().map_or(0, |loader| loader.kills);
     let logs = finished.home.path().join("cdc_logs");
     let output = duck::load_once(&logs, &duck::db(&finished.home), &[]);
@@ -20,8 +20,10 @@ fn main() -> ExitCode {
     }
     let outcome = finished.outcome;
     println!(
-        "{rounds} rounds (seed {seed}) in {:.0} s: {} kills of the server, {} of the consumer, {kills} of the loader, {} \
+        "{} rounds (seed {}) in {:.0} s: {} kills of the server, {} of the consumer, {kills} of the loader, {} \
          transactions acknowledged, {} lines in {} files: none missing, none twice, none torn; the tables equal them",
+        length.rounds,
+        length.seed,
         began.elapsed().as_secs_f64(),
         outcome.servers,
         outcome.consumers,

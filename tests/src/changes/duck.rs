@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -18,9 +18,18 @@ pub struct Loader {
     pub kills: u64,
 }
 
-fn command(input: &Path, db: &Path, more: &[&str]) -> Command {
+/// A loader of files, to be started.
+pub fn command(input: &Path, db: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(real::loader());
     command.arg("-input").arg(input).arg("-db").arg(db).args(["-poll", "50ms"]).args(more);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// A loader that reads from a home's server, to be started.
+pub fn stream_command(home: &TestHome, db: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(real::loader());
+    command.arg("--from-server").arg("--home").arg(home.path()).arg("-db").arg(db).args(["-poll", "50ms"]).args(more);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
@@ -41,7 +50,38 @@ pub fn load_once(input: &Path, db: &Path, more: &[&str]) -> Output {
     command(input, db, &[&["-once"], more].concat()).output().expect("turnstone-duck runs")
 }
 
+/// Loads everything that a home's server has; answers what it said.
+pub fn stream_once(home: &TestHome, db: &Path, more: &[&str]) -> Output {
+    stream_command(home, db, &[&["-once"], more].concat()).output().expect("turnstone-duck runs")
+}
+
 impl Loader {
+    /// Starts one that reads from a home's server.
+    pub fn from_server(home: &TestHome, db: &Path, more: &[&str]) -> Loader {
+        Loader { child: stream_command(home, db, more).spawn().expect("turnstone-duck runs"), kills: 0 }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`.
+    pub fn end(&mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Waits until it has ended by itself; answers whether it ended well, and what it said.
+    pub fn ends(&mut self) -> (bool, String) {
+        let mut status = None;
+        real::eventually(PATIENCE, "the loader ends", || {
+            status = self.child.try_wait().expect("it is ours");
+            status.is_some()
+        });
+        (status.is_some_and(|status| status.success()), self.ended())
+    }
+
     /// Starts one.
     pub fn start(home: &TestHome) -> Loader {
         Loader { child: start(home), kills: 0 }
@@ -55,16 +95,8 @@ impl Loader {
     /// SIGTERM; answers what it said, if it ended well.
     pub fn stop(&mut self) -> String {
         Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
-        let mut status = None;
-        real::eventually(PATIENCE, "the loader ends", || {
-            status = self.child.try_wait().expect("it is ours");
-            status.is_some()
-        });
-        let mut said = String::new();
-        if let Some(mut stderr) = self.child.stderr.take() {
-            stderr.read_to_string(&mut said).expect("it can be read");
-        }
-        assert!(status.is_some_and(|status| status.success()), "{said}");
+        let (well, said) = self.ends();
+        assert!(well, "{said}");
         said
     }
 }
@@ -98,17 +130,27 @@ impl Drop for Loader {
 }
 
 /// A key or a value as it was: columns have base64 of what is no text.
-fn bytes(text: &str, encoding: &str) -> Vec<u8> {
+pub fn bytes(text: &str, encoding: &str) -> Vec<u8> {
     if encoding == "base64" { STANDARD.decode(text).expect("it is base64") } else { text.as_bytes().to_vec() }
 }
 
 /// What a query answers, a value for each row.
 pub fn query(db: &Path, sql: &str) -> Vec<Value> {
-    let output = Command::new(real::loader()).arg("-db").arg(db).args(["--query", sql]).output();
-    let output = output.expect("turnstone-duck runs");
-    assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).expect("JSON is UTF-8");
-    text.lines().map(|line| serde_json::from_str(line).expect("a row is JSON")).collect()
+    let mut rows = Vec::new();
+    each_row(db, sql, |row| rows.push(row));
+    rows
+}
+
+/// Calls `take` with each row that a query answers, as it comes.
+pub fn each_row(db: &Path, sql: &str, mut take: impl FnMut(Value)) {
+    let mut command = Command::new(real::loader());
+    command.arg("-db").arg(db).args(["--query", sql]).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("turnstone-duck runs");
+    let rows = BufReader::new(child.stdout.take().expect("it is piped"));
+    for line in rows.lines() {
+        take(serde_json::from_str(&line.expect("it can be read")).expect("a row is JSON"));
+    }
+    assert!(child.wait().expect("it ends").success(), "{sql} failed");
 }
 
 /// Compares a partition's current table and its history with what the change files come to.
@@ -119,11 +161,11 @@ pub fn compare(db: &Path, partition: u8, replayed: &Replay) {
         "SELECT key, key_encoding, value, value_encoding, version FROM turnstone_data WHERE partition = {partition}"
     );
     let mut found = BTreeMap::new();
-    for row in query(db, &sql) {
+    each_row(db, &sql, |row| {
         let key = pair(&row, "key", "key_encoding").expect("a key");
         let value = pair(&row, "value", "value_encoding").expect("a value");
         assert_eq!(found.insert(key, (number(&row, "version"), value)), None, "a key is there twice");
-    }
+    });
     assert!(
         found == replayed.state,
         "partition {partition}: {} keys, {} in the files",
@@ -135,7 +177,7 @@ pub fn compare(db: &Path, partition: u8, replayed: &Replay) {
          WHERE partition = {partition} AND copy IS NULL ORDER BY version, n"
     );
     let mut changes = replayed.changes.iter();
-    for row in query(db, &sql) {
+    each_row(db, &sql, |row| {
         let change = changes.next().expect("the history has no more than the files");
         let at = (number(&row, "n") as u32, number(&row, "of") as u32);
         let got =
@@ -144,6 +186,6 @@ pub fn compare(db: &Path, partition: u8, replayed: &Replay) {
             got == (change.version, change.at, change.key.clone(), change.value.clone()),
             "{got:?} is not {change:?}"
         );
-    }
+    });
     assert_eq!(changes.next(), None, "a change is missing in the history");
 }

@@ -2,7 +2,11 @@
 //! no half transaction and no order but the log's.
 
 pub mod duck;
+pub mod duck_speed;
 pub mod kills;
+pub mod log;
+pub mod promotion;
+pub mod records;
 pub mod speed;
 
 use crate::real::{self, TempDir, TestHome, binary};
@@ -36,7 +40,7 @@ pub struct Consumer {
     child: Child,
     lines: mpsc::Receiver<String>,
     seen: Vec<String>,
-    home: PathBuf,
+    state: PathBuf,
     output: PathBuf,
 }
 
@@ -62,8 +66,9 @@ impl Consumer {
         let lines = real::lines_of(stderr, "consumer: ");
         let settings = std::fs::read_to_string(home.path().join("turnstone.cdc.json")).expect("it is there");
         let settings: serde_json::Value = serde_json::from_str(&settings).expect("it is JSON");
-        let output = home.path().join(settings["output_dir"].as_str().expect("a path"));
-        Consumer { child, lines, seen: Vec::new(), home: home.path().to_owned(), output }
+        let path = |key: &str| home.path().join(settings[key].as_str().expect("a path"));
+        let (output, state) = (path("output_dir"), path("state_file"));
+        Consumer { child, lines, seen: Vec::new(), state, output }
     }
 
     /// Its process.
@@ -106,7 +111,12 @@ impl Consumer {
 
     /// Waits until it has published everything of a partition up to there.
     pub fn published(&mut self, partition: u8, version: u64) {
-        let path = Cursor::path(&self.home.join("cdc.state"), partition);
+        self.published_within(partition, version, PATIENCE);
+    }
+
+    /// As above, with so much patience.
+    pub fn published_within(&mut self, partition: u8, version: u64, patience: Duration) {
+        let path = Cursor::path(&self.state, partition);
         let output = self.output.clone();
         let far = || {
             let cursor = Cursor::load(&path, partition).ok().flatten();
@@ -116,7 +126,7 @@ impl Consumer {
             cursor.filter(named).map_or(0, |cursor| cursor.last)
         };
         let what = format!("version {version} of partition {partition} is published");
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = std::time::Instant::now() + patience;
         while far() < version {
             let ended = self.child.try_wait().expect("it is ours");
             let late = std::time::Instant::now() > deadline;

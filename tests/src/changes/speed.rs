@@ -2,6 +2,7 @@
 
 use super::{Consumer, configure};
 use crate::real::{TestHome, TestServer, binary};
+use crate::side_by_side::servers::{self, Usage};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,7 +16,7 @@ const VALUE: usize = 128;
 /// Pairs of blocks with and without a consumer.
 const PAIRS: usize = 5;
 
-fn bench(home: &TestHome, server: &TestServer, flags: &[&str]) -> Command {
+pub(super) fn bench(home: &TestHome, server: &TestServer, flags: &[&str]) -> Command {
     let mut command = Command::new(binary("turnstone-bench"));
     command
         .arg("-home")
@@ -26,13 +27,13 @@ fn bench(home: &TestHome, server: &TestServer, flags: &[&str]) -> Command {
     command
 }
 
-fn per_second(child: Child) -> f64 {
+pub(super) fn per_second(child: Child) -> f64 {
     let output = child.wait_with_output().expect("the generator ends");
     let phases: Value = serde_json::from_slice(&output.stdout).expect("it answers JSON");
     phases[0]["per_second"].as_f64().expect("a figure")
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
+pub(super) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }
@@ -123,19 +124,53 @@ pub fn measure(rows: u64) {
     println!("commit to file at {rate:.0} commits/s: p50 {:.1} ms, p99 {:.1} ms", at(0.5), at(0.99));
     assert!(consumer.stop().success());
 
-    let block =
-        || per_second(bench(&home, &server, &["-c", "16", "-depth", "4", "-duration", "5s"]).spawn().expect("it runs"));
-    let mut ratios = Vec::new();
-    for _ in 0..PAIRS {
-        let without = block();
-        let mut consumer = Consumer::start(&home);
-        std::thread::park_timeout(Duration::from_secs(2));
-        let with = block();
-        assert!(consumer.stop().success());
-        ratios.push(with / without);
-    }
-    println!("SETs with a consumer on the same two CPUs / without: median {:.2} of {PAIRS} pairs", median(ratios));
     clear(&home);
+    drop(server);
+    slowdown();
+}
+
+/// What a consumer costs the server, which has CPU 0 for itself; generator and consumer share CPU 1.
+fn slowdown() {
+    let home = TestHome::new("cdc-cost");
+    let ours = servers::start_ours(&home, &["--wal-retention-bytes", "1GiB"]).expect("it starts");
+    let keys = [("host", json!(ours.peer.address)), ("rotate_interval", json!("5s")), ("metrics_addr", json!(""))];
+    configure(&home, &[&keys[..], &[("start", json!("now"))]].concat());
+    let block = |flags: &[&str]| {
+        let before = Usage::of(ours.peer.pid).expect("it runs");
+        let more = ["-c", "50", "-duration", "5s", "-keys", "100000", "--cores", "1"];
+        let rate = per_second(bench(&home, &ours.server, &[&more, flags].concat()).spawn().expect("it runs"));
+        let used = Usage::of(ours.peer.pid).expect("it runs").since(&before);
+        (rate, used.cpu.as_secs_f64() / (rate * 5.0))
+    };
+    for (what, flags) in [
+        ("depth 1, as fast as it goes", &["-depth", "1"][..]),
+        ("depth 16, as fast as it goes", &["-depth", "16"]),
+        ("20,000 SETs/s at depth 1", &["-depth", "1", "-rate", "20000"]),
+        ("100,000 SETs/s at depth 16", &["-depth", "16", "-rate", "100000"]),
+    ] {
+        let (mut rates, mut costs) = (Vec::new(), Vec::new());
+        for _ in 0..PAIRS {
+            let without = block(flags);
+            // It begins with what comes now, or it would have this block's log to read in the next.
+            clear(&home);
+            let mut consumer = Consumer::start(&home);
+            let pid = consumer.pid().to_string();
+            crate::real::eventually(super::PATIENCE, "it follows", || {
+                consumer.log().iter().any(|line| line.contains("changes from version"))
+            });
+            let pinned = Command::new("taskset").args(["-a", "-c", "-p", "1", &pid]).stdout(Stdio::null()).status();
+            assert!(pinned.is_ok_and(|status| status.success()), "taskset fails");
+            let with = block(flags);
+            assert!(consumer.stop().success());
+            rates.push(with.0 / without.0);
+            costs.push(with.1 / without.1);
+        }
+        println!(
+            "{what}, with a consumer / without, medians of {PAIRS} pairs: rate {:.2}, the server's CPU for a SET {:.2}",
+            median(rates),
+            median(costs)
+        );
+    }
 }
 
 fn version(home: &TestHome, server: &TestServer) -> u64 {

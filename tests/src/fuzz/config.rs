@@ -9,7 +9,7 @@ use turnstone_tools::config::{Config, ConfigError, KEYS, Value, sample_json};
 use turnstone_tools::units::{parse_duration, parse_size, print_duration, print_size};
 use turnstone_tools::{cdc_config, strict_json};
 
-const FILE: &str = "f.json";
+pub(super) const FILE: &str = "f.json";
 
 /// The target.
 pub fn run(input: &[u8]) {
@@ -83,7 +83,7 @@ fn same_again(config: &Config) {
     assert!(config.max_value_size <= config.max_tx_size.min(config.max_request_size));
 }
 
-fn short(error: &ConfigError, text: &str) {
+pub(super) fn short(error: &ConfigError, text: &str) {
     let error = error.to_string();
     let origins = [FILE, "--", "TURNSTONE_", "default: "];
     assert!(origins.iter().any(|origin| error.starts_with(origin)), "{error}");

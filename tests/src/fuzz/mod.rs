@@ -5,6 +5,7 @@
 //! several modes: bytes as they are, bytes with their checksums mended, and whole files with one damage in them, where it is
 //! known what must still be read.
 
+pub mod cdc;
 pub mod changes;
 pub mod config;
 pub mod frames;
@@ -27,7 +28,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "frames_v1", run: frames::v1, seeds: frames::seeds_v1 },
     Target { name: "frames_turnstone2", run: frames::turnstone2, seeds: frames::seeds_turnstone2 },
     Target { name: "session", run: session::run, seeds: session::seeds },
@@ -36,6 +37,9 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "manifest", run: manifest::run, seeds: manifest::seeds },
     Target { name: "runs", run: runs::run, seeds: runs::seeds },
     Target { name: "config", run: config::run, seeds: config::seeds },
+    Target { name: "cdc_lines", run: cdc::lines, seeds: cdc::seeds_lines },
+    Target { name: "cdc_cursor", run: cdc::cursor, seeds: cdc::seeds_cursor },
+    Target { name: "cdc_config", run: cdc::config, seeds: cdc::seeds_config },
     Target { name: "changes", run: changes::run, seeds: changes::seeds },
     Target { name: "replication", run: replication::run, seeds: replication::seeds },
 ];

@@ -1,4 +1,4 @@
-//! Change files into DuckDB: `turnstone-duck -input tsdata/cdc_logs -db analytics.duckdb`.
+//! Changes into DuckDB: `turnstone-duck -input tsdata/cdc_logs -db analytics.duckdb`.
 
 use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
-use turnstone_tools::duck::{self, Options};
+use turnstone_tools::cdc_config;
+use turnstone_tools::duck::{self, Options, Source, Ways};
+use turnstone_tools::home::Home;
 use turnstone_tools::units::parse_duration;
 
 const EXAMPLES: &str = "Examples:
@@ -15,17 +17,25 @@ const EXAMPLES: &str = "Examples:
   turnstone-duck -input tsdata/cdc_logs -db analytics.duckdb -archive loaded -once
   turnstone-duck -input tsdata/cdc_logs -db analytics.duckdb --read-copy shared.duckdb
   turnstone-duck -input tsdata/cdc_logs -db analytics.duckdb -once --export history
+  turnstone-duck --from-server --home tsdata -db analytics.duckdb
 
 Ask with any DuckDB client, or:
   turnstone-duck -db analytics.duckdb --query \"SELECT key, json->>'$.device_type' AS type FROM turnstone_json\"";
 
-/// Loads change files into DuckDB, each change exactly once.
+/// Loads changes into DuckDB, each exactly once: from change files, or from the server.
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
     /// Directory of change files, as turnstone --mode cdc writes them
-    #[arg(long, value_name = "DIR", required_unless_present = "query")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["query", "from_server", "yardstick"])]
     input: Option<PathBuf>,
+    /// Read from the server directly, without files: host, partitions, id, start and hold are those of the home's
+    /// turnstone.cdc.json
+    #[arg(long, conflicts_with_all = ["input", "archive"])]
+    from_server: bool,
+    /// The home with turnstone.cdc.json and the consumer's certificate
+    #[arg(long, value_name = "DIR", env = "TURNSTONE_HOME", default_value = ".")]
+    home: PathBuf,
     /// The database; made if it is not there
     #[arg(long, value_name = "FILE", default_value = "replica.duckdb")]
     db: PathBuf,
@@ -35,7 +45,7 @@ struct Arguments {
     /// End when everything that is there is loaded
     #[arg(long)]
     once: bool,
-    /// How often to look for new files
+    /// How often to look for new files, or to load what the server has sent
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     poll: Duration,
     /// What DuckDB may take of memory
@@ -50,9 +60,15 @@ struct Arguments {
     /// At the end, write the history there as Parquet, by partition and date
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
+    /// Serve /metrics and /health there; without a host on this machine only
+    #[arg(long, value_name = "HOST:PORT", default_value = "")]
+    metrics: String,
     /// Load nothing: answer this query, a JSON object for each row
-    #[arg(long, value_name = "SQL", conflicts_with_all = ["input", "archive", "read_copy", "export", "once"])]
+    #[arg(long, value_name = "SQL", conflicts_with_all = ["input", "from_server", "archive", "read_copy", "export", "once"])]
     query: Option<String>,
+    /// Load nothing: say how many rows per second DuckDB's Appender takes alone, so many rows into a new database
+    #[arg(long, value_name = "ROWS", hide = true, conflicts_with_all = ["input", "from_server", "query"])]
+    yardstick: Option<u64>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -95,12 +111,24 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), String> {
-    let Arguments { input, db, archive, once, poll, memory, read_copy, read_copy_interval, export, query } = arguments;
-    let (input, sql) = (input.unwrap_or_default(), query.unwrap_or_default());
-    if !sql.is_empty() {
+    let Arguments { input, from_server, home, db, archive, once, poll, .. } = arguments;
+    let Arguments { memory, read_copy, read_copy_interval, export, metrics, query, .. } = arguments;
+    if let Some(sql) = query {
         return duck::publish::answer(&db, &sql);
     }
-    let options = Options { input, db, archive, once, poll, memory, read_copy, read_copy_interval, export };
+    if let Some(rows) = arguments.yardstick {
+        println!("{:.0}", duck::yardstick::appender(&db, rows)?);
+        return Ok(());
+    }
+    let source = if from_server {
+        let home = Home::new(home);
+        let settings = cdc_config::load(&home).map_err(|error| error.to_string())?;
+        let tls = cdc_config::tls_files(&home, &settings);
+        Source::Server(Box::new(settings), tls)
+    } else {
+        Source::Files(input.unwrap_or_default(), archive)
+    };
+    let options = Options { source, db, once, poll, memory, read_copy, read_copy_interval, export, metrics };
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| format!("signals cannot be caught: {error}"))?;
     let stop = Arc::new(Stop::default());
     let stopper = stop.clone();
@@ -112,5 +140,5 @@ fn run(arguments: Arguments) -> Result<(), String> {
             std::process::exit(1);
         }
     });
-    duck::run(&options, &|| stop.is_asked(), &|time| stop.wait(time))
+    duck::run(&options, &Ways { stop: &|| stop.is_asked(), wait: &|time| stop.wait(time) })
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use turnstone_cdc::run::{Context, Severity};
+use turnstone_cdc::target::Target;
 use turnstone_engine::env::Level;
 use turnstone_executor::Log;
 use turnstone_executor::log::Format;
@@ -206,7 +207,8 @@ fn consume_until_signal(home: &Home, mut settings: turnstone_cdc::Settings, stdo
         lines.line(level, text);
     };
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| format!("signals cannot be caught: {e}"))?;
-    let context = Arc::new(Context::new(settings, tls, stdout, Box::new(line)));
+    let target = if stdout { Target::Stdout } else { Target::Files(settings.output_dir.clone()) };
+    let context = Arc::new(Context::new(settings, tls, target, Box::new(line)));
     let stopper = context.clone();
     std::thread::spawn(move || {
         signals.forever().next();

@@ -2,34 +2,42 @@
 //!
 //! A file is loaded in one transaction of DuckDB, together with the watermark that says so; a crash leaves the one before.
 //! What is loaded again changes nothing: a line up to the watermark is known. [`store`] has the tables and their rules,
-//! [`files`] the order of files and the reading of lines, [`rows`] the columns, [`publish`] what others get of it.
+//! [`files`] the order of files, [`direct`] the way without them, [`feed`] the reading of lines, [`rows`] the columns,
+//! [`publish`] what others get of it, [`counts`] the metrics; [`yardstick`] says what bounds it.
 
+pub mod counts;
+pub mod direct;
+pub mod feed;
 pub mod files;
 pub mod publish;
 pub mod rows;
 pub mod store;
+pub mod yardstick;
 
+use counts::{Asked, Counts};
 use files::Found;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use store::Store;
+use turnstone_cdc::Settings;
+use turnstone_net::tls::TlsFiles;
 
 /// What the loader is told.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where change files come.
-    pub input: PathBuf,
+    /// Where changes come from.
+    pub source: Source,
     /// The database.
     pub db: PathBuf,
-    /// Where loaded files go; they stay if there is none.
-    pub archive: Option<PathBuf>,
     /// End when everything that is there is loaded.
     pub once: bool,
-    /// How often to look for new files.
+    /// How often to look for new files, or to load what has come.
     pub poll: Duration,
     /// What DuckDB may take of memory.
     pub memory: String,
@@ -39,86 +47,158 @@ pub struct Options {
     pub read_copy_interval: Duration,
     /// Where to write the history as Parquet, at the end.
     pub export: Option<PathBuf>,
+    /// Where metrics are served; empty for nowhere.
+    pub metrics: String,
 }
 
-/// Loads until `stop` says so, or, with `once`, until everything is loaded. `wait` waits, or until it is to end.
-pub fn run(options: &Options, stop: &dyn Fn() -> bool, wait: &dyn Fn(Duration)) -> Result<(), String> {
-    let mut loader = Loader::open(options)?;
-    loop {
-        loader.load_all(stop)?;
-        loader.publish(options.once || stop())?;
-        // A gap is looked at again: a list that is read while files come may lack one.
-        if stop() || (options.once && loader.gap.is_none()) {
-            break;
+/// Where changes come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Files of a directory; loaded ones go to an archive, if there is one.
+    Files(PathBuf, Option<PathBuf>),
+    /// A server, with a consumer's settings and certificate.
+    Server(Box<Settings>, TlsFiles),
+}
+
+/// How the loader learns that it is to end.
+pub struct Ways<'a> {
+    /// Whether it is.
+    pub stop: &'a dyn Fn() -> bool,
+    /// Waits, or until it is.
+    pub wait: &'a dyn Fn(Duration),
+}
+
+/// Loads until it is told to stop, or, with `once`, until everything is loaded.
+pub fn run(options: &Options, ways: &Ways<'_>) -> Result<(), String> {
+    let counts = Arc::new(Counts::default());
+    match &options.source {
+        Source::Server(settings, tls) => direct::run(options, (**settings).clone(), tls.clone(), ways, &counts),
+        Source::Files(input, archive) => {
+            let mut loader = Loader::open(options, input, archive.as_deref(), &counts)?;
+            serve_metrics(options, &counts, None)?;
+            loop {
+                loader.load_all(ways.stop)?;
+                loader.publisher.publish(&loader.store, false)?;
+                // A gap is looked at again: a list that is read while files come may lack one.
+                if (ways.stop)() || (options.once && loader.gap.is_none()) {
+                    break;
+                }
+                (ways.wait)(options.poll);
+            }
+            end(options, &loader.store, &mut loader.publisher, &counts)
         }
-        wait(options.poll);
     }
+}
+
+fn serve_metrics(
+    options: &Options,
+    counts: &Arc<Counts>,
+    streams: Option<Arc<Vec<turnstone_cdc::status::Status>>>,
+) -> Result<(), String> {
+    if options.metrics.is_empty() {
+        return Ok(());
+    }
+    turnstone_cdc::http::serve("--metrics", &options.metrics, Asked { counts: counts.clone(), streams })
+}
+
+/// What is left to do when there is nothing more to load.
+fn end(options: &Options, store: &Store, publisher: &mut Publisher<'_>, counts: &Counts) -> Result<(), String> {
+    publisher.publish(store, true)?;
     if let Some(target) = &options.export {
-        let rows = publish::export(&loader.store, target)?;
+        let rows = publish::export(store, target)?;
         eprintln!("exported {} rows to {}", HumanCount(rows), target.display());
     }
-    let (files, lines) = (loader.loaded_files, loader.loaded_lines);
-    eprintln!("loaded {} lines of {files} files in {:.1} s", HumanCount(lines), loader.busy.as_secs_f64());
+    let (files, lines, busy) = (counts.files.load(Relaxed), counts.lines.load(Relaxed), counts.busy().as_secs_f64());
+    let of = match options.source {
+        Source::Files(..) => format!(" of {files} files"),
+        Source::Server(..) => String::new(),
+    };
+    eprintln!("loaded {} lines{of} in {busy:.1} s", HumanCount(lines));
     Ok(())
 }
 
-struct Loader<'a> {
+/// Something that turns on a terminal, and says how it goes; nothing elsewhere.
+fn spinner() -> Result<ProgressBar, String> {
+    if !std::io::stderr().is_terminal() {
+        return Ok(ProgressBar::hidden());
+    }
+    let style = ProgressStyle::with_template("{elapsed} {spinner} {msg}").map_err(|error| error.to_string())?;
+    Ok(ProgressBar::new_spinner().with_style(style))
+}
+
+/// Publishes copies of the database, not too often.
+struct Publisher<'a> {
     options: &'a Options,
+    published: Option<Instant>,
+    /// Something was loaded since.
+    changed: bool,
+}
+
+impl<'a> Publisher<'a> {
+    fn new(options: &'a Options) -> Publisher<'a> {
+        Publisher { options, published: None, changed: true }
+    }
+
+    fn publish(&mut self, store: &Store, at_once: bool) -> Result<(), String> {
+        let Some(target) = &self.options.read_copy else { return Ok(()) };
+        let early = self.published.is_some_and(|at| at.elapsed() < self.options.read_copy_interval);
+        if self.changed && (at_once || !early) {
+            publish::copy(store, target)?;
+            (self.published, self.changed) = (Some(Instant::now()), false);
+        }
+        Ok(())
+    }
+}
+
+struct Loader<'a> {
+    input: &'a Path,
+    archive: Option<&'a Path>,
     store: Store,
     /// Names and lengths of loaded files.
     known: HashSet<(String, u64)>,
     /// What was missing at the last look.
     gap: Option<String>,
     bar: ProgressBar,
-    loaded_files: u64,
-    loaded_lines: u64,
-    busy: Duration,
-    /// When a copy was published, and whether anything was loaded since.
-    published: Option<Instant>,
-    changed: bool,
+    counts: &'a Counts,
+    publisher: Publisher<'a>,
 }
 
 impl<'a> Loader<'a> {
-    fn open(options: &'a Options) -> Result<Loader<'a>, String> {
-        if !options.input.is_dir() {
+    fn open(
+        options: &'a Options,
+        input: &'a Path,
+        archive: Option<&'a Path>,
+        counts: &'a Counts,
+    ) -> Result<Loader<'a>, String> {
+        if !input.is_dir() {
             return Err(format!(
                 "{} is no directory; turnstone --mode cdc --home DIR writes change files to DIR/cdc_logs",
-                options.input.display()
+                input.display()
             ));
         }
-        if let Some(archive) = &options.archive {
+        if let Some(archive) = archive {
             std::fs::create_dir_all(archive).map_err(|error| format!("{}: {error}", archive.display()))?;
         }
         let store = Store::open(&options.db, &options.memory)?;
         let known = store.files()?;
-        let bar = ProgressBar::hidden();
-        let (loaded_files, loaded_lines, busy) = (0, 0, Duration::ZERO);
-        Ok(Loader {
-            options,
-            store,
-            known,
-            gap: None,
-            bar,
-            loaded_files,
-            loaded_lines,
-            busy,
-            published: None,
-            changed: true,
-        })
+        let (bar, publisher) = (ProgressBar::hidden(), Publisher::new(options));
+        Ok(Loader { input, archive, store, known, gap: None, bar, counts, publisher })
     }
 
     /// Loads what there is, the partitions in turn.
     fn load_all(&mut self, stop: &dyn Fn() -> bool) -> Result<(), String> {
         let began = Instant::now();
-        let mut found = files::finished(&self.options.input)?;
+        let mut found = files::finished(self.input)?;
         self.set_aside(&mut found)?;
         let bytes: u64 = found.values().flatten().map(|file| file.bytes).sum();
+        self.counts.waiting.0.store(found.values().flatten().count() as u64, Relaxed);
+        self.counts.waiting.1.store(bytes, Relaxed);
         if std::io::stderr().is_terminal() && bytes > 0 {
             self.bar = ProgressBar::new(bytes);
             let style = "{elapsed} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left {msg}";
             self.bar.set_style(ProgressStyle::with_template(style).map_err(|error| error.to_string())?);
         }
-        let before = self.loaded_lines;
+        let before = self.counts.lines.load(Relaxed);
         let gap_before = self.gap.take();
         while !stop() && found.values().any(|files| !files.is_empty()) {
             for files in found.values_mut().filter(|files| !files.is_empty()) {
@@ -132,23 +212,28 @@ impl<'a> Loader<'a> {
                     continue;
                 }
                 self.load(&file)?;
-                let rate = (self.loaded_lines - before) as f64 / began.elapsed().as_secs_f64();
+                let lines = self.counts.lines.load(Relaxed) - before;
+                let rate = lines as f64 / began.elapsed().as_secs_f64();
                 self.bar.inc(file.bytes);
                 self.bar.set_message(format!("{} rows/s", HumanCount(rate as u64)));
             }
         }
         self.bar.finish_and_clear();
-        if self.loaded_lines > before {
-            self.busy += began.elapsed();
-        }
         Ok(())
     }
 
     fn load(&mut self, file: &Found) -> Result<(), String> {
-        self.loaded_lines += files::load(&mut self.store, file)?;
+        let began = Instant::now();
+        let (lines, version) = files::load(&mut self.store, file)?;
+        let counts = self.counts;
+        counts.lines.fetch_add(lines, Relaxed);
+        counts.files.fetch_add(1, Relaxed);
+        counts.waiting.0.fetch_sub(1, Relaxed);
+        counts.waiting.1.fetch_sub(file.bytes, Relaxed);
+        counts.reached(file.partition, version);
+        counts.was_busy(began.elapsed());
         self.known.insert((file.name.clone(), file.bytes));
-        self.loaded_files += 1;
-        self.changed = true;
+        self.publisher.changed = true;
         self.put_away(file)
     }
 
@@ -170,23 +255,13 @@ impl<'a> Loader<'a> {
 
     /// Moves a loaded file to the archive, if there is one.
     fn put_away(&self, file: &Found) -> Result<(), String> {
-        let Some(archive) = &self.options.archive else { return Ok(()) };
+        let Some(archive) = self.archive else { return Ok(()) };
         let target = archive.join(&file.name);
         let moved = match std::fs::rename(&file.path, &target) {
             Err(error) if error.kind() == ErrorKind::CrossesDevices => move_across(&file.path, &target),
             moved => moved,
         };
         moved.map_err(|error| format!("{} cannot be moved to {}: {error}", file.name, archive.display()))
-    }
-
-    fn publish(&mut self, at_once: bool) -> Result<(), String> {
-        let Some(target) = &self.options.read_copy else { return Ok(()) };
-        let early = self.published.is_some_and(|at| at.elapsed() < self.options.read_copy_interval);
-        if self.changed && (at_once || !early) {
-            publish::copy(&self.store, target)?;
-            (self.published, self.changed) = (Some(Instant::now()), false);
-        }
-        Ok(())
     }
 }
 

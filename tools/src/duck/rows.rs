@@ -5,12 +5,14 @@ use base64::engine::general_purpose::STANDARD;
 use duckdb::arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringBuilder, TimestampMicrosecondArray};
 use duckdb::arrow::array::{UInt8Array, UInt32Array, UInt64Array};
 use duckdb::arrow::datatypes::{Field, Schema};
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use turnstone_cdc::reader::Written;
 
-/// Rows that are handed over at once.
+/// Rows that are handed over at once, and about how many bytes: a column of texts holds less than 2 GiB.
 const BATCH: usize = 8192;
+const BATCH_BYTES: usize = 512 << 20;
 
 /// A change of a key, or a row of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +85,21 @@ pub fn newest(rows: &[Row]) -> Vec<&Row> {
     places.into_iter().map(|i| &rows[i]).collect()
 }
 
+/// Rows in pieces that are handed over at once.
+fn pieces<R: Borrow<Row>>(mut rows: &[R]) -> impl Iterator<Item = &[R]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let within = rows.iter().take(BATCH).take_while(|row| {
+            let fits = bytes <= BATCH_BYTES;
+            bytes += (*row).borrow().bytes();
+            fits
+        });
+        let (piece, rest) = rows.split_at(within.count());
+        rows = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
 fn texts<'a>(texts: impl Iterator<Item = Option<&'a str>>) -> ArrayRef {
     let mut builder = StringBuilder::new();
     texts.for_each(|text| builder.append_option(text));
@@ -107,7 +124,7 @@ fn micros(row: &Row) -> Option<i64> {
 
 /// Batches for `turnstone_history`; `copy` is the version of the copy that the rows are of.
 pub fn history(partition: u8, copy: Option<u64>, rows: &[Row]) -> impl Iterator<Item = RecordBatch> + '_ {
-    rows.chunks(BATCH).map(move |rows| {
+    pieces(rows).map(move |rows| {
         let count = rows.len();
         Columns(vec![
             ("partition", Arc::new(UInt8Array::from(vec![partition; count]))),
@@ -129,7 +146,7 @@ pub fn history(partition: u8, copy: Option<u64>, rows: &[Row]) -> impl Iterator<
 
 /// Batches of the rows' keys alone.
 pub fn keys<'a>(partition: u8, rows: &'a [&'a Row]) -> impl Iterator<Item = RecordBatch> + 'a {
-    rows.chunks(BATCH).map(move |rows| {
+    pieces(rows).map(move |rows| {
         Columns(vec![
             ("partition", Arc::new(UInt8Array::from(vec![partition; rows.len()]))),
             ("key", texts(rows.iter().map(|r| Some(r.key.0.as_str())))),
@@ -141,7 +158,7 @@ pub fn keys<'a>(partition: u8, rows: &'a [&'a Row]) -> impl Iterator<Item = Reco
 
 /// Batches for `turnstone_state`; `copy` as above.
 pub fn states<'a>(partition: u8, copy: Option<u64>, rows: &'a [&'a Row]) -> impl Iterator<Item = RecordBatch> + 'a {
-    rows.chunks(BATCH).map(move |rows| {
+    pieces(rows).map(move |rows| {
         let count = rows.len();
         Columns(vec![
             ("partition", Arc::new(UInt8Array::from(vec![partition; count]))),

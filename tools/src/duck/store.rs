@@ -6,6 +6,7 @@
 //! | `turnstone_state` | the newest state of each key, deleted ones too: a tombstone keeps an older line from bringing a key back |
 //! | `turnstone_watermark` | for each partition, the version up to which both have everything |
 //! | `turnstone_files` | the change files that were loaded |
+//! | `turnstone_cursor` | where a stream from the server goes on |
 //!
 //! The state has no primary key. With one, DuckDB keeps an index in memory for every key ever seen, and a batch takes three
 //! times as long (decision 18); that a key is there once is ours to see to: a batch has each key once, takes away what
@@ -35,6 +36,7 @@ CREATE TABLE IF NOT EXISTS turnstone_watermark(
     partition UTINYINT, epoch UBIGINT, version UBIGINT, copying UBIGINT, skips_copy BOOLEAN, file_number UBIGINT);
 CREATE TABLE IF NOT EXISTS turnstone_files(
     partition UTINYINT, file_number UBIGINT, name VARCHAR, bytes UBIGINT, lines UBIGINT, loaded_at TIMESTAMP);
+CREATE TABLE IF NOT EXISTS turnstone_cursor(partition UTINYINT, cursor VARCHAR);
 CREATE OR REPLACE VIEW turnstone_data AS
     SELECT partition, key, key_encoding, value, value_encoding, version,
            concat(partition, ':', epoch, ':', version) AS position, ts AS updated_at
@@ -132,6 +134,12 @@ impl Store {
         found.collect::<Result<_, _>>().map_err(failed)
     }
 
+    /// The cursor of a partition's stream, if there was one.
+    pub fn cursor(&self, partition: u8) -> Result<Option<String>, String> {
+        let sql = "SELECT max(cursor) FROM turnstone_cursor WHERE partition = ?";
+        self.connection.query_row(sql, params![partition], |row| row.get(0)).map_err(failed)
+    }
+
     /// Begins to load something of a partition.
     pub fn begin(&mut self, partition: u8) -> Result<Load<'_>, String> {
         let watermark = self.watermark(partition)?;
@@ -179,6 +187,11 @@ pub struct Load<'a> {
 }
 
 impl Load<'_> {
+    /// Of which partition.
+    pub fn partition(&self) -> u8 {
+        self.partition
+    }
+
     fn append(
         &self,
         table: &str,
@@ -345,6 +358,17 @@ impl Load<'_> {
                 "INSERT INTO turnstone_files VALUES (?, ?, ?, ?, ?, now()::TIMESTAMP)",
                 params![self.partition, number, name, bytes, lines],
             )
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// A stream from the server is so far.
+    pub fn cursor(&mut self, text: &str) -> Result<(), String> {
+        self.transaction
+            .execute("DELETE FROM turnstone_cursor WHERE partition = ?", params![self.partition])
+            .map_err(failed)?;
+        self.transaction
+            .execute("INSERT INTO turnstone_cursor VALUES (?, ?)", params![self.partition, text])
             .map_err(failed)?;
         Ok(())
     }

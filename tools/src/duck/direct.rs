@@ -1,0 +1,111 @@
+//! Changes from the server into the store, without files between. What a consumer writes as lines is loaded with its cursor
+//! in one transaction of the database, so it goes on behind what is there.
+
+use super::counts::Counts;
+use super::feed;
+use super::store::Store;
+use super::{Options, Publisher, Ways, end, spinner};
+use indicatif::HumanCount;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use turnstone_cdc::cursor::Cursor;
+use turnstone_cdc::run::{Context, Severity};
+use turnstone_cdc::target::{LineStore, Target};
+use turnstone_cdc::{Partitions, Settings};
+use turnstone_net::tls::TlsFiles;
+
+/// Lines of all partitions that wait in memory, MiB.
+const WAITING_MB: u64 = 64;
+/// Partitions that there are.
+const PARTITIONS: u64 = 16;
+
+/// The store, which the partitions share: DuckDB has one writer.
+struct Shared {
+    store: Mutex<Store>,
+    counts: Arc<Counts>,
+}
+
+impl Shared {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LineStore for Shared {
+    fn cursor(&self, partition: u8) -> Result<Option<Vec<u8>>, String> {
+        Ok(self.store().cursor(partition)?.map(String::into_bytes))
+    }
+
+    fn take(&self, partition: u8, lines: &[u8], cursor: &Cursor) -> Result<(), String> {
+        let mut store = self.store();
+        let began = Instant::now();
+        let mut load = store.begin(partition)?;
+        let count = feed::lines(&mut load, "the stream", lines)?;
+        load.cursor(std::str::from_utf8(&cursor.text()).map_err(|error| error.to_string())?)?;
+        let version = load.watermark.version;
+        load.commit()?;
+        self.counts.lines.fetch_add(count, Relaxed);
+        self.counts.reached(partition, version);
+        self.counts.was_busy(began.elapsed());
+        Ok(())
+    }
+}
+
+/// Loads from the server until told to stop, or, with `once`, until everything is loaded that was there at the beginning.
+pub fn run(
+    options: &Options,
+    mut settings: Settings,
+    tls: TlsFiles,
+    ways: &Ways<'_>,
+    counts: &Arc<Counts>,
+) -> Result<(), String> {
+    let partitions = match &settings.partition {
+        Partitions::All => PARTITIONS,
+        Partitions::Some(list) => list.len() as u64,
+    };
+    settings.max_file_size_mb = WAITING_MB / partitions;
+    (settings.rotate_interval, settings.flush_interval) = (options.poll, options.poll);
+    // Its metrics are among the loader's.
+    settings.metrics_addr = String::new();
+    let shared =
+        Arc::new(Shared { store: Mutex::new(Store::open(&options.db, &options.memory)?), counts: counts.clone() });
+    let log = |severity, text: &str| match severity {
+        Severity::Error | Severity::Warn => eprintln!("turnstone-duck: {text}"),
+        Severity::Info => {}
+    };
+    let context = Context::new(settings, tls, Target::Store(shared.clone()), Box::new(log));
+    super::serve_metrics(options, counts, Some(context.statuses.clone()))?;
+    let mut publisher = Publisher::new(options);
+    let bar = spinner()?;
+    std::thread::scope(|scope| {
+        let following = scope.spawn(|| turnstone_cdc::run::run(&context));
+        let mut before = 0;
+        let published = loop {
+            let lines = counts.lines.load(Relaxed);
+            if lines > before {
+                publisher.changed = true;
+            }
+            bar.set_message(format!("{} lines, {} rows/s", HumanCount(lines), rate(lines - before, options.poll)));
+            bar.tick();
+            before = lines;
+            if let Err(why) = publisher.publish(&shared.store(), false) {
+                break Err(why);
+            }
+            let is_loaded = || context.statuses.iter().all(|status| status.has_what_there_was());
+            if following.is_finished() || (ways.stop)() || (options.once && is_loaded()) {
+                break Ok(());
+            }
+            (ways.wait)(options.poll);
+        };
+        context.stop();
+        let followed = following.join().unwrap_or_else(|_| Err("a thread has panicked".to_string()));
+        bar.finish_and_clear();
+        published.and(followed)
+    })?;
+    end(options, &shared.store(), &mut publisher, counts)
+}
+
+fn rate(lines: u64, time: Duration) -> HumanCount {
+    HumanCount((lines as f64 / time.as_secs_f64()) as u64)
+}
