@@ -7,12 +7,14 @@ use crate::output::{Output, OutputError};
 use crate::run::{Context, Severity};
 use crate::settings::{OnPurged, Settings, StartAt};
 use crate::status::Status;
+use crate::target::Target;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use turnstone_net::client::{ChangeEvent, ChangeStream, ClientError};
 use turnstone_net::wire::ErrorCode;
 use turnstone_net::wire::change::body::{self, BodyError, Change};
-use turnstone_net::wire::change::{CopyEntry, PROTOCOL, Reign, Start, Subscribe, common_version};
+use turnstone_net::wire::change::{CopyEntry, PROTOCOL, Refusal, Reign, Start, Subscribe, common_version};
 
 /// Bytes that the server may send ahead.
 const WINDOW: u64 = 4 << 20;
@@ -51,6 +53,18 @@ impl From<OutputError> for Trouble {
 impl From<ClientError> for Trouble {
     fn from(error: ClientError) -> Trouble {
         Trouble::Again(format!("{} {error}", error.word()))
+    }
+}
+
+impl From<Refusal> for Trouble {
+    fn from(refusal: Refusal) -> Trouble {
+        let text = format!("{} {}", refusal.code, refusal.text);
+        match refusal.code {
+            ErrorCode::Diverged => Trouble::Diverged(refusal.at),
+            ErrorCode::Purged => Trouble::Purged(text),
+            ErrorCode::Unsupported | ErrorCode::Malformed | ErrorCode::Denied => Trouble::Fatal(text),
+            _ => Trouble::Again(text),
+        }
     }
 }
 
@@ -149,6 +163,7 @@ impl<'a> Follower<'a> {
     /// A stream, from its beginning to its end.
     fn attempt(&mut self) -> Result<(), Trouble> {
         let mut output = self.open()?;
+        self.status.aim.store(u64::MAX, Relaxed);
         let start = if output.cursor.copying || self.wants_copy {
             Start::Copy
         } else if !output.is_new {
@@ -191,7 +206,11 @@ impl<'a> Follower<'a> {
         if copied {
             self.wants_copy = false;
         }
-        ended.and(published)
+        match (ended, published) {
+            // What was read could not be kept: that is worse than whatever ended the stream.
+            (Err(_), Err(Trouble::Fatal(why))) => Err(Trouble::Fatal(why)),
+            (ended, published) => ended.and(published),
+        }
     }
 
     /// What was written behind `at` is not in the server's history.
@@ -214,6 +233,14 @@ impl<'a> Follower<'a> {
 
     fn take_back(&self, output: &mut Output, at: u64) -> Result<(), Trouble> {
         let cursor = &output.cursor;
+        if at == 0 && matches!(self.context.target, Target::Store(_)) {
+            // Files keep what was taken back; a table would be empty.
+            return Err(Trouble::Fatal(format!(
+                "the server at {} has nothing of what is here in its history: is it another one, or one that began anew? \
+                 Take a new database for it",
+                self.settings.host
+            )));
+        }
         let place = |version| Place { partition: self.partition, epoch: cursor.epoch_of(version), version };
         let (stays, from) = (place(at), place(cursor.last));
         self.log(
@@ -313,15 +340,7 @@ impl Session<'_> {
             // A server that is behind says less.
             ChangeEvent::Progress(version) if self.copying.is_none() => self.at = self.at.max(version),
             ChangeEvent::Progress(_) => {}
-            ChangeEvent::Refused(refusal) => {
-                let text = format!("{} {}", refusal.code, refusal.text);
-                return Err(match refusal.code {
-                    ErrorCode::Diverged => Trouble::Diverged(refusal.at),
-                    ErrorCode::Purged => Trouble::Purged(text),
-                    ErrorCode::Unsupported | ErrorCode::Malformed | ErrorCode::Denied => Trouble::Fatal(text),
-                    _ => Trouble::Again(text),
-                });
-            }
+            ChangeEvent::Refused(refusal) => return Err(refusal.into()),
         }
         Ok(())
     }
@@ -362,7 +381,8 @@ impl Session<'_> {
         }
         self.epochs = epochs;
         self.copying = Some(version);
-        self.follower.status.aim.store(version, Relaxed);
+        // What was there at the beginning is more than this: it is told when the copy is whole.
+        self.follower.status.aim.store(u64::MAX, Relaxed);
         self.follower.status.copies.fetch_add(1, Relaxed);
         let place = self.place(version);
         self.output.add(place, |out| line::put_copy_begin(place, keys, out))?;
@@ -425,6 +445,7 @@ impl Session<'_> {
                 Some(ChangeEvent::Value(value)) => return Ok(value),
                 // It is told again, when it matters.
                 None | Some(ChangeEvent::Progress(_)) => {}
+                Some(ChangeEvent::Refused(refusal)) => return Err(refusal.into()),
                 Some(_) => return Err(unexpected("something else than a large value")),
             }
         }
@@ -497,9 +518,13 @@ impl Session<'_> {
     /// Publishes what there is, and lets the server go of the log up to there.
     fn cut(&mut self) -> Result<(), Trouble> {
         let status = self.follower.status;
-        status.bytes.fetch_add(self.output.bytes(), Relaxed);
+        let bytes = self.output.bytes();
         let hook = self.follower.context.has_hook();
-        let path = self.output.cut(self.at, &self.epochs, self.copying.is_some(), hook)?;
+        let (output, stream) = (&mut *self.output, &mut *self.stream);
+        let (at, epochs, copying) = (self.at, &self.epochs, self.copying.is_some());
+        // A slow disk, or a database at work: the server hears meanwhile that this side lives.
+        let path = beside(|| output.cut(at, epochs, copying, hook), || drop(stream.keep_alive()))?;
+        status.bytes.fetch_add(bytes, Relaxed);
         status.published.store(self.at, Relaxed);
         if let Some(path) = path {
             // Where the stream is broken its next event says so.
@@ -519,6 +544,22 @@ impl Session<'_> {
             self.confirmed = self.cut_at;
         }
     }
+}
+
+/// Works on a thread of its own, and calls `alive` now and then until that is done.
+fn beside<T: Send>(work: impl FnOnce() -> T + Send, mut alive: impl FnMut()) -> T {
+    std::thread::scope(|scope| {
+        let (done, ended) = mpsc::channel::<()>();
+        let working = scope.spawn(move || {
+            let outcome = work();
+            drop(done);
+            outcome
+        });
+        while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            alive();
+        }
+        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn unexpected(what: &str) -> Trouble {

@@ -128,37 +128,40 @@ pub fn run(context: &Context) -> Result<(), String> {
 
 /// Follows every partition, until all have ended.
 fn follow(context: &Context) -> Result<(), String> {
+    let first: Mutex<Option<String>> = Mutex::new(None);
     std::thread::scope(|scope| {
         let threads: Vec<_> = context
             .statuses
             .iter()
             .map(|status| {
-                let follower = Follower::new(context, status.partition, status);
+                let (follower, first) = (Follower::new(context, status.partition, status), &first);
                 let follow = move || {
                     let ended = follower.run();
-                    if ended.is_err() {
+                    if let Err(why) = ended {
+                        first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
                         // The others publish what they have.
                         context.stop();
                     }
-                    ended
                 };
                 let name = format!("cdc-p{}", status.partition);
                 std::thread::Builder::new().name(name).spawn_scoped(scope, follow)
             })
             .collect();
-        let mut outcome = Ok(());
         for thread in threads {
-            let ended = match thread {
-                Ok(thread) => thread.join().unwrap_or_else(|_| Err("a thread has panicked".to_string())),
+            let failed = match thread {
+                Ok(thread) => thread.join().err().map(|_| "a thread has panicked".to_string()),
                 Err(error) => {
                     context.stop();
-                    Err(format!("no thread for a partition: {error}"))
+                    Some(format!("no thread for a partition: {error}"))
                 }
             };
-            outcome = outcome.and(ended);
+            if let Some(why) = failed {
+                first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+            }
         }
-        outcome
-    })
+    });
+    // What comes behind it may come of it.
+    first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// Two processes with one state would both write the same files.

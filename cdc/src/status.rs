@@ -54,7 +54,9 @@ pub fn metrics<'a>(all: impl Iterator<Item = &'a Status> + Clone) -> String {
         ("bytes_total", "counter", "bytes of lines written", |s| s.bytes.load(Relaxed)),
         ("files_total", "counter", "files published", |s| s.files.load(Relaxed)),
         ("written_version", "gauge", "last version written", |s| s.written.load(Relaxed)),
-        ("published_version", "gauge", "last version in a published file", |s| s.published.load(Relaxed)),
+        ("published_version", "gauge", "last version that is published: in a finished file, or in the store", |s| {
+            s.published.load(Relaxed)
+        }),
         ("commit_timestamp_ms", "gauge", "commit time of the last change written", |s| s.commit_ms.load(Relaxed)),
         ("streams_total", "counter", "streams begun", |s| s.streams.load(Relaxed)),
         ("retractions_total", "counter", "retractions written", |s| s.retractions.load(Relaxed)),

@@ -372,7 +372,8 @@ impl<E: Env> Core<E> {
         let kept_numbers = numbers.iter().copied().filter(|n| *n <= end.segment());
         let mut segments: Vec<Segment> =
             manifest.segments.iter().copied().filter(|s| s.number < mark.position.segment()).collect();
-        segments.retain(|s| files.iter().any(|(name, _)| names::number(name, "wal") == Some(s.number)));
+        let there: BTreeSet<u32> = files.iter().filter_map(|(name, _)| names::number(name, "wal")).collect();
+        segments.retain(|s| there.contains(&s.number));
         for number in kept_numbers {
             let listed = manifest.segments.iter().find(|s| s.number == number);
             let first_version = listed

@@ -144,7 +144,7 @@ fn changes_come_from_the_server_without_files() {
     assert_eq!(kills, 3);
     let rest = stream_once(&home, &db, &[]);
     assert!(rest.status.success() && said(&rest).contains("loaded 0 lines"), "{}", said(&rest));
-    // The same changes as files have them, which are loaded into another database, and into this one: all are known there.
+    // The same changes as files have them; a database gets its changes one way.
     let mut consumer = Consumer::start(&home);
     for partition in [1, 2u8] {
         consumer.published(partition, last[usize::from(partition) - 1]);
@@ -154,9 +154,31 @@ fn changes_come_from_the_server_without_files() {
     for partition in [1, 2] {
         duck::compare(&db, partition, &replay(&logs, partition));
     }
-    assert!(load_once(&logs, &db, &[]).status.success());
-    for partition in [1, 2] {
-        duck::compare(&db, partition, &replay(&logs, partition));
+    let refused = load_once(&logs, &db, &[]);
+    assert!(!refused.status.success() && said(&refused).contains("go on with --from-server"), "{}", said(&refused));
+    let by_files = duck::db(&home);
+    assert!(load_once(&logs, &by_files, &[]).status.success());
+    let refused = stream_once(&home, &by_files, &[]);
+    assert!(!refused.status.success() && said(&refused).contains("go on with -input"), "{}", said(&refused));
+    // Another server's history is not laid over this one.
+    let other = TestHome::beside(&home, "duck-other");
+    let other_server = other.serve(&["--executors", "1"]);
+    other.connect(&other_server, Role::Client, 1).set(b"k", b"of another server").unwrap();
+    changes::configure(&home, &[("host", json!(other_server.address))]);
+    let refused = stream_once(&home, &db, &[]);
+    assert!(!refused.status.success() && said(&refused).contains("is it another one"), "{}", said(&refused));
+    duck::compare(&db, 1, &replay(&logs, 1));
+    changes::configure(&home, &[("host", json!(server.address)), ("start", json!("copy"))]);
+    // A copy, and the log behind it: all of it, though the copy is as old as its checkpoint.
+    home.connect(&server, Role::Admin, 1).checkpoint().unwrap();
+    let position = home.connect(&server, Role::Client, 1).set(b"behind", b"the copy").unwrap().unwrap();
+    let copied = home.path().join("copied.duckdb");
+    let shared = home.path().join("shared.duckdb");
+    let copy = stream_once(&home, &copied, &["--id", "second", "--read-copy", &shared.display().to_string()]);
+    assert!(copy.status.success(), "{}", said(&copy));
+    for db in [&copied, &shared] {
+        let sql = "SELECT version::VARCHAR FROM turnstone_watermark WHERE partition = 1";
+        assert_eq!(query(db, sql), position.version.to_string());
     }
     let stat = home.connect(&server, Role::Client, 1).stat().unwrap();
     assert!(stat.contains("cdc-worker-1.duck"), "it holds the log under a name of its own: {stat}");

@@ -57,16 +57,18 @@ fn examples_run_as_written() {
         {{ {follow} & }} 2> consumer.log
         consumer=$!
         until_says 'changes from version' consumer.log
-        {{ {lines} & }} > lines 2> lines.log
-        printer=$!
         {load}
         {bench}
-        until_says device_type lines
         {{ {watch} & }} 2> loader.log
         loader=$!
         for _ in $(seq 600); do if test -s analytics.duckdb; then break; fi; sleep 0.1; done
-        kill $consumer $printer $loader
-        wait $consumer $loader
+        kill $consumer $loader
+        wait $consumer
+        wait $loader
+        {{ {lines} & }} > lines 2> lines.log
+        printer=$!
+        until_says device_type lines
+        kill $printer
         {once}
         ./target/release/turnstone-duck -db analytics.duckdb --query \"$(cat sql)\" > answer
         {direct} -once

@@ -171,6 +171,10 @@ impl<H: Host, L: Speaks<Frame>> Stream<'_, H, L> {
                 format_args!("{peer} gets a copy as '{}' at version {}", self.name, copy.head.version),
             );
             self.send_copy(copy).await?;
+            self.epochs = self.partition.history();
+            // A copy is as old as its checkpoint: how much log follows is told, too.
+            let shown = self.partition.published();
+            self.link.say(&Frame::Accept { last: self.sent, shown, epochs: self.epochs.clone() });
         }
         // Another server may have shown more than this one does yet.
         while self.partition.published() < self.sent {

@@ -217,7 +217,7 @@ impl ChangeStream {
 
     fn event(&mut self, frame: Frame) -> Result<ChangeEvent, ClientError> {
         let protocol = |text: &str| ClientError::Protocol(text.to_owned());
-        let between = matches!(frame, Frame::Progress(_));
+        let between = matches!(frame, Frame::Progress(_) | Frame::Refuse(_));
         if self.wanted.is_empty() == matches!(frame, Frame::Value(_)) && !between {
             return Err(protocol("the large values of a batch are not where they should be"));
         }

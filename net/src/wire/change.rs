@@ -9,7 +9,7 @@
 //! | 2 | consumer | credit | `bytes u64`: that many more may be sent |
 //! | 3 | consumer | confirm | `version u64`: the log up to there is not needed any more |
 //! | 4 | consumer | beat | nothing: it lives |
-//! | 16 | server | accept | `last u64, shown u64, epochs`: the stream begins behind `last` |
+//! | 16 | server | accept | `last u64, shown u64, epochs`: the log behind `last` follows |
 //! | 17 | server | refuse | `code u16, at u64, text` up to the end |
 //! | 18 | server | batch | a body, as it is in the log |
 //! | 19 | server | value | a large value of the batch before, in the body's order |

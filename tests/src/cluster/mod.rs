@@ -33,6 +33,8 @@ const KEYS: u32 = 12;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// After the last fault commits go on, and all have the same, within this time.
 const RECOVERY: Duration = Duration::from_secs(5);
+/// Most comparisons of logs at the end of a run: whoever is slow may yet write something meanwhile.
+const COMPARISONS: u32 = 20;
 
 /// How long a run is.
 #[derive(Clone, Copy, Debug)]
@@ -485,32 +487,43 @@ async fn settle(run: &Rc<Run>) -> Result<(), String> {
     let began = world.now();
     let shown = |node: usize| cluster.partition(node).map(|p| (p.published(), p.standing().last));
     let mut person = began + Duration::from_millis(1500);
+    // To read long logs takes its time, which is not the nodes'.
+    let (mut comparisons, mut between) = (0, String::new());
     loop {
         person = lend_a_hand(run, person);
         if cluster.failure.borrow().is_some() {
             return Ok(());
         }
-        if world.now() > began + RECOVERY * 4 {
+        if comparisons == 0 && world.now() > began + RECOVERY * 4 {
             return Err(format!("they do not come to the same within {:?}: {}", RECOVERY * 4, describe(run)));
+        }
+        if comparisons > COMPARISONS {
+            return Err(format!(
+                "{COMPARISONS} comparisons came to nothing, the last one for {between}: {}",
+                describe(run)
+            ));
         }
         let first = shown(0);
         let whole = first.filter(|(published, last)| published == last && run.clients.get() == 0);
         if let Some((last, _)) = whole
             && (1..cluster.len()).all(|node| shown(node) == first)
-            && compare(run, last).await?
         {
-            return Ok(());
+            comparisons += 1;
+            match compare(run, last).await? {
+                None => return Ok(()),
+                Some(why) => between = why,
+            }
         }
         world.sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Compares the logs up to `last`, and what they make; answers whether nothing came in between.
-async fn compare(run: &Rc<Run>, last: Version) -> Result<bool, String> {
+/// Compares the logs up to `last`, and what they make; answers what came in between, if anything did.
+async fn compare(run: &Rc<Run>, last: Version) -> Result<Option<String>, String> {
     let cluster = run.cluster.clone();
     let (mut logs, mut digests) = (Vec::new(), Vec::new());
     for node in 0..cluster.len() {
-        let Some(partition) = cluster.partition(node) else { return Ok(false) };
+        let Some(partition) = cluster.partition(node) else { return Ok(Some(format!("node {node} is away"))) };
         let read = run.on_node(node, async move {
             let digest = partition.digest().await?;
             let log = read_log(&partition, partition.oldest_version()).await?;
@@ -522,12 +535,12 @@ async fn compare(run: &Rc<Run>, last: Version) -> Result<bool, String> {
                 digests.push(digest);
             }
             // It was opened anew meanwhile.
-            None | Some(Err(Error::ShuttingDown)) => return Ok(false),
+            None | Some(Err(Error::ShuttingDown)) => return Ok(Some(format!("node {node} was opened anew"))),
             Some(Err(error)) => return Err(format!("the log of node {node} cannot be read: {error}")),
         }
     }
     if digests.iter().any(|(version, _)| *version != last) {
-        return Ok(false);
+        return Ok(Some(format!("digests of {digests:?}, which should be of {last}")));
     }
     for node in 1..cluster.len() {
         if digests[node] != digests[0] {
@@ -539,5 +552,5 @@ async fn compare(run: &Rc<Run>, last: Version) -> Result<bool, String> {
     logs.into_iter().for_each(|log| cluster.keep(log));
     let whole: Vec<Body> = cluster.archive.borrow().values().cloned().collect();
     run.told.borrow().check(&whole, key_of)?;
-    Ok(true)
+    Ok(None)
 }

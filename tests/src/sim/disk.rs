@@ -509,6 +509,9 @@ impl SimFile {
     fn kind(&self, kinds: Kinds) -> &'static str {
         // A spare that became a segment keeps its old name in its handle; every write to it but zeros is the log's.
         let image = self.disk.0.image.borrow();
+        if image.live_names.get(&*self.name) == Some(&self.inode) {
+            return kind_of(&self.name, kinds);
+        }
         let name = image.live_names.iter().find(|(_, id)| **id == self.inode).map(|(name, _)| name.as_str());
         kind_of(name.unwrap_or(&self.name), kinds)
     }

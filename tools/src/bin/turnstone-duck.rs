@@ -29,11 +29,15 @@ struct Arguments {
     /// Directory of change files, as turnstone --mode cdc writes them
     #[arg(long, value_name = "DIR", required_unless_present_any = ["query", "from_server", "yardstick"])]
     input: Option<PathBuf>,
-    /// Read from the server directly, without files: host, partitions, id, start and hold are those of the home's
-    /// turnstone.cdc.json
+    /// Read from the server directly, without files: host, partition, id, value_format, start, on_purged, hold and the
+    /// certificate are those of the home's turnstone.cdc.json
     #[arg(long, conflicts_with_all = ["input", "archive"])]
     from_server: bool,
-    /// The home with turnstone.cdc.json and the consumer's certificate
+    /// With --from-server: the server knows this consumer as ID.duck. A second database needs another ID [default: that of
+    /// turnstone.cdc.json]
+    #[arg(long, value_name = "ID", requires = "from_server")]
+    id: Option<String>,
+    /// With --from-server: the home with turnstone.cdc.json and the consumer's certificate
     #[arg(long, value_name = "DIR", env = "TURNSTONE_HOME", default_value = ".")]
     home: PathBuf,
     /// The database; made if it is not there
@@ -64,7 +68,7 @@ struct Arguments {
     #[arg(long, value_name = "HOST:PORT", default_value = "")]
     metrics: String,
     /// Load nothing: answer this query, a JSON object for each row
-    #[arg(long, value_name = "SQL", conflicts_with_all = ["input", "from_server", "archive", "read_copy", "export", "once"])]
+    #[arg(long, value_name = "SQL", conflicts_with_all = ["input", "from_server", "archive", "read_copy", "export", "once", "metrics"])]
     query: Option<String>,
     /// Load nothing: say how many rows per second DuckDB's Appender takes alone, so many rows into a new database
     #[arg(long, value_name = "ROWS", hide = true, conflicts_with_all = ["input", "from_server", "query"])]
@@ -111,7 +115,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), String> {
-    let Arguments { input, from_server, home, db, archive, once, poll, .. } = arguments;
+    let Arguments { input, from_server, id, home, db, archive, once, poll, .. } = arguments;
     let Arguments { memory, read_copy, read_copy_interval, export, metrics, query, .. } = arguments;
     if let Some(sql) = query {
         return duck::publish::answer(&db, &sql);
@@ -122,7 +126,9 @@ fn run(arguments: Arguments) -> Result<(), String> {
     }
     let source = if from_server {
         let home = Home::new(home);
-        let settings = cdc_config::load(&home).map_err(|error| error.to_string())?;
+        let mut settings = cdc_config::load(&home).map_err(|error| error.to_string())?;
+        settings.id = id.unwrap_or(settings.id);
+        settings.validate().map_err(|error| format!("--{error}"))?;
         let tls = cdc_config::tls_files(&home, &settings);
         Source::Server(Box::new(settings), tls)
     } else {

@@ -42,7 +42,7 @@ impl Counts {
     fn metrics(&self) -> String {
         let mut out = String::new();
         let figures = [
-            ("lines_total", "counter", "lines loaded", self.lines.load(Relaxed)),
+            ("lines_total", "counter", "lines of what was loaded, known ones among them", self.lines.load(Relaxed)),
             ("files_total", "counter", "files loaded", self.files.load(Relaxed)),
             ("waiting_files", "gauge", "finished files that wait", self.waiting.0.load(Relaxed)),
             ("waiting_bytes", "gauge", "bytes of finished files that wait", self.waiting.1.load(Relaxed)),
@@ -55,7 +55,7 @@ impl Counts {
         let _ = writeln!(out, "# HELP turnstone_duck_busy_seconds_total time spent on loading");
         let _ = writeln!(out, "# TYPE turnstone_duck_busy_seconds_total counter");
         let _ = writeln!(out, "turnstone_duck_busy_seconds_total {:.6}", self.busy().as_secs_f64());
-        let _ = writeln!(out, "# HELP turnstone_duck_version last version in the database");
+        let _ = writeln!(out, "# HELP turnstone_duck_version everything up to this version is in the database");
         let _ = writeln!(out, "# TYPE turnstone_duck_version gauge");
         for (partition, version) in self.versions.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let _ = writeln!(out, "turnstone_duck_version{{partition=\"{partition}\"}} {version}");

@@ -17,6 +17,12 @@ use turnstone_net::tls::TlsFiles;
 
 /// Lines of all partitions that wait in memory, MiB.
 const WAITING_MB: u64 = 64;
+/// What has come is not loaded more often than this, since each time costs a pass over the state's keys.
+const SHORTEST: Duration = Duration::from_millis(20);
+/// How often it is looked how things are.
+const LOOK: Duration = Duration::from_millis(200);
+/// With `-once`, a partition without a stream is given up after this time.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Partitions that there are.
 const PARTITIONS: u64 = 16;
 
@@ -43,10 +49,10 @@ impl LineStore for Shared {
         let mut load = store.begin(partition)?;
         let count = feed::lines(&mut load, "the stream", lines)?;
         load.cursor(std::str::from_utf8(&cursor.text()).map_err(|error| error.to_string())?)?;
-        let version = load.watermark.version;
         load.commit()?;
         self.counts.lines.fetch_add(count, Relaxed);
-        self.counts.reached(partition, version);
+        // Versions without lines count, too.
+        self.counts.reached(partition, cursor.last);
         self.counts.was_busy(began.elapsed());
         Ok(())
     }
@@ -60,16 +66,24 @@ pub fn run(
     ways: &Ways<'_>,
     counts: &Arc<Counts>,
 ) -> Result<(), String> {
+    if !settings.exec.is_empty() {
+        eprintln!("turnstone-duck: exec of turnstone.cdc.json is for files, and is passed over");
+    }
     let partitions = match &settings.partition {
         Partitions::All => PARTITIONS,
         Partitions::Some(list) => list.len() as u64,
     };
     settings.max_file_size_mb = WAITING_MB / partitions;
-    (settings.rotate_interval, settings.flush_interval) = (options.poll, options.poll);
+    let every = options.poll.clamp(SHORTEST, if options.once { LOOK } else { Duration::MAX });
+    (settings.rotate_interval, settings.flush_interval) = (every, every);
     // Its metrics are among the loader's.
     settings.metrics_addr = String::new();
-    let shared =
-        Arc::new(Shared { store: Mutex::new(Store::open(&options.db, &options.memory)?), counts: counts.clone() });
+    let store = Store::open(&options.db, &options.memory)?;
+    store.refuse_unless(true)?;
+    for (partition, version) in store.versions()? {
+        counts.reached(partition, version);
+    }
+    let shared = Arc::new(Shared { store: Mutex::new(store), counts: counts.clone() });
     let log = |severity, text: &str| match severity {
         Severity::Error | Severity::Warn => eprintln!("turnstone-duck: {text}"),
         Severity::Info => {}
@@ -78,34 +92,40 @@ pub fn run(
     super::serve_metrics(options, counts, Some(context.statuses.clone()))?;
     let mut publisher = Publisher::new(options);
     let bar = spinner()?;
+    let mut looked = (0, Instant::now());
+    let mut heard = Instant::now();
     std::thread::scope(|scope| {
         let following = scope.spawn(|| turnstone_cdc::run::run(&context));
-        let mut before = 0;
-        let published = loop {
+        let looking = loop {
             let lines = counts.lines.load(Relaxed);
-            if lines > before {
-                publisher.changed = true;
-            }
-            bar.set_message(format!("{} lines, {} rows/s", HumanCount(lines), rate(lines - before, options.poll)));
+            publisher.changed |= lines > looked.0;
+            let rate = (lines - looked.0) as f64 / looked.1.elapsed().as_secs_f64();
+            bar.set_message(format!("{} lines, {} rows/s", HumanCount(lines), HumanCount(rate as u64)));
             bar.tick();
-            before = lines;
-            if let Err(why) = publisher.publish(&shared.store(), false) {
+            looked = (lines, Instant::now());
+            if options.read_copy.is_some()
+                && let Err(why) = publisher.publish(&shared.store(), false)
+            {
                 break Err(why);
+            }
+            if context.statuses.iter().all(|status| status.connected.load(Relaxed)) {
+                heard = Instant::now();
+            }
+            if options.once && heard.elapsed() > PATIENCE {
+                break Err(format!("-once: not all partitions have had a stream for {PATIENCE:?}"));
             }
             let is_loaded = || context.statuses.iter().all(|status| status.has_what_there_was());
             if following.is_finished() || (ways.stop)() || (options.once && is_loaded()) {
                 break Ok(());
             }
-            (ways.wait)(options.poll);
+            (ways.wait)(LOOK);
         };
         context.stop();
         let followed = following.join().unwrap_or_else(|_| Err("a thread has panicked".to_string()));
         bar.finish_and_clear();
-        published.and(followed)
+        followed.and(looking)
     })?;
+    // What was loaded at the very end is in the last copy, too.
+    publisher.changed |= counts.lines.load(Relaxed) > looked.0;
     end(options, &shared.store(), &mut publisher, counts)
-}
-
-fn rate(lines: u64, time: Duration) -> HumanCount {
-    HumanCount((lines as f64 / time.as_secs_f64()) as u64)
 }

@@ -180,7 +180,11 @@ impl<'a> Loader<'a> {
             std::fs::create_dir_all(archive).map_err(|error| format!("{}: {error}", archive.display()))?;
         }
         let store = Store::open(&options.db, &options.memory)?;
+        store.refuse_unless(false)?;
         let known = store.files()?;
+        for (partition, version) in store.versions()? {
+            counts.reached(partition, version);
+        }
         let (bar, publisher) = (ProgressBar::hidden(), Publisher::new(options));
         Ok(Loader { input, archive, store, known, gap: None, bar, counts, publisher })
     }

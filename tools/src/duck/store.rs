@@ -134,6 +134,19 @@ impl Store {
         found.collect::<Result<_, _>>().map_err(failed)
     }
 
+    /// Refuses a database that gets its changes another way: two would not know of each other's copies, and of what the other
+    /// has taken back.
+    pub fn refuse_unless(&self, by_stream: bool) -> Result<(), String> {
+        let (table, how, flag) = match by_stream {
+            true => ("turnstone_files", "change files", "-input"),
+            false => ("turnstone_cursor", "a server", "--from-server"),
+        };
+        match self.number(&format!("SELECT count(*) FROM {table}"))? {
+            0 => Ok(()),
+            _ => Err(format!("this database gets its changes from {how}: go on with {flag}, or name another -db")),
+        }
+    }
+
     /// The cursor of a partition's stream, if there was one.
     pub fn cursor(&self, partition: u8) -> Result<Option<String>, String> {
         let sql = "SELECT max(cursor) FROM turnstone_cursor WHERE partition = ?";
@@ -157,6 +170,14 @@ impl Store {
     /// Runs a query that answers one text.
     pub fn text(&self, sql: &str) -> Result<String, String> {
         self.connection.query_row(sql, [], |row| row.get(0)).map_err(failed)
+    }
+
+    /// The version of each partition.
+    pub fn versions(&self) -> Result<Vec<(u8, u64)>, String> {
+        let mut statement =
+            self.connection.prepare("SELECT partition, version FROM turnstone_watermark").map_err(failed)?;
+        let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(failed)?;
+        found.collect::<Result<_, _>>().map_err(failed)
     }
 
     /// The position of each partition, as `partition:epoch:version`.
