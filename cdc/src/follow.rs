@@ -99,6 +99,8 @@ struct Session<'a> {
     begun: bool,
     /// Large values of a batch are on their way.
     in_batch: bool,
+    /// Lines of that batch so far.
+    lines: u64,
     /// Published up to there, and confirmed up to there.
     cut_at: u64,
     confirmed: u64,
@@ -192,6 +194,7 @@ impl<'a> Follower<'a> {
             copying: None,
             begun: false,
             in_batch: false,
+            lines: 0,
             cut_at: 0,
             confirmed: 0,
             moved: Instant::now(),
@@ -398,6 +401,7 @@ impl Session<'_> {
             self.output.add(place, |out| line::put_copy_row(of_row, &row.key, &row.value, format, out))?;
             self.cut_if_large()?;
         }
+        self.output.touch();
         self.count(rows.len() as u64);
         Ok(())
     }
@@ -434,6 +438,12 @@ impl Session<'_> {
         })?;
         self.in_batch = false;
         self.confirm();
+        if self.lines > 0 {
+            self.moved = Instant::now();
+            self.output.touch();
+            let lines = std::mem::take(&mut self.lines);
+            self.count(lines);
+        }
         self.follower.status.commit_ms.store(head.commit_ms, Relaxed);
         Ok(())
     }
@@ -479,10 +489,7 @@ impl Session<'_> {
             n += 1;
             self.output.add(place, |out| line::put_change(place, InTransaction { n, of, ts }, op, format, out))?;
         }
-        if of > 0 {
-            self.moved = Instant::now();
-            self.count(u64::from(of));
-        }
+        self.lines += u64::from(of);
         Ok(())
     }
 

@@ -158,10 +158,9 @@ impl Output {
         let before = self.buffer.len();
         write(&mut self.buffer);
         let grown = (self.buffer.len() - before) as u64;
-        let now = Instant::now();
         match &mut self.part {
             Some(part) => {
-                (part.last, part.changed) = (place, now);
+                part.last = place;
                 part.bytes += grown;
             }
             None => {
@@ -174,12 +173,19 @@ impl Output {
                     }
                     Target::Stdout | Target::Store(_) => None,
                 };
-                let (first, last) = (place, place);
+                let (first, last, now) = (place, place, Instant::now());
                 let hasher = Hasher::new();
                 self.part = Some(Part { file, hasher, bytes: grown, first, last, since: now, changed: now });
             }
         }
         if self.buffer.len() >= BUFFER { self.write_out() } else { Ok(()) }
+    }
+
+    /// Lines were added now: told once for many of them, since the clock costs as much as a short line.
+    pub fn touch(&mut self) {
+        if let Some(part) = &mut self.part {
+            part.changed = Instant::now();
+        }
     }
 
     /// Writes the lines that wait; a store gets them with their cursor.

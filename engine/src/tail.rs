@@ -10,7 +10,7 @@ use crate::partition::{Core, Partition};
 use crate::types::{Key, LogPosition, Value, ValuePointer, Version};
 use crate::wal::body::{self, Body, BodyError, Operation};
 use crate::wal::envelope::pointer;
-use crate::wal::scan::{Batch, Scanner, decode_checked};
+use crate::wal::scan::{Batch, OpenSegment, Scanner, decode_checked};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -148,14 +148,17 @@ pub struct LogReader<E: Env> {
     number: u64,
     scope: Scope,
     next: Version,
-    cursor: Option<Cursor>,
+    cursor: Option<Cursor<E>>,
 }
 
 /// A place in the log's files.
-struct Cursor {
+struct Cursor<E: Env> {
     at: LogPosition,
     chain: Option<u32>,
     next: Version,
+    /// The segment that is read, if nothing is written to it any more, and the newest secret of the log when it was opened: a cut
+    /// takes another one.
+    open: Option<(OpenSegment<E>, Option<u64>)>,
 }
 
 impl<E: Env> Drop for LogReader<E> {
@@ -228,9 +231,9 @@ async fn read_batches<E: Env, T>(
     next: Version,
     limit: Version,
     limit_bytes: usize,
-    cursor: Option<Cursor>,
+    cursor: Option<Cursor<E>>,
     read: fn(&[u8]) -> Result<T, BodyError>,
-) -> Result<(Vec<Batch<T>>, Cursor), Error> {
+) -> Result<(Vec<Batch<T>>, Cursor<E>), Error> {
     let partition = Partition(core.clone());
     let segments = core.wal().segments();
     if next < partition.oldest_version() {
@@ -243,10 +246,15 @@ async fn read_batches<E: Env, T>(
         None => {
             let start = segments.iter().rev().find(|s| s.first_version <= next);
             let at = start.map_or(core.wal().end(), |s| LogPosition::new(s.number, crate::disk::BLOCK as u32));
-            Cursor { at, chain: None, next }
+            Cursor { at, chain: None, next, open: None }
         }
     };
+    // What is read at once goes beyond what is wanted: it need not be read again, unless somebody writes there.
+    let (writing, secret) =
+        (core.wal().end().segment(), manifest.generations.last().map(|generation| generation.secret));
+    let open = cursor.open.take().filter(|(_, of)| *of == secret).map(|(open, _)| open);
     let mut scanner = Scanner::new(&core.env, core.id, &manifest, &numbers, cursor.at, cursor.chain);
+    scanner.resume(open);
     let limit_bytes = limit_bytes.min(PAGE_MAX);
     let (mut batches, mut bytes) = (Vec::new(), 0);
     while cursor.next <= limit && (batches.is_empty() || bytes < limit_bytes) {
@@ -279,6 +287,7 @@ async fn read_batches<E: Env, T>(
         cursor.next = batch.head.last_version() + 1;
         batches.push(batch);
     }
+    cursor.open = scanner.into_open().filter(|open| open.number < writing).map(|open| (open, secret));
     Ok((batches, cursor))
 }
 

@@ -33,8 +33,10 @@ pub struct Batch<T = Body> {
     pub body: T,
 }
 
-struct OpenSegment<E: Env> {
-    number: u32,
+/// A segment that is read, and what was read of it.
+pub struct OpenSegment<E: Env> {
+    /// Its number.
+    pub number: u32,
     file: <E::Disk as Disk>::File,
     length: u64,
     window: Option<(u64, ReadBuf)>,
@@ -106,6 +108,16 @@ impl<'a, E: Env> Scanner<'a, E> {
         chain: Option<u32>,
     ) -> Scanner<'a, E> {
         Scanner { env, partition, manifest, segments, open: None, position, chain }
+    }
+
+    /// Goes on with a segment that was open before. It must not have been written to since.
+    pub fn resume(&mut self, open: Option<OpenSegment<E>>) {
+        self.open = open;
+    }
+
+    /// The segment that is open.
+    pub fn into_open(self) -> Option<OpenSegment<E>> {
+        self.open
     }
 
     /// Where the next batch is expected.

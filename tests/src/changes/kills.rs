@@ -264,6 +264,9 @@ pub fn campaign(length: Length, victim: &mut dyn Victim) -> Finished {
             if round.is_multiple_of(8) {
                 published.look(&logs, round.is_multiple_of(512));
             }
+            if round % 1000 == 999 {
+                eprintln!("{} rounds", round + 1);
+            }
             if round % BREATH == BREATH - 1 {
                 // On a busy machine lives may all be too short for anything to be published.
                 for partition in PARTITIONS {

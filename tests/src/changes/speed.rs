@@ -3,6 +3,7 @@
 use super::{Consumer, configure};
 use crate::real::{TestHome, TestServer, binary};
 use crate::side_by_side::servers::{self, Usage};
+use crate::sim::Rng;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -38,15 +39,23 @@ pub(super) fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-/// Lines of the same shape as the load's, encoded into memory.
+/// Lines of the same shape as the load's, whose values are no text, encoded into memory.
 fn encoder(rows: u64) -> f64 {
-    let (value, mut out) = (vec![b'v'; VALUE], Vec::new());
+    let rng = Rng::new(1);
+    let values: Vec<Vec<u8>> = (0..64).map(|_| (0..VALUE).map(|_| rng.next() as u8).collect()).collect();
+    let mut out = Vec::new();
     let began = Instant::now();
     for version in 0..rows {
         let key = format!("{version:032}");
         let place = Place { partition: 1, epoch: 1, version };
         let at = InTransaction { n: 1, of: 1, ts: 1_700_000_000_000 + version };
-        put_change(place, at, Op::Set(key.as_bytes(), &value), ValueFormat::Text, &mut out);
+        put_change(
+            place,
+            at,
+            Op::Set(key.as_bytes(), &values[version as usize % values.len()]),
+            ValueFormat::Text,
+            &mut out,
+        );
         if out.len() > 256 << 10 {
             out.clear();
         }

@@ -117,6 +117,16 @@ impl Run {
 
     /// Runs `work` as a task of a node; `None` if the node is gone before it is done, or it takes too long.
     async fn on_node<T: 'static>(&self, node: usize, work: impl Future<Output = T> + 'static) -> Option<T> {
+        self.on_node_within(PATIENCE, node, work).await
+    }
+
+    /// The same with so much patience.
+    async fn on_node_within<T: 'static>(
+        &self,
+        patience: Duration,
+        node: usize,
+        work: impl Future<Output = T> + 'static,
+    ) -> Option<T> {
         let slot: Rc<RefCell<Option<T>>> = Rc::default();
         let answer = slot.clone();
         let done = Rc::new(turnstone_engine::sync::Notify::default());
@@ -126,7 +136,7 @@ impl Run {
             *answer.borrow_mut() = Some(value);
             told.notify();
         });
-        first_of(done.notified(), self.cluster.world.sleep(PATIENCE)).await;
+        first_of(done.notified(), self.cluster.world.sleep(patience)).await;
         slot.borrow_mut().take()
     }
 
@@ -524,7 +534,8 @@ async fn compare(run: &Rc<Run>, last: Version) -> Result<Option<String>, String>
     let (mut logs, mut digests) = (Vec::new(), Vec::new());
     for node in 0..cluster.len() {
         let Some(partition) = cluster.partition(node) else { return Ok(Some(format!("node {node} is away"))) };
-        let read = run.on_node(node, async move {
+        // Logs of ten minutes take their time.
+        let read = run.on_node_within(RECOVERY * 100, node, async move {
             let digest = partition.digest().await?;
             let log = read_log(&partition, partition.oldest_version()).await?;
             Ok::<_, Error>((digest, log))
