@@ -56,6 +56,7 @@ pub fn cursor(input: &[u8]) {
     let mut script = Script(input);
     let (partition, back) = (script.u8(), script.u64());
     let Ok(cursor) = Cursor::parse(script.0, partition) else { return };
+    assert!(cursor.epochs.iter().all(|epoch| epoch.first_version <= cursor.last));
     assert_eq!(Cursor::parse(&cursor.text(), partition), Ok(cursor.clone()));
     let mut gone_back = cursor.clone();
     gone_back.go_back(back.min(cursor.last));
