@@ -156,7 +156,7 @@ struct Cursor<E: Env> {
     at: LogPosition,
     chain: Option<u32>,
     next: Version,
-    /// The segment that is read, if nothing is written to it any more, and the newest secret of the log when it was opened: a cut
+    /// The segment that is read, if all of it was flushed before, and the newest secret of the log when it was opened: a cut
     /// takes another one.
     open: Option<(OpenSegment<E>, Option<u64>)>,
 }
@@ -249,9 +249,10 @@ async fn read_batches<E: Env, T>(
             Cursor { at, chain: None, next, open: None }
         }
     };
-    // What is read at once goes beyond what is wanted: it need not be read again, unless somebody writes there.
-    let (writing, secret) =
-        (core.wal().end().segment(), manifest.generations.last().map(|generation| generation.secret));
+    // What is read at once goes beyond what is wanted. It need not be read again where all of it was on the disk before: in
+    // segments before the one that has what was flushed last.
+    let flushing = segments.iter().rev().find(|s| s.first_version <= limit).map_or(0, |s| s.number);
+    let secret = manifest.generations.last().map(|generation| generation.secret);
     let open = cursor.open.take().filter(|(_, of)| *of == secret).map(|(open, _)| open);
     let mut scanner = Scanner::new(&core.env, core.id, &manifest, &numbers, cursor.at, cursor.chain);
     scanner.resume(open);
@@ -287,7 +288,7 @@ async fn read_batches<E: Env, T>(
         cursor.next = batch.head.last_version() + 1;
         batches.push(batch);
     }
-    cursor.open = scanner.into_open().filter(|open| open.number < writing).map(|open| (open, secret));
+    cursor.open = scanner.into_open().filter(|open| open.number < flushing).map(|open| (open, secret));
     Ok((batches, cursor))
 }
 
