@@ -154,7 +154,8 @@ pub fn backlog(bytes: u64) {
     let free = free_bytes(home.path());
     // The log and what is settled of it, the files, twice a database with history and state.
     assert!(free > bytes * 8, "{free} bytes are free, and a backlog of {bytes} takes eight times as much");
-    let server = home.serve(&["--executors", "1", "--wal-retention-bytes", "64GiB"]);
+    let keep = ["--executors", "1", "--wal-retention-bytes", "64GiB", "--wal-retention", "24h"];
+    let server = home.serve(&keep);
     configure(&home, &[("host", json!(server.address)), ("rotate_interval", json!("5s")), ("metrics_addr", json!(""))]);
     let rows = bytes / VALUE;
     let (count, keys) = (rows.to_string(), (rows / 4).to_string());

@@ -19,11 +19,10 @@ const PAIRS: usize = 5;
 
 pub(super) fn bench(home: &TestHome, server: &TestServer, flags: &[&str]) -> Command {
     let mut command = Command::new(binary("turnstone-bench"));
-    command
-        .arg("-home")
-        .arg(home.path())
-        .args(["-host", &server.address, "-ratio", "0", "-v", "128", "--json"])
-        .args(flags);
+    command.arg("-home").arg(home.path()).args(["-host", &server.address, "-ratio", "0", "--json"]).args(flags);
+    if !flags.contains(&"-v") {
+        command.args(["-v", "128"]);
+    }
     command.stdout(Stdio::piped()).stderr(Stdio::inherit());
     command
 }
