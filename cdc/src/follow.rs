@@ -101,8 +101,7 @@ struct Session<'a> {
     in_batch: bool,
     /// Lines of that batch so far.
     lines: u64,
-    /// Published up to there, and confirmed up to there.
-    cut_at: u64,
+    /// What is published up to there the server was told.
     confirmed: u64,
     moved: Instant,
 }
@@ -195,7 +194,6 @@ impl<'a> Follower<'a> {
             begun: false,
             in_batch: false,
             lines: 0,
-            cut_at: 0,
             confirmed: 0,
             moved: Instant::now(),
             follower: self,
@@ -538,17 +536,17 @@ impl Session<'_> {
             let stream = &mut *self.stream;
             self.follower.published(self.output, &path, &mut || drop(stream.keep_alive()))?;
         }
-        self.cut_at = self.at;
         self.confirm();
         Ok(())
     }
 
     /// Lets the server go of the log up to what is published: of whole batches only, since it knows what it has sent by them.
     fn confirm(&mut self) {
-        if self.copying.is_none() && self.begun && !self.in_batch && self.cut_at > self.confirmed {
+        let published = self.output.cursor.last;
+        if self.copying.is_none() && self.begun && !self.in_batch && published > self.confirmed {
             // Where the stream is broken the next one says what is needed.
-            let _ = self.stream.confirm(self.cut_at);
-            self.confirmed = self.cut_at;
+            let _ = self.stream.confirm(published);
+            self.confirmed = published;
         }
     }
 }

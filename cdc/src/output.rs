@@ -1,4 +1,4 @@
-//! Where a partition's lines go: change files, or standard output.
+//! Where a partition's lines go: change files, standard output, or a store that takes them with their cursor.
 //!
 //! A file grows as `cdc-pNN-SEQUENCE.part`. It is *cut* at the end of a transaction: flushed, sealed by the cursor with its
 //! length and checksum, and only then renamed to `cdc-pNN-SEQUENCE-eEPOCH-FIRST-LAST.jsonl`. Whatever a crash leaves is one

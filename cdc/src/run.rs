@@ -8,11 +8,9 @@ use crate::target::Target;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 use turnstone_net::tls::TlsFiles;
-use turnstone_net::wire::MAX_PARTITION;
 
 /// How often it is looked whether a hook has ended.
 const HOOK_LOOK: Duration = Duration::from_millis(20);
@@ -58,11 +56,7 @@ impl Context {
         let name = format!("{}{}", settings.id, target.suffix());
         let mut state_file = settings.state_file.clone().into_os_string();
         state_file.push(target.suffix());
-        let partitions: Vec<u8> = match &settings.partition {
-            crate::settings::Partitions::All => (1..=MAX_PARTITION).collect(),
-            crate::settings::Partitions::Some(list) => list.clone(),
-        };
-        let statuses = Arc::new(partitions.into_iter().map(Status::of).collect());
+        let statuses = Arc::new(settings.partition.numbers().into_iter().map(Status::of).collect());
         let (stopping, stopped) = (Mutex::new(false), Condvar::new());
         Context { settings, name, target, state_file: state_file.into(), statuses, tls, log, stopping, stopped }
     }
@@ -189,9 +183,6 @@ impl Answers for Counted {
     }
 
     fn health(&self) -> Result<(), String> {
-        match self.0.iter().filter(|status| status.connected.load(Relaxed)).count() {
-            n if n == self.0.len() => Ok(()),
-            n => Err(format!("{n} of {} partitions have a stream", self.0.len())),
-        }
+        status::health(&self.0)
     }
 }

@@ -25,6 +25,16 @@ pub enum Partitions {
     Some(Vec<u8>),
 }
 
+impl Partitions {
+    /// Their numbers.
+    pub fn numbers(&self) -> Vec<u8> {
+        match self {
+            Partitions::All => (1..=MAX_PARTITION).collect(),
+            Partitions::Some(list) => list.clone(),
+        }
+    }
+}
+
 /// How a value is written into a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueFormat {

@@ -44,6 +44,14 @@ impl Status {
     }
 }
 
+/// Whether every partition has a stream; the error says how many have.
+pub fn health(all: &[Status]) -> Result<(), String> {
+    match all.iter().filter(|status| status.connected.load(Relaxed)).count() {
+        n if n == all.len() => Ok(()),
+        n => Err(format!("{n} of {} partitions have a stream", all.len())),
+    }
+}
+
 type Reading = fn(&Status) -> u64;
 
 /// The metrics of all partitions, in Prometheus' text format.

@@ -7,9 +7,10 @@ use std::process::Command;
 use std::time::Duration;
 use turnstone_net::client::{ChangeEvent, ChangeStream, Connection};
 use turnstone_net::tls::Role;
-use turnstone_net::wire::change::{PROTOCOL, Start, Subscribe};
+use turnstone_net::wire::change::Subscribe;
 use turnstone_net::wire::{ErrorCode, Request};
-use turnstone_tests::changes::{self, Consumer, PATIENCE, SmallDisk, files, replay};
+use turnstone_tests::changes::log::subscribe;
+use turnstone_tests::changes::{self, Consumer, PATIENCE, SmallDisk, files, follow, replay};
 use turnstone_tests::real::{TestHome, TestServer, eventually};
 
 const ONE: &[&str] = &["--executors", "1"];
@@ -20,17 +21,6 @@ fn home(label: &str, server: &[&str], more: &[(&str, serde_json::Value)]) -> (Te
     let server = home.serve(server);
     follow(&home, &server, more);
     (home, server)
-}
-
-fn follow(home: &TestHome, server: &TestServer, more: &[(&str, serde_json::Value)]) {
-    let mut keys = vec![
-        ("host", json!(server.address)),
-        ("rotate_interval", json!("100ms")),
-        ("flush_interval", json!("100ms")),
-        ("metrics_addr", json!("")),
-    ];
-    keys.extend(more.iter().cloned());
-    changes::configure(home, &keys);
 }
 
 fn logs(home: &TestHome) -> std::path::PathBuf {
@@ -259,19 +249,6 @@ fn changes_go_to_standard_output_and_to_a_hook() {
     let expected: String =
         files(&logs(&home), 1).iter().map(|path| format!("{} {}\n", path.display(), path.display())).collect();
     assert_eq!(seen, expected, "the hook ran once for each file");
-}
-
-fn subscribe(partition: u8, name: &str) -> Subscribe {
-    Subscribe {
-        version: PROTOCOL,
-        partition,
-        start: Start::Behind,
-        last: 0,
-        epochs: Vec::new(),
-        hold: 0,
-        credit: 1 << 20,
-        name: name.to_string(),
-    }
 }
 
 fn next(stream: &mut ChangeStream) -> ChangeEvent {

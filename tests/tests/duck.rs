@@ -2,18 +2,14 @@
 
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use turnstone_cdc::ValueFormat;
 use turnstone_cdc::line::{self, InTransaction, Op, Place};
 use turnstone_tests::changes::PATIENCE;
-use turnstone_tests::changes::duck::{self, Loader, load_once};
+use turnstone_tests::changes::duck::{Loader, load_once, said, value as query};
 use turnstone_tests::real::{TempDir, eventually};
 
 const FORMAT: ValueFormat = ValueFormat::Json;
-
-fn said(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// Change files that a test writes itself.
 struct Files {
@@ -66,13 +62,6 @@ impl Files {
     fn data(&self) -> String {
         self.query("SELECT coalesce(string_agg(key || '=' || value, ' ' ORDER BY key), '') FROM turnstone_data")
     }
-}
-
-/// The only value of the only row.
-fn query(db: &Path, sql: &str) -> String {
-    let rows = duck::query(db, sql);
-    let value = rows[0].as_object().and_then(|row| row.values().next()).expect("a value");
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 #[test]

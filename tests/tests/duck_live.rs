@@ -2,21 +2,12 @@
 
 use serde_json::json;
 use turnstone_net::tls::Role;
-use turnstone_tests::changes::duck::{self, Loader, each_row, load_once, stream_once};
-use turnstone_tests::changes::{self, Consumer, PATIENCE, Replay, SmallDisk, State, kills, promotion, records, replay};
-use turnstone_tests::real::{TestHome, TestServer, eventually, free_port, http_get};
+use turnstone_tests::changes::duck::{self, Loader, each_row, load_once, said, stream_once, value as query};
+use turnstone_tests::changes::{
+    self, Consumer, PATIENCE, Replay, SmallDisk, State, follow, kills, promotion, records, replay,
+};
+use turnstone_tests::real::{TestHome, eventually, free_port, http_get};
 use turnstone_tests::sim::Rng;
-
-fn said(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// The only value of the only row.
-fn query(db: &std::path::Path, sql: &str) -> String {
-    let rows = duck::query(db, sql);
-    let value = rows[0].as_object().and_then(|row| row.values().next()).expect("a value");
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
 
 /// The current table of partition 1.
 fn table(db: &std::path::Path) -> State {
@@ -26,17 +17,6 @@ fn table(db: &std::path::Path) -> State {
         state.insert(text("key"), (row["version"].as_u64().expect("a number"), text("value")));
     });
     state
-}
-
-fn follow(home: &TestHome, server: &TestServer, more: &[(&str, serde_json::Value)]) {
-    let mut keys = vec![
-        ("host", json!(server.address)),
-        ("rotate_interval", json!("100ms")),
-        ("flush_interval", json!("100ms")),
-        ("metrics_addr", json!("")),
-    ];
-    keys.extend(more.iter().cloned());
-    changes::configure(home, &keys);
 }
 
 #[test]

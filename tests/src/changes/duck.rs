@@ -141,6 +141,18 @@ pub fn query(db: &Path, sql: &str) -> Vec<Value> {
     rows
 }
 
+/// The only value of the only row that a query answers.
+pub fn value(db: &Path, sql: &str) -> String {
+    let rows = query(db, sql);
+    let value = rows[0].as_object().and_then(|row| row.values().next()).expect("a value");
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// What a process wrote to its standard error.
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// Calls `take` with each row that a query answers, as it comes.
 pub fn each_row(db: &Path, sql: &str, mut take: impl FnMut(Value)) {
     let mut command = Command::new(real::loader());

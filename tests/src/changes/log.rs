@@ -8,6 +8,20 @@ use turnstone_net::tls::Role;
 use turnstone_net::wire::change::body::{self, Change as Logged};
 use turnstone_net::wire::change::{PROTOCOL, Start, Subscribe};
 
+/// From the beginning of the log, without a hold, with 1 MiB of credit.
+pub fn subscribe(partition: u8, name: &str) -> Subscribe {
+    Subscribe {
+        version: PROTOCOL,
+        partition,
+        start: Start::Behind,
+        last: 0,
+        epochs: Vec::new(),
+        hold: 0,
+        credit: 1 << 20,
+        name: name.to_string(),
+    }
+}
+
 /// The changes of a partition's log, from the oldest on.
 pub struct Log {
     stream: ChangeStream,
@@ -20,16 +34,7 @@ pub struct Log {
 impl Log {
     /// Of what the server shows now.
     pub fn of(home: &TestHome, server: &TestServer, partition: u8) -> Log {
-        let subscribe = Subscribe {
-            version: PROTOCOL,
-            partition,
-            start: Start::Behind,
-            last: 0,
-            epochs: Vec::new(),
-            hold: 0,
-            credit: 4 << 20,
-            name: "log-of-a-test".to_string(),
-        };
+        let subscribe = Subscribe { credit: 4 << 20, ..subscribe(partition, "log-of-a-test") };
         let files = home.files(Role::Admin);
         let mut stream = ChangeStream::open(&server.address, &files, PATIENCE, &subscribe).expect("it connects");
         let until = match stream.next(PATIENCE) {

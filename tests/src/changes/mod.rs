@@ -9,7 +9,7 @@ pub mod promotion;
 pub mod records;
 pub mod speed;
 
-use crate::real::{self, TempDir, TestHome, binary};
+use crate::real::{self, TempDir, TestHome, TestServer, binary};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -33,6 +33,18 @@ pub fn configure(home: &TestHome, keys: &[(&str, serde_json::Value)]) {
         settings[*key] = value.clone();
     }
     std::fs::write(&path, settings.to_string()).expect("it can be written");
+}
+
+/// Has a home's consumer read from this server, cut often and serve no metrics.
+pub fn follow(home: &TestHome, server: &TestServer, more: &[(&str, serde_json::Value)]) {
+    let mut keys: Vec<(&str, serde_json::Value)> = vec![
+        ("host", server.address.as_str().into()),
+        ("rotate_interval", "100ms".into()),
+        ("flush_interval", "100ms".into()),
+        ("metrics_addr", "".into()),
+    ];
+    keys.extend(more.iter().cloned());
+    configure(home, &keys);
 }
 
 /// A consumer process.

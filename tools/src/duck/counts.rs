@@ -79,11 +79,7 @@ impl Answers for Asked {
     }
 
     fn health(&self) -> Result<(), String> {
-        let Some(streams) = &self.streams else { return Ok(()) };
-        match streams.iter().filter(|status| status.connected.load(Relaxed)).count() {
-            n if n == streams.len() => Ok(()),
-            n => Err(format!("{n} of {} partitions have a stream", streams.len())),
-        }
+        self.streams.as_ref().map_or(Ok(()), |streams| turnstone_cdc::status::health(streams))
     }
 }
 

@@ -4,15 +4,15 @@
 use super::counts::Counts;
 use super::feed;
 use super::store::Store;
-use super::{Options, Publisher, Ways, end, spinner};
+use super::{Options, Publisher, Ways, end, open, spinner};
 use indicatif::HumanCount;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use turnstone_cdc::Settings;
 use turnstone_cdc::cursor::Cursor;
 use turnstone_cdc::run::{Context, Severity};
 use turnstone_cdc::target::{LineStore, Target};
-use turnstone_cdc::{Partitions, Settings};
 use turnstone_net::tls::TlsFiles;
 
 /// Lines of all partitions that wait in memory, MiB.
@@ -23,8 +23,6 @@ const SHORTEST: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_millis(200);
 /// With `-once`, a partition without a stream is given up after this time.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Partitions that there are.
-const PARTITIONS: u64 = 16;
 
 /// The store, which the partitions share: DuckDB has one writer.
 struct Shared {
@@ -69,20 +67,12 @@ pub fn run(
     if !settings.exec.is_empty() {
         eprintln!("turnstone-duck: exec of turnstone.cdc.json is for files, and is passed over");
     }
-    let partitions = match &settings.partition {
-        Partitions::All => PARTITIONS,
-        Partitions::Some(list) => list.len() as u64,
-    };
-    settings.max_file_size_mb = WAITING_MB / partitions;
+    settings.max_file_size_mb = WAITING_MB / settings.partition.numbers().len() as u64;
     let every = options.poll.clamp(SHORTEST, if options.once { LOOK } else { Duration::MAX });
     (settings.rotate_interval, settings.flush_interval) = (every, every);
     // Its metrics are among the loader's.
     settings.metrics_addr = String::new();
-    let store = Store::open(&options.db, &options.memory)?;
-    store.refuse_unless(true)?;
-    for (partition, version) in store.versions()? {
-        counts.reached(partition, version);
-    }
+    let store = open(options, counts)?;
     let shared = Arc::new(Shared { store: Mutex::new(store), counts: counts.clone() });
     let log = |severity, text: &str| match severity {
         Severity::Error | Severity::Warn => eprintln!("turnstone-duck: {text}"),

@@ -1,6 +1,7 @@
-//! `turnstone-duck`: change files into DuckDB, each change exactly once.
+//! `turnstone-duck`: changes into DuckDB, each exactly once.
 //!
-//! A file is loaded in one transaction of DuckDB, together with the watermark that says so; a crash leaves the one before.
+//! A file, or what the server has sent, is loaded in one transaction of DuckDB, together with the watermark that says so; a
+//! crash leaves the one before.
 //! What is loaded again changes nothing: a line up to the watermark is known. [`store`] has the tables and their rules,
 //! [`files`] the order of files, [`direct`] the way without them, [`feed`] the reading of lines, [`rows`] the columns,
 //! [`publish`] what others get of it, [`counts`] the metrics; [`yardstick`] says what bounds it.
@@ -88,6 +89,16 @@ pub fn run(options: &Options, ways: &Ways<'_>) -> Result<(), String> {
             end(options, &loader.store, &mut loader.publisher, &counts)
         }
     }
+}
+
+/// Opens the database, which must be of this source, and counts what it has.
+fn open(options: &Options, counts: &Counts) -> Result<Store, String> {
+    let store = Store::open(&options.db, &options.memory)?;
+    store.refuse_unless(matches!(options.source, Source::Server(..)))?;
+    for (partition, version) in store.versions()? {
+        counts.reached(partition, version);
+    }
+    Ok(store)
 }
 
 fn serve_metrics(
@@ -179,12 +190,8 @@ impl<'a> Loader<'a> {
         if let Some(archive) = archive {
             std::fs::create_dir_all(archive).map_err(|error| format!("{}: {error}", archive.display()))?;
         }
-        let store = Store::open(&options.db, &options.memory)?;
-        store.refuse_unless(false)?;
+        let store = open(options, counts)?;
         let known = store.files()?;
-        for (partition, version) in store.versions()? {
-            counts.reached(partition, version);
-        }
         let (bar, publisher) = (ProgressBar::hidden(), Publisher::new(options));
         Ok(Loader { input, archive, store, known, gap: None, bar, counts, publisher })
     }
