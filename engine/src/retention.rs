@@ -241,6 +241,23 @@ impl<E: Env> Partition<E> {
         if found { Ok(()) } else { Err(Error::NoSuchHold(name.to_string())) }
     }
 
+    /// For an opening, before anything else: keeps all the log there is, but what is too old or held beyond its limit, until
+    /// [`Partition::set_retention_bytes`] tells the share.
+    pub async fn keep_what_there_is(&self) {
+        let core = &self.0;
+        let held = {
+            let manifest = core.manifest.get();
+            let mark = manifest.mark.position.segment();
+            let log = core.wal().segments().iter().filter(|s| s.number < mark).map(|s| u64::from(s.used)).sum::<u64>();
+            log + manifest.values.iter().filter(|f| f.retired.is_some()).map(|f| f.used).sum::<u64>()
+        };
+        core.retention_bytes.set(core.retention_bytes.get().max(held));
+        // Whoever looks from now on sees what is kept.
+        if let Err(error) = core.purge().await {
+            core.log(Level::Warn, format_args!("old log could not be removed: {error}"));
+        }
+    }
+
     /// The oldest version that the log still has (the next to come, if it has none).
     pub fn oldest_version(&self) -> Version {
         // What is prepared and not flushed will be in it.
@@ -275,6 +292,7 @@ impl<E: Env> Partition<E> {
             value_used_bytes: manifest.values.iter().map(|f| f.used).sum(),
             value_live_bytes: manifest.live.iter().map(|(_, bytes)| bytes).sum(),
             value_pinned_bytes: pinned,
+            log_share_bytes: core.retention_bytes.get(),
             runs: manifest.runs.len() as u64,
             run_entries: manifest.runs.iter().map(|r| r.entries).sum(),
             holds: manifest.holds.iter().map(|h| (h.name.clone(), h.version, h.limit_bytes)).collect(),

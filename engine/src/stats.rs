@@ -62,6 +62,8 @@ pub struct Status {
     pub value_used_bytes: u64,
     pub value_live_bytes: u64,
     pub value_pinned_bytes: u64,
+    /// Most bytes of checkpointed log, and of value files that only it points into, that are kept.
+    pub log_share_bytes: u64,
     pub runs: u64,
     pub run_entries: u64,
     pub holds: Vec<(String, u64, u64)>,

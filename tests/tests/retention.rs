@@ -3,13 +3,14 @@
 //!
 //! `TURNSTONE_RESTARTS=N` sets how often the server is restarted.
 
+use std::time::Duration;
 use turnstone_net::client::Connection;
 use turnstone_net::tls::Role;
 use turnstone_net::wire::{ErrorCode, Request};
-use turnstone_tests::real::{TestHome, figure};
+use turnstone_tests::real::{TestHome, eventually, figure};
 
 const MIB: u64 = 1 << 20;
-/// 16 partitions share 32 MiB; with one busy partition its share is at most half the total and its floor.
+/// 16 partitions share 32 MiB.
 const FLAGS: &[&str] = &[
     "--wal-max-size",
     "256KiB",
@@ -127,4 +128,65 @@ fn kept_log_stays_within_its_settings_over_restarts() {
     );
     assert!(most <= LIMIT && most_held <= HOLD_LIMIT);
     assert!(readable > 0 && most_pinned > 0);
+}
+
+/// Loads `partition` until it keeps `wanted` bytes, never faster than shares are handed out.
+fn fill(connection: &mut Connection, partition: u8, wanted: u64) {
+    let kept = |stat: &str| figure(stat, "wal_checkpointed_bytes") + figure(stat, "value_pinned_bytes");
+    let most = wanted / MIB * 4;
+    for round in 0..most {
+        load(connection, 2, round as u32 * 31);
+        let mut stat = String::new();
+        eventually(Duration::from_secs(60), "room for the next round", || {
+            stat = connection.stat().unwrap();
+            figure(&stat, "log_share_bytes") >= kept(&stat) + MIB && figure(&stat, "wal_not_checkpointed_bytes") < MIB
+        });
+        if kept(&stat) >= wanted {
+            return;
+        }
+    }
+    panic!("partition {partition} keeps less than {wanted} bytes after {most} rounds");
+}
+
+/// A partition keeps more than its claim while the node has room, a restart takes nothing of it, and what it keeps beyond
+/// its claim goes when another claims it.
+#[test]
+fn a_partition_keeps_what_the_node_has_room_for() {
+    let home = TestHome::new("retention-room");
+    let mut first = 0;
+    for restart in 0..4 {
+        let mut server = home.serve(FLAGS);
+        let mut admin = home.connect(&server, Role::Admin, 9);
+        if restart == 0 {
+            // More than the half of the total and the floor that are the claim of a partition that alone is written to.
+            fill(&mut admin, 9, 22 * MIB);
+            first = figure(&admin.stat().unwrap(), "wal_oldest_version");
+        }
+        let mut stat = String::new();
+        eventually(Duration::from_secs(60), "a share of the room that is left", || {
+            stat = admin.stat().unwrap();
+            // Once all of it is settled again, which a killed server has to do first.
+            figure(&stat, "wal_checkpointed_bytes") >= 21 * MIB
+                && figure(&stat, "log_share_bytes") > figure(&stat, "wal_checkpointed_bytes")
+        });
+        assert_eq!(figure(&stat, "segments_purged"), 0, "restart {restart}: {stat}");
+        assert_eq!(figure(&stat, "wal_oldest_version"), first, "restart {restart}: {stat}");
+        assert_eq!(read_from(&mut admin, first), Ok(()), "restart {restart}");
+        if restart == 3 {
+            let mut other = home.connect(&server, Role::Admin, 3);
+            fill(&mut other, 3, 12 * MIB);
+            let mut kept = [0, 0];
+            eventually(Duration::from_secs(60), "both within the total", || {
+                kept = [&mut admin, &mut other].map(|c| figure(&c.stat().unwrap(), "wal_checkpointed_bytes"));
+                kept.iter().sum::<u64>() <= LIMIT
+            });
+            assert!(kept[1] >= 11 * MIB, "{kept:?}");
+            println!("22 MiB kept over restarts; then {} and {} KiB", kept[0] >> 10, kept[1] >> 10);
+        }
+        if restart % 2 == 0 {
+            server.kill();
+        } else {
+            assert!(server.stop().0.success());
+        }
+    }
 }

@@ -221,13 +221,19 @@ async fn open_partitions(core: &Rc<Core<Message>>, settings: &ServerSettings) ->
     partitions
 }
 
+/// Opens a partition that keeps all the log it has, until core 0 hands out shares by what each holds.
+pub(super) async fn open_keeping(
+    core: &Core<Message>,
+    number: u8,
+    engine: turnstone_engine::Settings,
+) -> Result<Partition<RealEnv>, turnstone_engine::Error> {
+    let partition = Partition::open(core.env(number).await?, number, engine).await?;
+    partition.keep_what_there_is().await;
+    Ok(partition)
+}
+
 async fn open_partition(core: &Rc<Core<Message>>, number: u8, engine: turnstone_engine::Settings) -> Slot {
-    let opened: Result<Partition<RealEnv>, turnstone_engine::Error> = async {
-        let env = core.env(number).await?;
-        Partition::open(env, number, engine).await
-    }
-    .await;
-    match opened {
+    match open_keeping(core, number, engine).await {
         Ok(partition) => Slot::Open(partition),
         Err(error) => {
             core.log.line(Level::Error, &format!("partition {number} is offline, the others serve: {error}"));

@@ -226,11 +226,7 @@ impl Host for Here {
         server.partitions.borrow_mut().insert(number, away);
         old.abandon().await;
         let changed = change(&old).await;
-        let opened = async {
-            let env = server.core.env(number).await?;
-            Partition::open(env, number, server.settings.engine.clone()).await
-        };
-        match opened.await {
+        match super::open_keeping(&server.core, number, server.settings.engine.clone()).await {
             Ok(partition) => {
                 server.serve_partition(number, partition.clone());
                 // Where nothing could be changed it serves as it is.

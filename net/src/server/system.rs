@@ -200,6 +200,7 @@ pub fn partition_json(s: &Status, board: &Board, consumers: &Consumers) -> Strin
         ("value_used_bytes", s.value_used_bytes),
         ("value_live_bytes", s.value_live_bytes),
         ("value_pinned_bytes", s.value_pinned_bytes),
+        ("log_share_bytes", s.log_share_bytes),
         ("runs", s.runs),
         ("run_entries", s.run_entries),
         ("cache_hits", s.cache_hits),
