@@ -312,7 +312,7 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
     let fresh = Generation { secret: core.env.random(), start: core.wal().end() };
     let epoch_id = core.env.random();
     let first_version = core.prepared.get() + 1;
-    let oldest = core.wal().segments().first().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
+    let oldest = core.wal().oldest().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
     let sabotaged = core.env.sabotage() == Some(Sabotage::GenerationNotAdvanced);
     let secret = core
         .update_manifest(|m| {

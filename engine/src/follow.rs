@@ -91,7 +91,7 @@ impl<E: Env> Partition<E> {
         let begun = core.wal().has_begun();
         let changed = core.manifest.get().epochs != epochs;
         let fresh = Generation { secret: core.env.random(), start: core.wal().end() };
-        let oldest = core.wal().segments().first().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
+        let oldest = core.wal().oldest().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
         let sabotaged = core.env.sabotage() == Some(Sabotage::OldLeaderFollowed);
         let recorded = core
             .update_manifest(|m| {

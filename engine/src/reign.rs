@@ -243,7 +243,7 @@ impl<E: Env> Partition<E> {
                 let _begin = core.begin_gate.enter().await;
                 let begun = core.wal().has_begun();
                 let fresh = Generation { secret: core.env.random(), start: core.wal().end() };
-                let oldest = core.wal().segments().first().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
+                let oldest = core.wal().oldest().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
                 let version = core.prepared.get() + 1;
                 let active = if by_force { Vec::new() } else { core.active_members() };
                 let recorded = core

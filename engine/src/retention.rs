@@ -52,19 +52,17 @@ impl<E: Env> Core<E> {
         let all = self.wal().segments();
         let checkpointed: Vec<Segment> = all.iter().copied().filter(|s| s.checkpointed_ms.is_some()).collect();
         let ends = (0..checkpointed.len()).map(|i| all.get(i + 1).map_or(Version::MAX, |s| s.first_version)).collect();
-        let pinned = checkpointed
-            .iter()
-            .enumerate()
-            .map(|(i, segment)| {
-                let below = |n: u32| LogPosition::new(n, BLOCK as u32);
-                let from = if i == 0 { LogPosition::default() } else { below(segment.number) };
-                let to = below(segment.number + 1);
-                let doomed = self.doomed_values.borrow();
-                let pinned = manifest.values.iter().filter(|f| !doomed.contains(&f.number));
-                let pinned = pinned.filter(|f| f.retired.is_some_and(|at| from < at && at <= to));
-                pinned.map(|f| f.used).sum()
-            })
-            .collect();
+        let mut pinned = vec![0; checkpointed.len()];
+        let doomed = self.doomed_values.borrow();
+        for file in manifest.values.iter().filter(|f| !doomed.contains(&f.number)) {
+            // A segment pins what was retired in it: behind its header, or at the very beginning of the next one.
+            let retired = file.retired.filter(|at| *at > LogPosition::default());
+            let segment =
+                retired.map(|at| checkpointed.partition_point(|s| LogPosition::new(s.number + 1, BLOCK as u32) < at));
+            if let Some(pinned) = segment.and_then(|i| pinned.get_mut(i)) {
+                *pinned += file.used;
+            }
+        }
         Kept { segments: checkpointed, ends, pinned }
     }
 
@@ -84,8 +82,7 @@ impl<E: Env> Core<E> {
             let numbers: Vec<u32> = kept.segments[..gone].iter().map(|s| s.number).collect();
             // In one step with the count, so that nobody ever sees more kept than is allowed.
             self.wal().doom(&numbers);
-            let oldest =
-                self.wal().segments().first().map_or(self.wal().end(), |s| LogPosition::new(s.number, BLOCK as u32));
+            let oldest = self.wal().oldest().map_or(self.wal().end(), |s| LogPosition::new(s.number, BLOCK as u32));
             let free = |f: &&ValueFile| {
                 let coming_in = self.copying.get() && f.retired == Some(LogPosition::default());
                 f.retired.is_some_and(|at| at <= oldest) && !coming_in && !pins.has_values(f.number)
@@ -123,18 +120,7 @@ impl<E: Env> Core<E> {
     }
 
     fn not_checkpointed_bytes(&self) -> u64 {
-        let mark = self.manifest.get().mark.position;
-        let segments = self.wal().segments();
-        let used = |s: &Segment| {
-            if s.number < mark.segment() {
-                0
-            } else if s.number == mark.segment() {
-                u64::from(s.used.saturating_sub(mark.offset()))
-            } else {
-                u64::from(s.used)
-            }
-        };
-        segments.iter().map(used).sum()
+        self.wal().used_from(self.manifest.get().mark.position)
     }
 
     fn checkpoint_due(&self) -> bool {
@@ -261,7 +247,7 @@ impl<E: Env> Partition<E> {
     /// The oldest version that the log still has (the next to come, if it has none).
     pub fn oldest_version(&self) -> Version {
         // What is prepared and not flushed will be in it.
-        self.0.wal().segments().first().map_or(self.0.flushed.get() + 1, |s| s.first_version)
+        self.0.wal().oldest().map_or(self.0.flushed.get() + 1, |s| s.first_version)
     }
 
     /// Figures for `stat`.

@@ -11,6 +11,7 @@ pub mod instructions;
 pub mod model;
 pub mod net_faults;
 pub mod packages;
+pub mod proxy;
 pub mod real;
 pub mod side_by_side;
 pub mod sim;

@@ -1,14 +1,11 @@
 //! Copies between real nodes: for who is beyond the leader's log, through crashes and broken connections, and in the place
 //! of another history.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use turnstone_net::client::Connection;
 use turnstone_net::tls::Role;
 use turnstone_net::wire::Request;
+use turnstone_tests::proxy::Proxy;
 use turnstone_tests::real::{self, TestHome, TestServer, figure};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -193,67 +190,6 @@ fn another_history_is_replaced_by_force_only_and_kept_aside() {
     pair.agree();
 }
 
-/// Forwards to a port, and breaks every connection when told to.
-struct Proxy {
-    port: u16,
-    forwarded: Arc<AtomicU64>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
-    over: Arc<AtomicBool>,
-}
-
-impl Proxy {
-    fn to(port: u16) -> Proxy {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bound");
-        let own = listener.local_addr().expect("an address").port();
-        let (forwarded, open, over) = (Arc::<AtomicU64>::default(), Arc::<Mutex<Vec<_>>>::default(), Arc::default());
-        let proxy = Proxy { port: own, forwarded, open, over };
-        let (forwarded, open, over) = (proxy.forwarded.clone(), proxy.open.clone(), proxy.over.clone());
-        std::thread::spawn(move || {
-            for near in listener.incoming() {
-                let Ok(near) = near else { continue };
-                if over.load(Ordering::Relaxed) {
-                    return;
-                }
-                let far = TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
-                for (mut from, mut to) in [(&near, &far), (&far, &near)]
-                    .map(|(a, b)| (a.try_clone().expect("a socket"), b.try_clone().expect("a socket")))
-                {
-                    let forwarded = forwarded.clone();
-                    std::thread::spawn(move || {
-                        let mut room = [0; 16 << 10];
-                        while let Ok(count @ 1..) = from.read(&mut room) {
-                            if to.write_all(&room[..count]).is_err() {
-                                break;
-                            }
-                            forwarded.fetch_add(count as u64, Ordering::Relaxed);
-                        }
-                        // Whichever side ends, the other one hears of it.
-                        let _ = (from.shutdown(std::net::Shutdown::Both), to.shutdown(std::net::Shutdown::Both));
-                    });
-                }
-                open.lock().expect("no panic").extend([near, far]);
-            }
-        });
-        proxy
-    }
-
-    fn break_all(&self) {
-        for socket in self.open.lock().expect("no panic").drain(..) {
-            // It may be gone.
-            let _ = socket.shutdown(std::net::Shutdown::Both);
-        }
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-        // It wakes the listener.
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
-        self.break_all();
-    }
-}
-
 #[test]
 fn a_copy_goes_on_where_it_broke_off() {
     let mut pair = Pair::new("resumed");
@@ -264,8 +200,8 @@ fn a_copy_goes_on_where_it_broke_off() {
     let said = pair.cli(1, &["replicaof", &format!("localhost:{}", proxy.port), "1"]);
     assert!(said.starts_with("Replication started"), "{said}");
     for piece in 1..=3 {
-        let before = proxy.forwarded.load(Ordering::Relaxed);
-        eventually("some of the copy comes", || proxy.forwarded.load(Ordering::Relaxed) > before + (2 << 20));
+        let before = proxy.forwarded();
+        eventually("some of the copy comes", || proxy.forwarded() > before + (2 << 20));
         assert!(pair.copying(), "the copy is whole before piece {piece}");
         proxy.break_all();
     }
@@ -273,7 +209,7 @@ fn a_copy_goes_on_where_it_broke_off() {
     let log = pair.servers[0].log().join("\n");
     assert_eq!(log.matches("the rest of it").count(), 3, "{log}");
     assert_eq!(log.matches("gets a copy at version").count(), 4, "{log}");
-    let forwarded = proxy.forwarded.load(Ordering::Relaxed);
+    let forwarded = proxy.forwarded();
     let stat = leader.stat().expect("stat");
     let live = figure(&stat, "value_live_bytes");
     assert!(forwarded < live * 2, "{forwarded} bytes were sent for {live}");

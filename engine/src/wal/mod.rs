@@ -185,6 +185,21 @@ impl<E: Env> Wal<E> {
         self.state.borrow().segments.clone()
     }
 
+    /// The oldest segment.
+    pub fn oldest(&self) -> Option<Segment> {
+        self.state.borrow().segments.first().copied()
+    }
+
+    /// Bytes in use from `position` on. Asked after each append: it looks at no segment below.
+    pub fn used_from(&self, position: LogPosition) -> u64 {
+        let used = |s: &Segment| match s.number == position.segment() {
+            true => u64::from(s.used.saturating_sub(position.offset())),
+            false => u64::from(s.used),
+        };
+        let state = self.state.borrow();
+        state.segments.iter().rev().take_while(|s| s.number >= position.segment()).map(used).sum()
+    }
+
     /// Flushes that this log shared with others of its core, and the writes that they covered.
     pub fn shared_counts(&self) -> (u64, u64) {
         let state = self.state.borrow();

@@ -1,11 +1,12 @@
 //! Two servers, the same load, alternating: what each operation costs.
 //!
 //! * [`alone`]: what has no counterpart: the v1 dialect, all partitions at once, readers beside writers, two executors.
-//! * [`replicated`]: what a follower costs, and how far behind it is.
+//! * [`replicated`]: what a follower costs, and how far behind it is; [`laggards`]: those that do not keep up.
 //! * [`servers`]: starting them pinned, and reading what they used.
 //! * [`yardsticks`]: what the disk and TLS alone cost, measured in the same run.
 
 mod alone;
+mod laggards;
 mod replicated;
 pub mod servers;
 pub mod yardsticks;
@@ -46,14 +47,22 @@ struct Settings {
     only: Option<String>,
     /// Where the follower's home is made: on a disk of its own, or in memory. Below the target directory if not set.
     follower_in: Option<PathBuf>,
+    /// How much a copy has, bytes.
+    copied: u64,
 }
 
 fn settings(words: impl Iterator<Item = String>) -> Result<Settings, String> {
     let usage = "usage: side-by-side redis [--block 8s] [--rounds 1] [--only 'SET depth 1'|alone|calm|executors]\n   or: \
-                 side-by-side replication [--block 8s] [--rounds 1] [--only catch-up|quorum|cost|lag|stopped] \
-                 [--follower-in DIR]";
-    let mut settings =
-        Settings { replicated: false, block: "8s".to_string(), rounds: 1, only: None, follower_in: None };
+                 side-by-side replication [--block 8s] [--rounds 1] [--only catch-up|quorum|cost|lag|stopped|\
+                 slow|copy] [--follower-in DIR] [--copied 1GiB]";
+    let mut settings = Settings {
+        replicated: false,
+        block: "8s".to_string(),
+        rounds: 1,
+        only: None,
+        follower_in: None,
+        copied: 1 << 30,
+    };
     let mut words = words.peekable();
     match words.next().as_deref() {
         Some("redis") => {}
@@ -67,6 +76,7 @@ fn settings(words: impl Iterator<Item = String>) -> Result<Settings, String> {
             "--rounds" => settings.rounds = value.parse().map_err(|_| usage)?,
             "--only" => settings.only = Some(value),
             "--follower-in" => settings.follower_in = Some(value.into()),
+            "--copied" => settings.copied = turnstone_tools::units::parse_size(&value).map_err(|e| e.to_string())?,
             _ => return Err(usage.to_string()),
         }
     }

@@ -1,8 +1,8 @@
 //! What a follower costs, and how far behind it is: two of our servers on this machine, the leader on CPU 0, the follower
-//! and the generator on CPU 1.
+//! and the generator on CPU 1. [`super::laggards`] has followers that do not keep up.
 
 use super::servers::{self, Ours, Usage};
-use super::{Settings, Workload, block, generate, median, microseconds, milliseconds, yardsticks};
+use super::{Settings, Workload, block, generate, laggards, median, microseconds, milliseconds, yardsticks};
 use crate::real::{TestHome, TestServer, binary, figure};
 use std::time::{Duration, Instant};
 use turnstone_net::client::Connection;
@@ -14,48 +14,52 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Log for the catch-up, in bytes of keys and values.
 const BACKLOG: u64 = 512 << 20;
 
-struct Pair {
-    leader: Ours,
-    follower: TestServer,
+pub struct Pair {
+    pub leader: Ours,
+    pub follower: TestServer,
     // They go when nobody writes into them any more.
-    homes: [TestHome; 2],
+    pub homes: [TestHome; 2],
 }
 
 impl Pair {
-    fn start(settings: &Settings) -> Result<Pair, String> {
+    /// Both, the leader with these flags.
+    pub fn start(settings: &Settings, flags: &[&str]) -> Result<Pair, String> {
         let first = TestHome::new("replicated-leader");
         let second = match &settings.follower_in {
             Some(directory) => TestHome::beside_in(directory, &first, "replicated-follower"),
             None => TestHome::beside(&first, "replicated-follower"),
         };
-        // The log stays whole, for the catch-up.
-        let leader = servers::start_ours(&first, &["--wal-retention-bytes", "64GiB", "--quorum-timeout", "60s"])?;
+        let leader = servers::start_ours(&first, flags)?;
         let follower = second.try_serve_under(&["taskset", "-c", FOLLOWER_CPU], binary("turnstone"), &[])?;
         Ok(Pair { leader, follower, homes: [first, second] })
     }
 
-    fn order(&self, node: usize, words: &str) -> Result<(), String> {
+    /// What the command line answers to these words at a node.
+    pub fn order(&self, node: usize, words: &str) -> Result<String, String> {
         let server = if node == 0 { &self.leader.server } else { &self.follower };
         let arguments: Vec<&str> = ["--admin", "--partition", "1"].into_iter().chain(words.split(' ')).collect();
         let output = self.homes[node].cli(server, &arguments);
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        if output.status.success() { Ok(()) } else { Err(format!("{words}: {text}")) }
+        if output.status.success() { Ok(text) } else { Err(format!("{words}: {text}")) }
     }
 
-    fn follow(&self) -> Result<(), String> {
-        self.order(1, &format!("replicaof {} 1", self.leader.peer.address))
+    /// The follower follows.
+    pub fn follow(&self) -> Result<(), String> {
+        self.order(1, &format!("replicaof {} 1", self.leader.peer.address)).map(|_| ())
     }
 
-    fn at_leader(&self) -> Connection {
+    /// A connection to the leader.
+    pub fn at_leader(&self) -> Connection {
         self.homes[0].connect(&self.leader.server, Role::Admin, 1)
     }
 
-    fn at_follower(&self) -> Connection {
+    /// A connection to the follower.
+    pub fn at_follower(&self) -> Connection {
         self.homes[1].connect(&self.follower, Role::Admin, 1)
     }
 
     /// Waits until the follower shows what the leader does; answers how long that took.
-    fn catch_up(&self) -> Result<Duration, String> {
+    pub fn catch_up(&self) -> Result<Duration, String> {
         let wanted = version(&mut self.at_leader());
         let mut follower = self.at_follower();
         let started = Instant::now();
@@ -79,7 +83,11 @@ fn version(connection: &mut Connection) -> u64 {
 
 /// Runs what the settings ask for and prints the figures.
 pub fn run(settings: &Settings) -> Result<(), String> {
-    let pair = Pair::start(settings)?;
+    if settings.only.as_deref() == Some("copy") {
+        return laggards::copied(settings);
+    }
+    // The log stays whole, for the catch-up.
+    let pair = Pair::start(settings, &["--wal-retention-bytes", "64GiB", "--quorum-timeout", "60s"])?;
     println!("two CPUs: leader on 0, follower and generator on 1; 128 B values, mutual TLS 1.3 AES-128-GCM");
     println!("bare TLS echo of 200 B, one client: {}", yardsticks::echo(&pair.homes[0])?);
     println!("raw 4 KiB flush, one at a time, on CPU 0: {}", yardsticks::flushes(pair.homes[0].path(), 0)?);
@@ -99,7 +107,10 @@ pub fn run(settings: &Settings) -> Result<(), String> {
         lag(&pair, settings)?;
     }
     if wanted("stopped") {
-        stopped(&pair, settings)?;
+        laggards::stopped(&pair, settings)?;
+    }
+    if wanted("slow") {
+        laggards::slow(&pair, settings)?;
     }
     Ok(())
 }
@@ -231,40 +242,4 @@ fn lag(pair: &Pair, settings: &Settings) -> Result<(), String> {
         times.len()
     );
     Ok(())
-}
-
-/// A follower that is stopped: what the leader's clients and memory see of it.
-fn stopped(pair: &Pair, settings: &Settings) -> Result<(), String> {
-    pair.catch_up()?;
-    let fixed = ["-c", "16", "--ratio", "0", "--rate", "5000", "--warmup", "500ms", "--duration", &settings.block];
-    let p99 = || {
-        let report = generate(&pair.homes[0], &pair.leader.peer.address, &fixed)?;
-        Ok::<_, String>(report["write_us"]["p99"].as_f64().unwrap_or(f64::NAN))
-    };
-    let (mut before, mut during) = (Vec::new(), Vec::new());
-    let mut grown = Vec::new();
-    for _ in 0..settings.rounds.max(3) {
-        before.push(p99()?);
-        let resident = resident_kib(pair.leader.peer.pid)?;
-        pair.follower.pause();
-        during.push(p99()?);
-        grown.push((resident_kib(pair.leader.peer.pid)? as f64 - resident as f64) / 1024.0);
-        pair.follower.go_on();
-        let took = pair.catch_up()?;
-        println!("stopped for {}: caught up {:.2} s after it went on", settings.block, took.as_secs_f64());
-    }
-    let (before, during) = (median(before.into_iter()), median(during.into_iter()));
-    println!(
-        "5,000 SET/s: p99 {before:.0} us beside a follower, {during:.0} us beside a stopped one, ratio {:.2}; memory of the leader \
-         {:+.0} MiB meanwhile",
-        during / before,
-        median(grown.into_iter())
-    );
-    Ok(())
-}
-
-fn resident_kib(pid: u32) -> Result<u64, String> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| e.to_string())?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).ok_or_else(|| "no VmRSS".to_string())
 }

@@ -103,6 +103,8 @@ pub struct DiskImage {
     inodes: BTreeMap<u64, Inode>,
     durable_names: BTreeMap<String, u64>,
     live_names: BTreeMap<String, u64>,
+    /// The live name of each file that has one.
+    names_of: BTreeMap<u64, String>,
     /// With the serial of each, so that a sync covers just those that were made before it began.
     name_changes: Vec<(u64, NameChange)>,
     next_change: u64,
@@ -195,6 +197,7 @@ impl DiskImage {
             }
         }
         image.live_names = image.durable_names.clone();
+        image.names_of = image.live_names.iter().map(|(name, id)| (*id, name.clone())).collect();
         let named: std::collections::BTreeSet<u64> = image.live_names.values().copied().collect();
         image.inodes.retain(|id, _| named.contains(id));
         image
@@ -334,6 +337,7 @@ impl Disk for SimDisk {
                     let inode = image.next;
                     image.inodes.insert(inode, Inode::default());
                     image.live_names.insert(name.to_string(), inode);
+                    image.names_of.insert(inode, name.to_string());
                     image.change_name(NameChange::Bind(name.to_string(), inode));
                 }
                 self.step(kind_of(
@@ -359,7 +363,10 @@ impl Disk for SimDisk {
             let Some(inode) = image.live_names.remove(from) else {
                 return Err(self.error(DiskErrorKind::NotFound, "rename", from));
             };
-            image.live_names.insert(to.to_string(), inode);
+            if let Some(replaced) = image.live_names.insert(to.to_string(), inode) {
+                image.names_of.remove(&replaced);
+            }
+            image.names_of.insert(inode, to.to_string());
             image.change_name(NameChange::Rename(from.to_string(), to.to_string(), inode));
         }
         self.step(kind_of(
@@ -379,9 +386,10 @@ impl Disk for SimDisk {
         self.0.world.device_time().await;
         {
             let mut image = self.0.image.borrow_mut();
-            if image.live_names.remove(name).is_none() {
+            let Some(inode) = image.live_names.remove(name) else {
                 return Err(self.error(DiskErrorKind::NotFound, "remove", name));
-            }
+            };
+            image.names_of.remove(&inode);
             image.change_name(NameChange::Remove(name.to_string()));
         }
         self.step(kind_of(
@@ -509,11 +517,7 @@ impl SimFile {
     fn kind(&self, kinds: Kinds) -> &'static str {
         // A spare that became a segment keeps its old name in its handle; every write to it but zeros is the log's.
         let image = self.disk.0.image.borrow();
-        if image.live_names.get(&*self.name) == Some(&self.inode) {
-            return kind_of(&self.name, kinds);
-        }
-        let name = image.live_names.iter().find(|(_, id)| **id == self.inode).map(|(name, _)| name.as_str());
-        kind_of(name.unwrap_or(&self.name), kinds)
+        kind_of(image.names_of.get(&self.inode).map_or(&*self.name, String::as_str), kinds)
     }
 }
 
