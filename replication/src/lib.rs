@@ -24,4 +24,4 @@ use std::time::Duration;
 /// A side that has said nothing for this long says that it lives.
 pub const BEAT: Duration = Duration::from_millis(500);
 /// A side that was not heard for this long is taken for gone.
-pub const SILENCE: Duration = Duration::from_secs(5);
+pub const SILENCE: Duration = Duration::from_secs(4);

@@ -12,7 +12,7 @@ use crate::model::{Commit, KeyNumber, Model, key_bytes};
 use crate::sim::disk::Loss;
 use crate::sim::rng::mix;
 use crate::sim::world::End;
-use crate::sim::{DiskImage, IndexImage, Rng, SimDisk, SimEnv, SimIndex, World};
+use crate::sim::{Clock, DiskImage, IndexImage, Rng, SimDisk, SimEnv, SimIndex, World};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -168,6 +168,7 @@ fn env(world: &Rc<World>, disk: DiskImage, index: IndexImage, faults: bool, sabo
         index: SimIndex::new(world.clone(), index, faults),
         sabotage,
         shared: None,
+        clock: Clock::default(),
     }
 }
 

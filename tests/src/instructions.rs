@@ -2,7 +2,7 @@
 //! simulated disk. `src/bin/instructions.rs` counts what it costs.
 
 use crate::sim::world::End;
-use crate::sim::{DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
+use crate::sim::{Clock, DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
 use std::rc::Rc;
 use turnstone_engine::Partition;
 use turnstone_engine::settings::Settings;
@@ -84,6 +84,7 @@ pub fn run(kind: &str, count: u32) {
         index: SimIndex::new(world.clone(), IndexImage::default(), false),
         sabotage: None,
         shared: None,
+        clock: Clock::default(),
     };
     let (dialect, frames): (Dialect, fn(u32) -> Vec<u8>) = match kind {
         "get" => (Dialect::Turnstone2, |key| get(Dialect::Turnstone2, key)),

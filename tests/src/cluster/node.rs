@@ -2,7 +2,7 @@
 
 use super::network::{SimLink, Weather, connect};
 use crate::sim::disk::Loss;
-use crate::sim::{DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
+use crate::sim::{Clock, DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
@@ -36,6 +36,10 @@ pub struct Cluster {
     pub weather: Rc<Weather>,
     nodes: Vec<RefCell<Option<Rc<Running>>>>,
     disks: Vec<RefCell<(DiskImage, IndexImage)>>,
+    /// As of the node's last start.
+    clocks: Vec<Cell<Clock>>,
+    /// Whether clocks go wrong.
+    skewed: bool,
     settings: Settings,
     sabotage: Option<Sabotage>,
     lives: Cell<u32>,
@@ -60,8 +64,11 @@ impl Cluster {
     /// So many nodes, none of which runs.
     pub fn new(world: Rc<World>, nodes: usize, settings: Settings, sabotage: Option<Sabotage>) -> Rc<Cluster> {
         let copies_percent = if world.rng.percent(30) { 10 + world.rng.below(60) } else { 0 };
+        let skewed = world.rng.percent(30);
         Rc::new(Cluster {
             copies_percent,
+            skewed,
+            clocks: (0..nodes).map(|_| Cell::default()).collect(),
             archive: RefCell::default(),
             copied: Cell::new(0),
             world,
@@ -126,12 +133,19 @@ impl Cluster {
     pub fn start(self: &Rc<Self>, node: usize) {
         let (disk, index) = self.disks[node].borrow().clone();
         self.lives.set(self.lives.get() + 1);
+        if self.skewed {
+            // Somebody sets it, to within a day, and it goes a tenth too fast or too slow.
+            let rng = &self.world.rng;
+            let (ahead_ms, pace) = (rng.below(172_800_000) as i64 - 86_400_000, 90 + rng.below(21) as u32);
+            self.clocks[node].set(Clock { pace, ahead_ms });
+        }
         let env = SimEnv {
             world: self.world.clone(),
             disk: SimDisk::new(self.world.clone(), disk),
             index: SimIndex::new(self.world.clone(), index, false),
             sabotage: self.sabotage,
             shared: None,
+            clock: self.clocks[node].get(),
         };
         let running = Rc::new(Running {
             life: self.lives.get(),
@@ -285,7 +299,8 @@ impl Host for SimHost {
     }
 
     fn now(&self) -> Duration {
-        self.cluster.upgrade().map_or(Duration::ZERO, |cluster| cluster.world.now())
+        let shown = |cluster: Rc<Cluster>| cluster.clocks[self.node].get().shows(cluster.world.now());
+        self.cluster.upgrade().map_or(Duration::ZERO, shown)
     }
 
     fn stopping(&self) -> bool {

@@ -5,7 +5,7 @@ use super::{KEYS, Life, Moment, Tally, choose_loss, run_session, settings, submi
 use crate::model::{Model, key_bytes};
 use crate::sim::rng::mix;
 use crate::sim::world::End;
-use crate::sim::{DiskImage, IndexImage, Rng, SimDisk, SimEnv, SimIndex, World};
+use crate::sim::{Clock, DiskImage, IndexImage, Rng, SimDisk, SimEnv, SimIndex, World};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -54,6 +54,7 @@ pub fn run_seed(seed: u64, sabotage: Option<Sabotage>, tally: &Rc<RefCell<Tally>
         index: SimIndex::new(world.clone(), IndexImage::default(), false),
         sabotage,
         shared: Some(shared.clone()),
+        clock: Clock::default(),
     };
     let life = || {
         Rc::new(Life {

@@ -15,6 +15,8 @@ const NARROW: u64 = 1_000_000;
 const LOAD: [&str; 8] = ["-c", "16", "--ratio", "0", "--rate", "5000", "-v", "1000"];
 /// A copy is made of values of this size.
 const COPIED_VALUE: usize = 256 << 10;
+/// A block with a follower that keeps up, before one with a follower that does not.
+const BEFORE: &str = "30s";
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A follower that is stopped.
@@ -60,7 +62,7 @@ fn compare(
 ) -> Result<(), String> {
     let (mut before, mut during, mut grown) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..settings.rounds {
-        before.push(p99(pair, &settings.block)?);
+        before.push(p99(pair, BEFORE)?);
         let resident = resident_kib(pair.leader.peer.pid)?;
         hinder()?;
         during.push(p99(pair, &settings.block)?);

@@ -10,6 +10,36 @@ use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::wal::shared_flush::SharedFlush;
 
+/// A node's clock: all else in the world goes by the true one.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// So many hundredths of the true pace.
+    pub pace: u32,
+    /// What the wall clock is ahead, milliseconds.
+    pub ahead_ms: i64,
+}
+
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock { pace: 100, ahead_ms: 0 }
+    }
+}
+
+impl Clock {
+    /// What it shows at a true time.
+    pub fn shows(&self, at: Duration) -> Duration {
+        at * self.pace / 100
+    }
+
+    /// The true time until it shows so much more: never too short, or who waits for a time would ask again for ever.
+    pub fn takes(&self, how_long: Duration) -> Duration {
+        match self.pace {
+            100 => how_long,
+            pace => how_long * 100 / pace + Duration::from_nanos(1),
+        }
+    }
+}
+
 /// The outside world of one simulated partition.
 #[derive(Clone)]
 pub struct SimEnv {
@@ -23,6 +53,8 @@ pub struct SimEnv {
     pub sabotage: Option<Sabotage>,
     /// The logs of the partitions that share a core, if they share flushes.
     pub shared: Option<Rc<SharedFlush<SimFile>>>,
+    /// The clock.
+    pub clock: Clock,
 }
 
 impl Env for SimEnv {
@@ -39,16 +71,16 @@ impl Env for SimEnv {
         self.shared.clone()
     }
     fn now(&self) -> Duration {
-        self.world.now()
+        self.clock.shows(self.world.now())
     }
     fn wall_ms(&self) -> u64 {
-        1_700_000_000_000 + self.world.now().as_millis() as u64
+        (1_700_000_000_000 + self.now().as_millis() as u64).saturating_add_signed(self.clock.ahead_ms)
     }
     fn random(&self) -> u64 {
         self.world.rng.next()
     }
     async fn sleep(&self, how_long: Duration) {
-        self.world.sleep(how_long).await;
+        self.world.sleep(self.clock.takes(how_long)).await;
     }
     async fn give_way(&self) {
         self.world.sleep(Duration::from_micros(1)).await;

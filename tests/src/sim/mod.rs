@@ -10,7 +10,7 @@ pub mod rng;
 pub mod world;
 
 pub use disk::{DiskImage, SimDisk};
-pub use env::SimEnv;
+pub use env::{Clock, SimEnv};
 pub use index::{IndexImage, SimIndex};
 pub use rng::Rng;
 pub use world::World;
