@@ -33,15 +33,17 @@ struct Kept {
 /// How many of the oldest checkpointed segments can go.
 fn purgeable(kept: &Kept, limit: u64, oldest_ms: u64, holds: &[Hold]) -> usize {
     let bytes = |i: usize| u64::from(kept.segments[i].used) + kept.pinned[i];
-    let from = |i: usize| (i..kept.segments.len()).map(bytes).sum::<u64>();
+    // From this one on.
+    let mut left = (0..kept.segments.len()).map(bytes).sum::<u64>();
     let mut gone = 0;
     for i in 0..kept.segments.len() {
         let expired = kept.segments[i].checkpointed_ms.is_some_and(|at| at < oldest_ms);
-        let over = from(i) > limit;
-        let held = holds.iter().any(|h| h.version < kept.ends[i] && from(i) <= h.limit_bytes);
+        let over = left > limit;
+        let held = holds.iter().any(|h| h.version < kept.ends[i] && left <= h.limit_bytes);
         if !(expired || over) || held {
             break;
         }
+        left -= bytes(i);
         gone = i + 1;
     }
     gone
@@ -227,21 +229,12 @@ impl<E: Env> Partition<E> {
         if found { Ok(()) } else { Err(Error::NoSuchHold(name.to_string())) }
     }
 
-    /// For an opening, before anything else: keeps all the log there is, but what is too old or held beyond its limit, until
-    /// [`Partition::set_retention_bytes`] tells the share.
-    pub async fn keep_what_there_is(&self) {
+    /// For an opening, before anything else: no log goes for its size until [`Partition::set_retention_bytes`] tells the share.
+    pub fn keep_what_there_is(&self) {
         let core = &self.0;
-        let held = {
-            let manifest = core.manifest.get();
-            let mark = manifest.mark.position.segment();
-            let log = core.wal().segments().iter().filter(|s| s.number < mark).map(|s| u64::from(s.used)).sum::<u64>();
-            log + manifest.values.iter().filter(|f| f.retired.is_some()).map(|f| f.used).sum::<u64>()
-        };
+        let retired = core.manifest.get().values.iter().filter(|f| f.retired.is_some()).map(|f| f.used).sum::<u64>();
+        let held = core.wal().used_from(LogPosition::default()) + retired;
         core.retention_bytes.set(core.retention_bytes.get().max(held));
-        // Whoever looks from now on sees what is kept.
-        if let Err(error) = core.purge().await {
-            core.log(Level::Warn, format_args!("old log could not be removed: {error}"));
-        }
     }
 
     /// The oldest version that the log still has (the next to come, if it has none).
@@ -273,6 +266,7 @@ impl<E: Env> Partition<E> {
             wal_spares: core.wal().spares() as u64,
             wal_checkpointed_bytes: kept.segments.iter().map(|s| u64::from(s.used)).sum(),
             wal_not_checkpointed_bytes: core.not_checkpointed_bytes(),
+            wal_used_bytes: core.wal().used_from(LogPosition::default()),
             wal_oldest_version: self.oldest_version(),
             value_files: manifest.values.len() as u64,
             value_used_bytes: manifest.values.iter().map(|f| f.used).sum(),

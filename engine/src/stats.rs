@@ -57,6 +57,8 @@ pub struct Status {
     pub wal_spares: u64,
     pub wal_checkpointed_bytes: u64,
     pub wal_not_checkpointed_bytes: u64,
+    /// All that is used of segments; the settled part of the active one is in neither of the two above.
+    pub wal_used_bytes: u64,
     pub wal_oldest_version: u64,
     pub value_files: u64,
     pub value_used_bytes: u64,

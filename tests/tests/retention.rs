@@ -139,7 +139,8 @@ fn fill(connection: &mut Connection, partition: u8, wanted: u64) {
         let mut stat = String::new();
         eventually(Duration::from_secs(60), "room for the next round", || {
             stat = connection.stat().unwrap();
-            figure(&stat, "log_share_bytes") >= kept(&stat) + MIB && figure(&stat, "wal_not_checkpointed_bytes") < MIB
+            figure(&stat, "log_share_bytes") >= kept(&stat) + MIB / 2
+                && figure(&stat, "wal_not_checkpointed_bytes") < MIB
         });
         if kept(&stat) >= wanted {
             return;
@@ -180,7 +181,7 @@ fn a_partition_keeps_what_the_node_has_room_for() {
                 kept = [&mut admin, &mut other].map(|c| figure(&c.stat().unwrap(), "wal_checkpointed_bytes"));
                 kept.iter().sum::<u64>() <= LIMIT
             });
-            assert!(kept[1] >= 11 * MIB, "{kept:?}");
+            assert!(kept[0] >= 12 * MIB && kept[1] >= 11 * MIB, "{kept:?}");
             println!("22 MiB kept over restarts; then {} and {} KiB", kept[0] >> 10, kept[1] >> 10);
         }
         if restart % 2 == 0 {

@@ -212,11 +212,11 @@ impl<E: Env> Wal<E> {
         self.state.borrow().spares.len()
     }
 
-    /// Takes segments out of the log: from now on nobody may ask for them. Their files go in [`Wal::remove_doomed`], once
-    /// the manifest no longer lists them.
+    /// Takes segments, which are in order, out of the log: from now on nobody may ask for them. Their files go in
+    /// [`Wal::remove_doomed`], once the manifest no longer lists them.
     pub fn doom(&self, numbers: &[u32]) {
         let mut state = self.state.borrow_mut();
-        state.segments.retain(|s| !numbers.contains(&s.number));
+        state.segments.retain(|s| numbers.binary_search(&s.number).is_err());
         state.doomed.extend_from_slice(numbers);
     }
 

@@ -228,7 +228,7 @@ pub(super) async fn open_keeping(
     engine: turnstone_engine::Settings,
 ) -> Result<Partition<RealEnv>, turnstone_engine::Error> {
     let partition = Partition::open(core.env(number).await?, number, engine).await?;
-    partition.keep_what_there_is().await;
+    partition.keep_what_there_is();
     Ok(partition)
 }
 

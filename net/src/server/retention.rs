@@ -3,19 +3,20 @@
 //! partition keeps a floor, so that a quiet one is not emptied by a busy one.
 //!
 //! Log is not memory: what is purged, a consumer or a follower cannot get back. So while the node has room, each partition's
-//! share is all that it holds and a part of the room; only when room runs short do those give way that hold more than the
-//! share by recent use.
+//! share is all the log that it has and a part of the room; only when room runs short do those give way that have more than
+//! the share by recent use. All the log counts, settled or not, though only settled log is purged: a checkpoint settles many
+//! segments at once, and a share by what was settled before would take them in the same moment.
 
 use super::core::ServerCore;
 use super::handoff::Message;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Weak;
 use std::time::Duration;
 use turnstone_executor::placement;
 
 const PERIOD: Duration = Duration::from_secs(1);
-/// What counts against a share of `wal_retention_bytes`.
-const KEPT: [&str; 2] = ["wal_checkpointed_bytes", "value_pinned_bytes"];
+/// What a partition has that `wal_retention_bytes` is about, or will be once it is settled.
+const HELD: [&str; 2] = ["wal_used_bytes", "value_pinned_bytes"];
 
 /// Shares of `total` bytes by recent use; half is shared equally, half by rate.
 pub fn shares(total: u64, rates: &BTreeMap<u8, u64>) -> BTreeMap<u8, u64> {
@@ -29,9 +30,7 @@ pub fn shares(total: u64, rates: &BTreeMap<u8, u64>) -> BTreeMap<u8, u64> {
 /// stays free, for those to grow into that hold less than they may claim. When all hold more than the rest, nobody who holds
 /// less than its claim gives up anything, and the others are cut in proportion to theirs (max-min fairness with weights).
 ///
-/// What is free is shared out by the claims, so that the shares are `total` in sum. Only while more than half is free may
-/// each take half of that before the next round: the node would have to write more than half of `total` in that time to
-/// pass it, and it would be back below it then.
+/// What is free is shared out by the claims, so that the shares are `total` in sum.
 pub fn log_shares(total: u64, fair: &BTreeMap<u8, u64>, held: &BTreeMap<u8, u64>) -> BTreeMap<u8, u64> {
     let part = |of: u64, partition: &u8, sum: u64| {
         let weight = u128::from(fair.get(partition).copied().unwrap_or_default());
@@ -59,15 +58,14 @@ pub fn log_shares(total: u64, fair: &BTreeMap<u8, u64>, held: &BTreeMap<u8, u64>
     }
     let free = total - keeps.values().sum::<u64>();
     let sum = weights(&mut fair.keys());
-    let loose = if free > total / 2 { free / 2 } else { 0 };
-    keeps.into_iter().map(|(p, keep)| (p, keep + part(free, &p, sum).max(loose))).collect()
+    keeps.into_iter().map(|(p, keep)| (p, keep + part(free, &p, sum))).collect()
 }
 
-/// The figure `name` of a partition's JSON.
-fn figure(json: &str, name: &str) -> u64 {
-    let rest = json.split_once(&format!("\"{name}\":")).map_or("", |(_, rest)| rest);
+/// The figure `name` of a partition's JSON, if it has one.
+fn figure(json: &str, name: &str) -> Option<u64> {
+    let (_, rest) = json.split_once(&format!("\"{name}\":"))?;
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().unwrap_or(0)
+    digits.parse().ok()
 }
 
 /// What partitions did lately: a moving average over some 16 periods.
@@ -92,17 +90,23 @@ pub async fn share_out(server: Weak<ServerCore>) {
     loop {
         let Some(server) = server.upgrade() else { return };
         let view = server.node_view().await;
+        let mut open = BTreeSet::new();
         for (partition, json) in &view.partitions {
-            written.count(*partition, figure(json, "log_bytes"));
-            looked_up.count(*partition, figure(json, "cache_hits") + figure(json, "cache_misses"));
-            held.insert(*partition, KEPT.iter().map(|name| figure(json, name)).sum());
+            let of = |name: &str| figure(json, name).unwrap_or(0);
+            // One that is just being opened anew has no figures: it has what it had, and is told nothing.
+            let all: Option<Vec<u64>> = HELD.iter().map(|name| figure(json, name)).collect();
+            let Some(all) = all else { continue };
+            open.insert(*partition);
+            held.insert(*partition, all.iter().sum());
+            written.count(*partition, of("log_bytes"));
+            looked_up.count(*partition, of("cache_hits") + of("cache_misses"));
         }
         let of_node = |share: u64| share * u64::from(server.settings.partitions);
         let log = of_node(server.settings.engine.wal_retention_bytes);
         let log = log_shares(log, &shares(log, &written.smoothed), &held);
         let overlay = shares(of_node(server.settings.engine.overlay_budget), &written.smoothed);
         let cache = shares(of_node(server.settings.engine.cache_bytes), &looked_up.smoothed);
-        for (partition, log) in log {
+        for (partition, log) in log.into_iter().filter(|(partition, _)| open.contains(partition)) {
             let home = placement::home_of(partition, server.core.mesh.cores());
             let (overlay, cache) = (overlay[&partition], cache.get(&partition).copied().unwrap_or_default());
             server.post(home, Message::Share { partition, log, overlay, cache });
@@ -134,8 +138,6 @@ mod tests {
         let shares = |held| log_shares(1600, &fair, &held);
         // All that is held, and of the 800 that are free each its part.
         assert_eq!(shares(held(800, 0, 0)), held(850, 150, 600));
-        // With more than half free, each half of that, if it is more than its part.
-        assert_eq!(shares(held(600, 0, 0)), held(1100, 500, 750));
         // 1500 can be held: the first is cut to what is left, the others keep theirs and may grow.
         assert_eq!(shares(held(1600, 0, 0)), held(1506, 18, 75));
         assert_eq!(shares(held(1600, 100, 800)), held(600 + 6, 100 + 18, 800 + 75));
@@ -152,8 +154,49 @@ mod tests {
         assert_eq!(log_shares(0, &fair, &held(5, 0, 0)), held(0, 0, 0));
     }
 
+    /// One partition was loaded in bulk; now the others write slowly, and a checkpoint settles 32 MiB of theirs at once.
+    #[test]
+    fn who_comes_later_gets_its_claim_though_checkpoints_settle_much_at_once() {
+        const MIB: u64 = 1 << 20;
+        let (total, segment) = (1024 * MIB, 10 * MIB);
+        let mut settled: BTreeMap<u8, u64> = (1..=16).map(|p| (p, 0)).collect();
+        let mut not_settled = settled.clone();
+        let mut written = Rates::default();
+        let mut log_bytes = settled.clone();
+        for second in 0..3600 {
+            for p in 1..=16 {
+                let bytes = match p {
+                    1 if second < 300 => 20 * MIB,
+                    1 => 0,
+                    _ if second < 300 => 0,
+                    _ => MIB / 2,
+                };
+                *log_bytes.get_mut(&p).unwrap() += bytes;
+                *not_settled.get_mut(&p).unwrap() += bytes;
+                written.count(p, log_bytes[&p]);
+            }
+            let held = settled.iter().map(|(p, n)| (*p, n + not_settled[p])).collect();
+            let shares = log_shares(total, &shares(total, &written.smoothed), &held);
+            assert!(shares.values().sum::<u64>() <= total);
+            for (p, share) in shares {
+                let (settled, not_settled) = (settled.get_mut(&p).unwrap(), not_settled.get_mut(&p).unwrap());
+                if *not_settled >= 32 * MIB {
+                    *settled += std::mem::take(not_settled);
+                }
+                while *settled > share {
+                    *settled = settled.saturating_sub(segment);
+                }
+            }
+            if second == 299 {
+                assert!(settled[&1] > total * 7 / 8, "{settled:?}");
+            }
+        }
+        assert!(settled.iter().all(|(p, n)| *p == 1 || *n >= 32 * MIB), "{settled:?}");
+    }
+
     #[test]
     fn a_figure_is_read_from_the_json_of_a_partition() {
-        assert_eq!(figure("{\"a\":1,\"log_bytes\":42,\"b\":3}", "log_bytes"), 42);
+        assert_eq!(figure("{\"a\":1,\"log_bytes\":42,\"b\":3}", "log_bytes"), Some(42));
+        assert_eq!(figure("{\"state\":\"offline\"}", "log_bytes"), None);
     }
 }

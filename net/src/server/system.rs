@@ -195,6 +195,7 @@ pub fn partition_json(s: &Status, board: &Board, consumers: &Consumers) -> Strin
         ("wal_spares", s.wal_spares),
         ("wal_checkpointed_bytes", s.wal_checkpointed_bytes),
         ("wal_not_checkpointed_bytes", s.wal_not_checkpointed_bytes),
+        ("wal_used_bytes", s.wal_used_bytes),
         ("wal_oldest_version", s.wal_oldest_version),
         ("value_files", s.value_files),
         ("value_used_bytes", s.value_used_bytes),

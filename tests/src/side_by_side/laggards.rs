@@ -91,7 +91,8 @@ fn p99(pair: &Pair, length: &str) -> Result<f64, String> {
 /// By how many commits the follower is behind, as far as its leader knows.
 fn lag(pair: &Pair) -> Result<u64, String> {
     let stat = pair.at_leader().stat().map_err(|e| e.to_string())?;
-    Ok(figure(stat.split_once("\"replicas\"").map_or("", |(_, rest)| rest), "lag"))
+    let stat: serde_json::Value = serde_json::from_str(&stat).map_err(|e| format!("stat: {e}"))?;
+    stat["replicas"][0]["lag"].as_u64().ok_or_else(|| format!("the leader knows no follower: {stat}"))
 }
 
 /// A follower that has nothing, of a leader that has no log from its beginning: a copy, and commits beside it.
