@@ -139,8 +139,9 @@ fn fill(connection: &mut Connection, partition: u8, wanted: u64) {
         let mut stat = String::new();
         eventually(Duration::from_secs(60), "room for the next round", || {
             stat = connection.stat().unwrap();
-            figure(&stat, "log_share_bytes") >= kept(&stat) + MIB / 2
-                && figure(&stat, "wal_not_checkpointed_bytes") < MIB
+            // A round makes half a MiB of log.
+            let used = figure(&stat, "wal_used_bytes") + figure(&stat, "value_pinned_bytes");
+            figure(&stat, "log_share_bytes") >= used + MIB * 3 / 4
         });
         if kept(&stat) >= wanted {
             return;
