@@ -36,7 +36,7 @@ pub fn log_shares(total: u64, fair: &BTreeMap<u8, u64>, held: &BTreeMap<u8, u64>
         let weight = u128::from(fair.get(partition).copied().unwrap_or_default());
         (u128::from(of) * weight).checked_div(u128::from(sum)).map_or(0, |n| n as u64)
     };
-    let weights = |of: &mut dyn Iterator<Item = &u8>| of.filter_map(|p| fair.get(p)).sum::<u64>();
+    let weights = |of: &BTreeMap<u8, u64>| of.keys().filter_map(|p| fair.get(p)).sum::<u64>();
     let mut left = total - total / 16;
     let mut keeps = BTreeMap::new();
     let mut open: BTreeMap<u8, u64> = fair.keys().map(|p| (*p, held.get(p).copied().unwrap_or_default())).collect();
@@ -44,20 +44,21 @@ pub fn log_shares(total: u64, fair: &BTreeMap<u8, u64>, held: &BTreeMap<u8, u64>
         keeps = std::mem::take(&mut open);
     }
     while !open.is_empty() {
-        let sum = weights(&mut open.keys());
-        let content: Vec<u8> = open.iter().filter(|(p, held)| **held <= part(left, p, sum)).map(|(p, _)| *p).collect();
-        if content.is_empty() {
+        let sum = weights(&open);
+        let satisfied: Vec<u8> =
+            open.iter().filter(|(p, held)| **held <= part(left, p, sum)).map(|(p, _)| *p).collect();
+        if satisfied.is_empty() {
             keeps.extend(open.keys().map(|p| (*p, part(left, p, sum))));
             break;
         }
-        for partition in content {
+        for partition in satisfied {
             let held = open.remove(&partition).unwrap_or_default();
             left -= held;
             keeps.insert(partition, held);
         }
     }
     let free = total - keeps.values().sum::<u64>();
-    let sum = weights(&mut fair.keys());
+    let sum = weights(fair);
     keeps.into_iter().map(|(p, keep)| (p, keep + part(free, &p, sum))).collect()
 }
 

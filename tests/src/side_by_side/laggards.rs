@@ -6,8 +6,6 @@ use super::{Settings, generate, median};
 use crate::proxy::Proxy;
 use crate::real::figure;
 use std::time::{Duration, Instant};
-use turnstone_net::client::Connection;
-use turnstone_net::wire::Request;
 
 /// Of the narrow way, bytes per second.
 const NARROW: u64 = 1_000_000;
@@ -63,10 +61,10 @@ fn compare(
     let (mut before, mut during, mut grown) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..settings.rounds {
         before.push(p99(pair, BEFORE)?);
-        let resident = resident_kib(pair.leader.peer.pid)?;
+        let resident = pair.leader_resident();
         hinder()?;
         during.push(p99(pair, &settings.block)?);
-        grown.push((resident_kib(pair.leader.peer.pid)? as f64 - resident as f64) / 1024.0);
+        grown.push((pair.leader_resident() as f64 - resident as f64) / 1024.0);
         let behind = lag(pair)?;
         let_go()?;
         let took = pair.catch_up()?;
@@ -102,7 +100,7 @@ pub fn copied(settings: &Settings) -> Result<(), String> {
     let mut leader = pair.at_leader();
     let started = Instant::now();
     let count = settings.copied / COPIED_VALUE as u64;
-    fill(&mut leader, count)?;
+    pair.fill("copied", count, COPIED_VALUE, 8)?;
     println!("{count} values of {COPIED_VALUE} B written in {:.1} s", started.elapsed().as_secs_f64());
     let block = settings.block.as_str();
     // The beginning of the log goes.
@@ -113,14 +111,14 @@ pub fn copied(settings: &Settings) -> Result<(), String> {
     for _ in 0..settings.rounds.max(3) {
         alone.push(p99(&pair, block)?);
     }
-    let resident = resident_kib(pair.leader.peer.pid)?;
+    let resident = pair.leader_resident();
     let started = Instant::now();
     pair.follow()?;
     let (mut beside, mut most) = (Vec::new(), resident);
     let copying = || pair.at_follower().stat().is_ok_and(|stat| stat.contains("copying, "));
     while beside.is_empty() || copying() {
         beside.push(p99(&pair, block)?);
-        most = most.max(resident_kib(pair.leader.peer.pid)?);
+        most = most.max(pair.leader_resident());
         if started.elapsed() > PATIENCE {
             return Err(format!("no copy within {PATIENCE:?}: {}", pair.at_follower().stat().unwrap_or_default()));
         }
@@ -142,29 +140,4 @@ pub fn copied(settings: &Settings) -> Result<(), String> {
         (most as i64 - resident as i64) / 1024
     );
     Ok(())
-}
-
-fn fill(leader: &mut Connection, count: u64) -> Result<(), String> {
-    let mut value = vec![0; COPIED_VALUE];
-    let numbers: Vec<u64> = (0..count).collect();
-    for group in numbers.chunks(8) {
-        for n in group {
-            // No two are equal.
-            value[..8].copy_from_slice(&n.to_le_bytes());
-            let key = format!("copied-{n:012}").into_bytes();
-            leader.send(&Request::Set { key: &key, value: &value }).map_err(|e| e.to_string())?;
-        }
-        leader.flush().map_err(|e| e.to_string())?;
-        for _ in group {
-            let reply = leader.receive().and_then(|reply| leader.check(reply));
-            reply.map_err(|e| e.to_string())?;
-        }
-    }
-    Ok(())
-}
-
-fn resident_kib(pid: u32) -> Result<u64, String> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| e.to_string())?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).ok_or_else(|| "no VmRSS".to_string())
 }

@@ -3,6 +3,7 @@
 
 use super::servers::{self, Ours, Usage};
 use super::{Settings, Workload, block, generate, laggards, median, microseconds, milliseconds, yardsticks};
+use crate::attack::watch::Watch;
 use crate::real::{TestHome, TestServer, binary, figure};
 use std::time::{Duration, Instant};
 use turnstone_net::client::Connection;
@@ -72,6 +73,31 @@ impl Pair {
         Ok(started.elapsed())
     }
 
+    /// Writes so many values of `length` bytes at the leader, no two equal, `at_once` before each wait for the answers.
+    pub fn fill(&self, prefix: &str, count: u64, length: usize, at_once: usize) -> Result<(), String> {
+        let mut leader = self.at_leader();
+        let mut value = vec![b'v'; length];
+        let numbers: Vec<u64> = (0..count).collect();
+        for group in numbers.chunks(at_once) {
+            for n in group {
+                value[..8].copy_from_slice(&n.to_le_bytes());
+                let key = format!("{prefix}-{n:012}").into_bytes();
+                leader.send(&Request::Set { key: &key, value: &value }).map_err(|e| e.to_string())?;
+            }
+            leader.flush().map_err(|e| e.to_string())?;
+            for _ in group {
+                let reply = leader.receive().and_then(|reply| leader.check(reply));
+                reply.map_err(|e| e.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory that the leader has, KiB.
+    pub fn leader_resident(&self) -> u64 {
+        Watch { pid: self.leader.peer.pid }.resident()
+    }
+
     fn block(&self, workload: &Workload, length: &str, extra: &[&str]) -> Result<super::Block, String> {
         block(&self.homes[0], &self.leader.peer, workload, length, extra)
     }
@@ -117,20 +143,7 @@ pub fn run(settings: &Settings) -> Result<(), String> {
 
 fn catch_up(pair: &Pair) -> Result<(), String> {
     let mut leader = pair.at_leader();
-    let value = vec![b'v'; 1000];
-    let keys = BACKLOG / 1020;
-    let numbers: Vec<u64> = (0..keys).collect();
-    for group in numbers.chunks(1000) {
-        for n in group {
-            let key = format!("backlog-{n:012}").into_bytes();
-            leader.send(&Request::Set { key: &key, value: &value }).map_err(|e| e.to_string())?;
-        }
-        leader.flush().map_err(|e| e.to_string())?;
-        for _ in group {
-            let reply = leader.receive().and_then(|reply| leader.check(reply));
-            reply.map_err(|e| e.to_string())?;
-        }
-    }
+    pair.fill("backlog", BACKLOG / 1020, 1000, 1000)?;
     let bytes = figure(&leader.stat().map_err(|e| e.to_string())?, "log_bytes");
     let before = Usage::of(pair.leader.peer.pid)?;
     pair.follow()?;
