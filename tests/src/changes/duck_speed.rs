@@ -188,20 +188,41 @@ pub fn backlog(bytes: u64) {
     );
 }
 
-/// Runs a loader to its end; answers the most memory that it had, MiB.
-fn watched(mut command: Command) -> u64 {
+/// The most memory that a process had, MiB: ever, in the first quarter of its time, in the last.
+struct Memory {
+    ever: u64,
+    first: u64,
+    last: u64,
+}
+
+impl std::fmt::Display for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (first quarter {}, last {})", self.ever, self.first, self.last)
+    }
+}
+
+/// Runs a loader to its end; answers what memory it had.
+fn watched(mut command: Command) -> Memory {
     let mut child = command.spawn().expect("turnstone-duck runs");
     let status = format!("/proc/{}/status", child.id());
-    let mut most = 0;
+    let mut seen = Vec::new();
     loop {
         // Once it has ended there is nothing to read.
         let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
-        most = most.max(peak.unwrap_or(0u64));
+        let figure = |name: &str| -> Option<u64> {
+            text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
+        };
+        if let (Some(resident), Some(peak)) = (figure("VmRSS:"), figure("VmHWM:")) {
+            seen.push((resident >> 10, peak >> 10));
+        }
         if let Some(status) = child.try_wait().expect("it is ours") {
             assert!(status.success(), "it failed");
-            return most >> 10;
+            break;
         }
         std::thread::park_timeout(Duration::from_millis(20));
     }
+    let most = |part: &[(u64, u64)]| part.iter().map(|(resident, _)| *resident).max().unwrap_or(0);
+    let quarter = seen.len() / 4;
+    let ever = seen.last().map_or(0, |(_, peak)| *peak);
+    Memory { ever, first: most(&seen[..quarter]), last: most(&seen[seen.len() - quarter..]) }
 }

@@ -64,11 +64,16 @@ pub fn cursor(input: &[u8]) {
     assert!(gone_back.last <= cursor.last);
 }
 
-/// Settings: what is accepted is valid, and errors stay short.
+/// Settings: what is accepted is valid, reads as itself when it is written out, and is of sizes that can be reckoned with;
+/// errors stay short.
 pub fn config(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     match cdc_config::parse(super::config::FILE, text) {
-        Ok(settings) => assert_eq!(settings.validate(), Ok(())),
+        Ok(settings) => {
+            assert_eq!(settings.validate(), Ok(()));
+            assert!(settings.max_file_size_mb.checked_mul(1 << 20).is_some(), "{} MiB", settings.max_file_size_mb);
+            assert_eq!(cdc_config::parse(super::config::FILE, &cdc_config::print(&settings)), Ok(settings));
+        }
         Err(error) => super::config::short(&error, text),
     }
 }

@@ -8,9 +8,9 @@ use turnstone_cdc::reader::{self, Line, What};
 
 /// Rows that are handed to the store at once, and about how many bytes of them.
 const ROWS: usize = 16_384;
-const BYTES: usize = 16 << 20;
+const BYTES: usize = 4 << 20;
 /// Pieces that are read ahead.
-const AHEAD: usize = 4;
+const AHEAD: usize = 2;
 
 /// Reads lines into a load; answers how many. The error names the line, of what is called `name`.
 pub fn lines(load: &mut Load<'_>, name: &str, input: impl BufRead + Send) -> Result<u64, String> {

@@ -1,17 +1,15 @@
 //! What others get of the database while it is loaded: a copy that they can open, and Parquet files.
 
-use super::store::Store;
+use super::store::{ROW_GROUP, Store, quoted};
 use duckdb::{AccessMode, Config, Connection};
 use serde_json::json;
 use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 fn failed(path: &Path, error: &std::io::Error) -> String {
     format!("{}: {error}", path.display())
-}
-
-fn quoted(path: &Path) -> String {
-    path.display().to_string().replace('\'', "''")
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -32,10 +30,8 @@ pub fn copy(store: &Store, target: &Path) -> Result<(), String> {
             _ => {}
         }
     }
-    let source: String = store.text("SELECT current_database()")?;
-    let source = source.replace('"', "\"\"");
-    store.run(&format!("ATTACH '{}' AS published", quoted(&draft)))?;
-    let copied = store.run(&format!("COPY FROM DATABASE \"{source}\" TO published; CHECKPOINT published"));
+    store.run(&format!("ATTACH '{}' AS published (ROW_GROUP_SIZE {ROW_GROUP})", quoted(&draft)))?;
+    let copied = store.run("COPY FROM DATABASE changes TO published; CHECKPOINT published");
     let detached = store.run("DETACH published");
     copied.and(detached)?;
     let flushed = File::open(&draft).and_then(|file| file.sync_all());
@@ -107,5 +103,19 @@ pub fn answer(db: &Path, sql: &str) -> Result<(), String> {
     let config = Config::default().access_mode(AccessMode::ReadOnly).map_err(|error| error.to_string())?;
     let connection = Connection::open_with_flags(db, config).map_err(|error| format!("{}: {error}", db.display()))?;
     let sql = sql.trim().trim_end_matches(';');
-    connection.execute_batch(&format!("COPY ({sql}) TO '/dev/stdout' (FORMAT json)")).map_err(|error| error.to_string())
+    // By way of a pipe: DuckDB would open /dev/stdout anew, and what a file had that output is appended to would be gone.
+    let (mut reader, writer) = std::io::pipe().map_err(|error| error.to_string())?;
+    let target = format!("/dev/fd/{}", writer.as_raw_fd());
+    std::thread::scope(|scope| {
+        let passed = scope.spawn(move || std::io::copy(&mut reader, &mut std::io::stdout().lock()));
+        let copy = format!("COPY (FROM (\n{sql}\n)) TO '{target}' (FORMAT json, USE_TMP_FILE false)");
+        let asked = connection.execute_batch(&copy).map_err(|error| error.to_string());
+        drop(writer);
+        match passed.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread has panicked"))) {
+            // Whoever reads may have enough before the end; DuckDB then fails, too.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Err(error) => Err(format!("standard output: {error}")),
+            Ok(_) => asked,
+        }
+    })
 }
