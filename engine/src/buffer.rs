@@ -5,9 +5,12 @@ use crate::disk::BLOCK;
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut, Range};
 
-/// Buffers of up to `1 << (CLASSES - 1)` blocks are used again: most writes of a log and reads of a value are that short.
-const CLASSES: usize = 3;
-/// As many of each class wait on a thread, 2.5 MiB together.
+/// Buffers of up to `1 << (CLASSES - 1)` blocks, 1 MiB, are used again. Most writes of a log and reads of a value are of the
+/// first three classes; the long ones are those of a follower that catches up, and of a checkpoint, to which fresh memory
+/// costs more than what is written there.
+const CLASSES: usize = 9;
+/// As many bytes of each class wait on a thread, but no more than [`SPARE_MAX`] buffers: 8 MiB together.
+const SPARE_BYTES: usize = 1 << 20;
 const SPARE_MAX: usize = 64;
 
 thread_local! {
@@ -24,6 +27,29 @@ pub struct AlignedBuf {
 impl AlignedBuf {
     /// At least `length` zero bytes, rounded up to whole blocks.
     pub fn zeroed(length: usize) -> AlignedBuf {
+        let (mut buffer, used) = AlignedBuf::any(length);
+        if used {
+            buffer.fill(0);
+        }
+        buffer
+    }
+
+    /// As many bytes, of which some are those of an earlier use: whoever takes it writes all of them.
+    pub fn uncleared(length: usize) -> AlignedBuf {
+        AlignedBuf::any(length).0
+    }
+
+    /// A copy of `bytes`, padded with zeros to whole blocks.
+    pub fn copy_of(bytes: &[u8]) -> AlignedBuf {
+        let mut buffer = AlignedBuf::uncleared(bytes.len());
+        let (copy, padding) = buffer.split_at_mut(bytes.len());
+        copy.copy_from_slice(bytes);
+        padding.fill(0);
+        buffer
+    }
+
+    /// A buffer, and whether it was used before.
+    fn any(length: usize) -> (AlignedBuf, bool) {
         let length = round_up(length);
         let class = class_of(length);
         let spare = class.and_then(|class| SPARE.with_borrow_mut(|spare| spare[class].pop()));
@@ -31,19 +57,13 @@ impl AlignedBuf {
         let bytes = spare.unwrap_or_else(|| vec![0u8; class.map_or(length, |class| BLOCK << class) + BLOCK]);
         let start = bytes.as_ptr().align_offset(BLOCK);
         assert!(start <= BLOCK, "a byte pointer can always be aligned");
-        let mut buffer = AlignedBuf { bytes, start, length };
-        if used {
-            buffer.fill(0);
-        }
-        buffer
+        (AlignedBuf { bytes, start, length }, used)
     }
+}
 
-    /// A copy of `bytes`, padded with zeros to whole blocks.
-    pub fn copy_of(bytes: &[u8]) -> AlignedBuf {
-        let mut buffer = AlignedBuf::zeroed(bytes.len());
-        buffer[..bytes.len()].copy_from_slice(bytes);
-        buffer
-    }
+/// How many buffers of a class wait on a thread.
+fn spare_max(class: usize) -> usize {
+    (SPARE_BYTES / (BLOCK << class)).min(SPARE_MAX)
 }
 
 /// Which class has room for this many bytes, a multiple of [`BLOCK`].
@@ -59,7 +79,7 @@ impl Drop for AlignedBuf {
         // A thread that ends has no list any more.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
-            if spare[class].len() < SPARE_MAX {
+            if spare[class].len() < spare_max(class) {
                 spare[class].push(bytes);
             }
         });
@@ -111,7 +131,7 @@ mod tests {
 
     #[test]
     fn buffers_are_aligned_zeroed_and_padded() {
-        let lengths = [0, 1, 4095, 4096, 4097, 16_384, 16_385, 1 << 20];
+        let lengths = [0, 1, 4095, 4096, 4097, 16_384, 16_385, 1 << 20, (1 << 20) + 1];
         // Twice: the second time they are used again, after they were written to.
         for length in lengths.into_iter().chain(lengths) {
             let mut buffer = AlignedBuf::zeroed(length);
@@ -121,7 +141,8 @@ mod tests {
             buffer.fill(7);
         }
         let copy = AlignedBuf::copy_of(b"abc");
-        assert_eq!(&copy[..4], b"abc\0");
         assert_eq!(copy.len(), BLOCK);
+        assert_eq!(copy[..3], *b"abc");
+        assert!(copy[3..].iter().all(|b| *b == 0));
     }
 }

@@ -55,7 +55,7 @@ impl<E: Env> Partition<E> {
 impl<E: Env> Core<E> {
     pub(crate) async fn checkpoint_alone(self: &Rc<Self>) -> Result<(), Error> {
         let generation = self.overlay.borrow_mut().freeze(self.prepared.get());
-        self.freezes.raise(self.freezes.get() + 1);
+        self.look_for_room();
         first_of(self.published.reached(generation.last), self.abandoned.reached(1)).await;
         if self.published.get() < generation.last {
             return Err(Error::ShuttingDown);

@@ -288,10 +288,10 @@ pub(crate) async fn wait_until<E: Env>(core: &Rc<Core<E>>, has_room: impl Fn() -
         if let Some(error) = core.checkpoint_refused.borrow().clone() {
             return Err(error);
         }
-        let (seen, frozen) = (core.checkpoints.get(), core.freezes.get());
+        let (seen, told) = (core.checkpoints.get(), core.room.get());
         core.checkpoint_wanted.set(true);
         core.housekeeping.notify();
-        first_of(core.checkpoints.reached(seen + 1), core.freezes.reached(frozen + 1)).await;
+        first_of(core.checkpoints.reached(seen + 1), core.room.reached(told + 1)).await;
     }
     Ok(())
 }

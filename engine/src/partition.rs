@@ -110,8 +110,8 @@ pub(crate) struct Core<E: Env> {
     /// A copy is coming in.
     pub copying: Cell<bool>,
     pub checkpoints: Watch,
-    /// Generations that were frozen.
-    pub freezes: Watch,
+    /// Raised when whoever waits for memory has to look again although no checkpoint has ended.
+    pub room: Watch,
     pub checkpoint_refused: RefCell<Option<Error>>,
     pub checkpoint_wanted: Cell<bool>,
     pub checkpoint_running: Cell<bool>,
@@ -197,6 +197,11 @@ impl<E: Env> Core<E> {
             Some(wal) => wal,
             None => unreachable!("the log is set before recovery hands the partition out"),
         }
+    }
+
+    /// Whoever waits for memory looks again: a generation was frozen, the share is another one, a checkpoint's task is over.
+    pub(crate) fn look_for_room(&self) {
+        self.room.raise(self.room.get() + 1);
     }
 
     pub(crate) fn log(&self, level: Level, text: impl std::fmt::Display) {
@@ -409,6 +414,8 @@ impl<E: Env> Partition<E> {
         self.0.overlay_budget.set(bytes.max(floor.saturating_mul(4)));
         self.0.checkpoint_bytes.set(floor.max(bytes / 4));
         self.0.housekeeping.notify();
+        // With a larger share there may be room although no checkpoint is due.
+        self.0.look_for_room();
     }
 
     /// This partition's share of the cache of settled keys, bytes.

@@ -116,7 +116,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         pins: RefCell::default(),
         copying: Cell::new(false),
         checkpoints: Watch::new(0),
-        freezes: Watch::new(0),
+        room: Watch::new(0),
         checkpoint_refused: RefCell::new(None),
         checkpoint_wanted: Cell::new(false),
         checkpoint_running: Cell::new(false),

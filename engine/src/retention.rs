@@ -171,6 +171,8 @@ pub(crate) async fn keep_house<E: Env>(core: Rc<Core<E>>) {
                 let _ = partition.checkpoint().await;
                 worker.checkpoint_running.set(false);
                 worker.checkpoint_wanted.set(false);
+                // Who asked for another one while this one ended asks again.
+                worker.look_for_room();
             });
         } else {
             let tidied = match core.purge().await {

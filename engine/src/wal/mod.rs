@@ -394,7 +394,7 @@ impl<E: Env> Wal<E> {
         if !fits {
             self.activate(total, first.first_version).await?;
         }
-        let mut buffer = AlignedBuf::zeroed(total);
+        let mut buffer = AlignedBuf::uncleared(total);
         let unchained = self.env.sabotage() == Some(Sabotage::EnvelopeNotChained);
         let mut ends = Vec::with_capacity(batches.len());
         let (file, shared, position, durable) = {
@@ -408,7 +408,11 @@ impl<E: Env> Wal<E> {
             for batch in batches {
                 let (head, length) = (Envelope::length(batch.pointers.len()), length(&batch));
                 let place = &mut buffer[at..at + length];
-                place[head..head + batch.body.len()].copy_from_slice(&batch.body);
+                let (envelope_place, rest) = place.split_at_mut(head);
+                let (body_place, padding) = rest.split_at_mut(batch.body.len());
+                envelope_place.fill(0);
+                body_place.copy_from_slice(&batch.body);
+                padding.fill(0);
                 let envelope = Envelope {
                     secret,
                     position: LogPosition::new(active.number, active.end + at as u32),

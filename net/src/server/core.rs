@@ -38,6 +38,8 @@ pub(super) const WIRE_MAX: usize = 1 << 20;
 const FRAMES_PER_TURN: usize = 256;
 /// How long conversations are run in a turn.
 const TURN_TIME: Duration = Duration::from_micros(500);
+/// Up to so many bytes the memory of decrypted bytes is kept.
+const PLAIN_KEPT: usize = 64 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// Descriptors that no socket takes.
@@ -99,6 +101,8 @@ pub struct ServerCore {
     pub(super) began: Instant,
     pub(super) stopping: Cell<Option<Instant>>,
     pub(super) closing: Cell<bool>,
+    /// What was decrypted last: its memory is that of the next.
+    plain: RefCell<Vec<u8>>,
     me: Weak<ServerCore>,
 }
 
@@ -141,6 +145,7 @@ impl ServerCore {
             changes: Changes::new(Here(me.clone())),
             began: Instant::now(),
             stopping: Cell::new(None),
+            plain: RefCell::default(),
             closing: Cell::new(false),
             me: me.clone(),
         });
@@ -305,7 +310,8 @@ impl ServerCore {
     }
 
     pub(super) fn hear_tls(&self, id: u64, bytes: &[u8]) {
-        let mut plain = Vec::new();
+        let mut plain = self.plain.take();
+        plain.clear();
         let heard = self.with(id, |connection| {
             if connection.leaving.is_some() {
                 return Ok(None);
@@ -350,6 +356,9 @@ impl ServerCore {
             Some(Ok(None)) => {}
         }
         self.deliver(id, &plain);
+        if plain.capacity() <= PLAIN_KEPT {
+            self.plain.replace(plain);
+        }
         let gone = self.connections.borrow().get(&id).is_some_and(|c| c.peer_done);
         if gone {
             self.peer_finished(id);

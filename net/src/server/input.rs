@@ -1,5 +1,5 @@
-//! Bytes that were received and not run yet. Taking from the front costs nothing; what was taken is dropped when it is more
-//! than what is left, so that a long pipeline is copied about once however it is cut up.
+//! Bytes that were received and not run yet. Taking from the front costs nothing; what was taken is dropped where there is no
+//! room at the end and it is more than what is left, so that a long pipeline is copied about once however it is cut up.
 
 /// Up to this many bytes a buffer is kept for what comes next.
 const KEEP: usize = 1 << 20;
@@ -14,6 +14,10 @@ pub struct Input {
 impl Input {
     /// Adds bytes at the end.
     pub fn extend(&mut self, bytes: &[u8]) {
+        if self.bytes.len() + bytes.len() > self.bytes.capacity() && self.taken > self.bytes.len() / 2 {
+            self.bytes.drain(..self.taken);
+            self.taken = 0;
+        }
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -36,9 +40,6 @@ impl Input {
             if self.bytes.capacity() > KEEP {
                 self.bytes = Vec::new();
             }
-        } else if self.taken > self.bytes.len() / 2 {
-            self.bytes.drain(..self.taken);
-            self.taken = 0;
         }
     }
 
