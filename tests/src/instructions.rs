@@ -2,7 +2,7 @@
 //! simulated disk. `src/bin/instructions.rs` counts what it costs.
 
 use crate::sim::world::End;
-use crate::sim::{Clock, DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
+use crate::sim::{SimEnv, World};
 use std::rc::Rc;
 use turnstone_engine::Partition;
 use turnstone_engine::settings::Settings;
@@ -78,14 +78,7 @@ impl Client {
 /// Runs `count` requests (or transactions) of a kind; panics unless each is answered.
 pub fn run(kind: &str, count: u32) {
     let world = World::new(1);
-    let env = SimEnv {
-        world: world.clone(),
-        disk: SimDisk::new(world.clone(), DiskImage::default()),
-        index: SimIndex::new(world.clone(), IndexImage::default(), false),
-        sabotage: None,
-        shared: None,
-        clock: Clock::default(),
-    };
+    let env = SimEnv::fresh(&world, None);
     let (dialect, frames): (Dialect, fn(u32) -> Vec<u8>) = match kind {
         "get" => (Dialect::Turnstone2, |key| get(Dialect::Turnstone2, key)),
         "set" => (Dialect::Turnstone2, |key| set(Dialect::Turnstone2, key)),

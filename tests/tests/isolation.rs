@@ -20,7 +20,7 @@ use turnstone_tests::history::check::check;
 use turnstone_tests::history::{History, Op, Outcome, Transaction, decode_list, encode_list, list_key};
 use turnstone_tests::real::{TestHome, TestServer, binary};
 use turnstone_tests::sim::world::End;
-use turnstone_tests::sim::{Clock, DiskImage, IndexImage, Rng, SimDisk, SimEnv, SimIndex, World};
+use turnstone_tests::sim::{Rng, SimEnv, World};
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
@@ -135,14 +135,7 @@ fn in_a_world(
 ) {
     let world = World::new(seed);
     let settings = settings(&world.rng);
-    let env = SimEnv {
-        world: world.clone(),
-        disk: SimDisk::new(world.clone(), DiskImage::default()),
-        index: SimIndex::new(world.clone(), IndexImage::default(), false),
-        sabotage,
-        shared: None,
-        clock: Clock::default(),
-    };
+    let env = SimEnv::fresh(&world, sabotage);
     let end = world.run(async move {
         let partition = Partition::open(env.clone(), 1, settings).await.expect("a fresh partition opens");
         let left = Rc::new(Cell::new(0));

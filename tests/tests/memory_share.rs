@@ -5,7 +5,7 @@ use turnstone_engine::commit::Progress;
 use turnstone_engine::settings::Settings;
 use turnstone_engine::{Error, Partition, Write};
 use turnstone_tests::sim::world::End;
-use turnstone_tests::sim::{Clock, DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
+use turnstone_tests::sim::{SimEnv, World};
 
 /// Sooner than any checkpoint that has to wait for a snapshot.
 const AT_ONCE: Duration = Duration::from_millis(5);
@@ -14,14 +14,7 @@ const AT_ONCE: Duration = Duration::from_millis(5);
 fn a_larger_share_is_used_without_a_checkpoint() {
     for seed in 0..20 {
         let world = World::new(seed);
-        let env = SimEnv {
-            world: world.clone(),
-            disk: SimDisk::new(world.clone(), DiskImage::default()),
-            index: SimIndex::new(world.clone(), IndexImage::default(), false),
-            sabotage: None,
-            shared: None,
-            clock: Clock::default(),
-        };
+        let env = SimEnv::fresh(&world, None);
         let settings = Settings { overlay_budget: 64 << 10, checkpoint_bytes: 16 << 10, ..Settings::default() };
         let clock = world.clone();
         let end = world.run(async move {

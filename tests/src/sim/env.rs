@@ -1,7 +1,7 @@
 //! The simulated side of the engine's seam.
 
-use super::disk::{SimDisk, SimFile};
-use super::index::SimIndex;
+use super::disk::{DiskImage, SimDisk, SimFile};
+use super::index::{IndexImage, SimIndex};
 use super::world::World;
 use std::convert::Infallible;
 use std::future::{Future, pending};
@@ -55,6 +55,20 @@ pub struct SimEnv {
     pub shared: Option<Rc<SharedFlush<SimFile>>>,
     /// The clock.
     pub clock: Clock,
+}
+
+impl SimEnv {
+    /// A partition that has nothing yet, in a world whose index fails nobody.
+    pub fn fresh(world: &Rc<World>, sabotage: Option<Sabotage>) -> SimEnv {
+        SimEnv {
+            world: world.clone(),
+            disk: SimDisk::new(world.clone(), DiskImage::default()),
+            index: SimIndex::new(world.clone(), IndexImage::default(), false),
+            sabotage,
+            shared: None,
+            clock: Clock::default(),
+        }
+    }
 }
 
 impl Env for SimEnv {
