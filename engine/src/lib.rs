@@ -43,7 +43,8 @@ pub mod wal;
 
 pub use commit::{Progress, Ticket};
 pub use error::Error;
-pub use partition::{Cold, Lookup, Partition, RunAhead};
+pub use memory::warm::TOGETHER;
+pub use partition::{Cold, Lookup, Partition, RunAhead, warm};
 pub use reign::Standing;
 pub use settings::Settings;
 pub use txn::{Transaction, Write};

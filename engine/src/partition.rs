@@ -17,6 +17,7 @@ use crate::manifest::{ManifestStore, Upstream};
 use crate::memory::hash::{Hashed, KeyHasher};
 use crate::memory::hot::{HotCache, Known};
 use crate::memory::overlay::Overlay;
+use crate::memory::warm;
 use crate::settings::Settings;
 use crate::stats::Stats;
 use crate::sync::{Gate, Notify, Pass, Watch};
@@ -134,6 +135,15 @@ pub(crate) struct Core<E: Env> {
     /// The index is another opening's now: nobody asks or mends it from here.
     pub ended: Cell<bool>,
     pub stats: Stats,
+}
+
+/// These keys are about to be read or written: what their partitions have of them in memory is brought near, for all of them
+/// together. Of more than [`crate::TOGETHER`] the first.
+pub fn warm<E: Env>(keys: &[(&Partition<E>, &[u8])]) {
+    let tables =
+        std::array::from_fn(|i| keys.get(i).map(|(Partition(core), _)| (core.overlay.borrow(), core.hot.borrow())));
+    let keys = std::array::from_fn(|i| keys.get(i).map_or(&[][..], |(_, key)| key));
+    warm::warm(&tables, &keys);
 }
 
 /// What a look-up found without waiting.

@@ -6,6 +6,7 @@ use crate::sim::{SimEnv, World};
 use std::rc::Rc;
 use turnstone_engine::Partition;
 use turnstone_engine::settings::Settings;
+use turnstone_net::server::ahead::warm_next;
 use turnstone_net::server::conversation::Conversation;
 use turnstone_net::server::execute::{Outcome, execute};
 use turnstone_net::server::handoff::Parked;
@@ -54,8 +55,11 @@ impl Client {
 
     /// Runs the frames and waits until every reply may leave.
     async fn ask(&mut self, frames: &[u8]) {
-        let mut at = 0;
+        let (mut at, mut warm_to) = (0, 0);
         loop {
+            if at >= warm_to {
+                warm_to = at + warm_next(&self.conversation, &frames[at..]);
+            }
             let (used, step) = self.conversation.session.next(&frames[at..]);
             at += used;
             match step {

@@ -8,6 +8,7 @@
 //! It is cut into [`SHARDS`] by the keys' hashes, and what goes is freed a few keys at a time: no call takes long.
 
 use super::hash::Hashed;
+use super::warm::{touch_key, touch_value};
 use crate::types::{Key, Value, ValuePointer};
 use hashbrown::{HashTable, hash_table};
 
@@ -29,7 +30,8 @@ const SHARDS: usize = 16;
 /// Keys that are freed for each one that enters.
 const FREED: usize = 4;
 
-struct Slot {
+/// A settled key and what is known of it.
+pub struct Slot {
     hash: u64,
     key: Key,
     known: Known,
@@ -48,6 +50,11 @@ fn is(key: Hashed<'_>) -> impl Fn(&Slot) -> bool + '_ {
 }
 
 impl Slot {
+    /// Loads what a look-up reads (see [`super::warm`]).
+    pub(super) fn touch(&self) -> usize {
+        touch_key(&self.key) + if let Known::Value(_, value) = &self.known { touch_value(value) } else { 0 }
+    }
+
     fn bytes(&self) -> u64 {
         let value_bytes = if let Known::Value(_, value) = &self.known { value.len() } else { 0 };
         (self.key.len() + value_bytes + OVERHEAD) as u64
@@ -133,6 +140,13 @@ impl HotCache {
         let known = slot.known.clone();
         shard.insert(slot, half_bytes);
         Some(known)
+    }
+
+    /// What is there for a key with this hash: almost always that key.
+    pub(super) fn likely(&self, hash: u64) -> Option<&Slot> {
+        let shard = &self.shards[shard_of(hash)];
+        let same = |slot: &Slot| slot.hash == hash;
+        shard.young.find(hash, same).or_else(|| shard.old.find(hash, same))
     }
 
     /// Takes in an answer; `hash` is the key's.

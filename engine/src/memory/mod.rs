@@ -3,3 +3,4 @@
 pub mod hash;
 pub mod hot;
 pub mod overlay;
+pub mod warm;

@@ -10,6 +10,7 @@
 
 use super::hash::{Hashed, KeyHasher};
 use super::hot::Known;
+use super::warm::{touch_key, touch_value};
 use crate::types::{Entry, Key, Version};
 use hashbrown::HashTable;
 use std::cmp::Reverse;
@@ -71,6 +72,13 @@ fn bytes_of(entry: &Entry) -> u64 {
 }
 
 impl Slot {
+    /// Loads what a look-up reads, and what the next write lets go (see [`super::warm`]).
+    pub(super) fn touch(&self) -> usize {
+        let value =
+            |(_, entry): &(Version, Entry)| if let Entry::Value(value) = entry { touch_value(value) } else { 0 };
+        touch_key(&self.key) + value(&self.newest) + self.older.first().map_or(0, value)
+    }
+
     /// Adds a version and lets go of what nobody sees; answers how many bytes went.
     fn push(&mut self, version: Version, entry: Entry, oldest_seen: Version) -> u64 {
         assert!(self.newest.0 <= version, "versions of a key come in order");
@@ -136,6 +144,12 @@ fn shard_of(hash: u64) -> usize {
 }
 
 impl Generation {
+    fn likely(&self, hash: u64) -> Option<&Slot> {
+        let shard = &self.shards[shard_of(hash)];
+        let found = shard.table.find(hash, |i| shard.slots[*i as usize].hash == hash);
+        found.map(|i| &shard.slots[*i as usize])
+    }
+
     fn find(&self, key: Hashed<'_>) -> Option<&Slot> {
         let shard = &self.shards[shard_of(key.hash)];
         shard.find(key).map(|i| &shard.slots[i])
@@ -283,6 +297,11 @@ impl Overlay {
     pub fn get(&self, key: Hashed<'_>, snapshot: Version) -> Option<&(Version, Entry)> {
         let active = self.active.find(key).and_then(|slot| slot.newest_at(snapshot));
         active.or_else(|| self.frozen.as_ref()?.find(key)?.newest_at(snapshot))
+    }
+
+    /// What is there for a key with this hash: almost always that key.
+    pub(super) fn likely(&self, hash: u64) -> Option<&Slot> {
+        self.active.likely(hash).or_else(|| self.frozen.as_ref()?.likely(hash))
     }
 
     /// The newest version of `key`, pending or not, if it is recent.

@@ -121,6 +121,8 @@ struct State {
     signal: Bell,
     driver: RefCell<Option<Waker>>,
     poked: Cell<bool>,
+    /// Among what waits to be submitted is something that a worker of the kernel's does.
+    for_worker: Cell<bool>,
     stopping: Cell<bool>,
     /// The accept in flight, and the descriptor that it listens on.
     accepting: Cell<Option<(u64, i32)>>,
@@ -204,6 +206,7 @@ impl Ring {
             signal,
             driver: RefCell::new(None),
             poked: Cell::new(false),
+            for_worker: Cell::new(false),
             stopping: Cell::new(false),
             accepting: Cell::new(None),
             closing: RefCell::default(),
@@ -306,6 +309,7 @@ impl Ring {
     /// Flushes a file's data.
     pub async fn sync_data(&self, fd: &Rc<OwnedFd>) -> io::Result<()> {
         let raw = types::Fd(fd.as_raw_fd());
+        self.0.for_worker.set(true);
         let (result, _) =
             self.file_operation(None, |_| opcode::Fsync::new(raw).flags(types::FsyncFlags::DATASYNC).build()).await;
         if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
@@ -461,6 +465,10 @@ impl Ring {
             }
             if !more {
                 self.0.closing.borrow_mut().clear();
+                if self.0.for_worker.take() {
+                    // The worker has been woken on this CPU, and would begin only when this thread has nothing left to do.
+                    std::thread::yield_now();
+                }
                 return Ok(());
             }
         }

@@ -7,6 +7,7 @@
 //! bytes); one that keeps moving stays where it is and only its conversation travels, bytes going back and forth.
 
 use super::ServerSettings;
+use super::ahead;
 use super::connection::{Connection, Leaving, Place, Stage, session};
 use super::conversation::{Conversation, Key};
 use super::deadlines::{SWEEP, keep_deadlines};
@@ -28,7 +29,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use turnstone_engine::Partition;
+use turnstone_engine::{Partition, TOGETHER};
 use turnstone_executor::ring::sys;
 use turnstone_executor::{Core, Ended, Handler, RealEnv, SocketId, placement};
 
@@ -496,7 +497,11 @@ impl ServerCore {
         let mut then = std::mem::take(&mut *self.marked.borrow_mut());
         let mut first = self.resume_at.take().map_or_else(BTreeSet::new, |key| then.split_off(&key));
         let started = Instant::now();
-        while let Some(key) = first.pop_first().or_else(|| then.pop_first()) {
+        for run in 0.. {
+            if run % TOGETHER == 0 {
+                self.warm_first(first.iter().chain(&then));
+            }
+            let Some(key) = first.pop_first().or_else(|| then.pop_first()) else { break };
             self.advance(key);
             if started.elapsed() > TURN_TIME {
                 self.resume_at.set(first.first().or(then.first()).copied());
@@ -534,6 +539,7 @@ impl ServerCore {
         let mut at = 0;
         let mut frames = 0;
         let mut more = false;
+        let mut warm_to = 0;
         let started = Instant::now();
         conversation.hungry = false;
         while !conversation.blocked && conversation.leaving.is_none() && !conversation.over && !conversation.throttled {
@@ -545,6 +551,9 @@ impl ServerCore {
             }
             if conversation.waiting_bytes() > WIRE_MAX {
                 break;
+            }
+            if at >= warm_to {
+                warm_to = at + ahead::warm_next(conversation, &input.rest()[at..]);
             }
             let (used, step) = conversation.session.next(&input.rest()[at..]);
             match step {

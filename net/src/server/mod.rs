@@ -1,5 +1,6 @@
 //! The server: cores with their partitions and connections, from settings to shutdown.
 
+pub mod ahead;
 mod connection;
 pub mod conversation;
 mod core;

@@ -209,6 +209,15 @@ impl<'a> Request<'a> {
         Ok(request)
     }
 
+    /// The key that a frame with this tag and payload is about, if it is one; nothing is checked.
+    pub fn key_of(tag: u8, payload: &'a [u8]) -> Option<&'a [u8]> {
+        match Opcode::from_byte(tag)? {
+            Opcode::Get | Opcode::Del => Some(payload),
+            opcode @ Opcode::Set => Reader { opcode, rest: payload }.key().ok(),
+            _ => None,
+        }
+    }
+
     /// The opcode this request travels under.
     pub fn opcode(&self) -> Opcode {
         match self {

@@ -17,6 +17,8 @@ use turnstone_replication::wire::{
 };
 
 const NOW: Duration = Duration::from_secs(100);
+/// The frames of a conversation: each takes as long as a short input, and what matters takes a few of them.
+const FRAMES: usize = 32;
 
 /// Whatever decodes is what its bytes say, and nothing else.
 fn decoded(bytes: &[u8]) -> Option<Frame> {
@@ -68,7 +70,10 @@ fn conversation(mut script: Script<'_>) {
     let view = View { node: 1, partition: 1, standing: own.clone(), oldest: 20 };
     let mut leader: Option<Leader> = None;
     let mut election = Election::new((1, 1), own.clone());
-    while !script.is_over() {
+    for _ in 0..FRAMES {
+        if script.is_over() {
+            break;
+        }
         let Some(frame) = mended(&mut script) else { continue };
         match &frame {
             Frame::Hello(hello) => {

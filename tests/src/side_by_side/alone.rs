@@ -125,25 +125,29 @@ impl Calm {
     }
 }
 
-/// Processor time per commit on one executor and on two, each with a partition to itself; the generator shares CPU 1.
+/// Processor time per commit on one executor and on two, each with a partition to itself; the generator shares CPU 1. With
+/// as many clients in all each executor has half of them, so half as many commits share a flush; with twice as many, each
+/// executor has as much to do as the one had.
 pub fn one_and_two_executors(home: &TestHome, settings: &Settings) -> Result<(), String> {
     println!("server's processor time per commit, us, on one executor and on two (2 partitions)");
+    let used = |executors: &str, connections, depth| {
+        let cpus: &[&str] = if executors == "1" { &["taskset", "-c", "0"] } else { &["taskset", "-c", "0,1"] };
+        let mut server = home.try_serve_under(cpus, binary("turnstone"), &["--executors", executors])?;
+        let peer = Peer { address: format!("localhost:{}", server.port), pid: server.pid(), flags: &[] };
+        let workload = Workload { name: "", connections, depth, reads: false };
+        block(home, &peer, &workload, "1s", &["--partition", "1-2"])?;
+        let cpu = block(home, &peer, &workload, &settings.block, &["--partition", "1-2"])?.cpu;
+        server.stop();
+        Ok::<_, String>(cpu)
+    };
     for depth in [1, 16] {
-        let mut used = Vec::new();
-        for executors in ["1", "2"] {
-            let cpus: &[&str] = if executors == "1" { &["taskset", "-c", "0"] } else { &["taskset", "-c", "0,1"] };
-            let mut server = home.try_serve_under(cpus, binary("turnstone"), &["--executors", executors])?;
-            let peer = Peer { address: format!("localhost:{}", server.port), pid: server.pid(), flags: &[] };
-            let workload = Workload { name: "", connections: 50, depth, reads: false };
-            block(home, &peer, &workload, "1s", &["--partition", "1-2"])?;
-            used.push(block(home, &peer, &workload, &settings.block, &["--partition", "1-2"])?.cpu);
-            server.stop();
-        }
+        let one = used("1", 50, depth)?;
+        let (two, twice) = (used("2", 50, depth)?, used("2", 100, depth)?);
         println!(
-            "SET depth {depth:<2} {:>6.2} {:>6.2}   work per CPU-second on two over one: {:.2}",
-            used[0],
-            used[1],
-            used[0] / used[1]
+            "SET depth {depth:<2} {one:>6.2}, of two {two:>6.2} with as many clients in all, {twice:>6.2} with as many each: work \
+             per CPU-second on two over one {:.2}, {:.2}",
+            one / two,
+            one / twice
         );
     }
     Ok(())
