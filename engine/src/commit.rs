@@ -12,7 +12,8 @@ use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::manifest::{Generation, Role, begin_epoch};
 use crate::memory::overlay::Prior;
-use crate::partition::{BatchEnd, Core, Partition};
+use crate::memory::warm::TOGETHER;
+use crate::partition::{BatchEnd, Core, Partition, warm};
 use crate::stats::add;
 use crate::sync::first_of;
 use crate::tail::Tailed;
@@ -391,12 +392,22 @@ fn prepare<E: Env>(
 
 /// A version enters the overlay. The cache of settled keys never has a key that is there; what it knew of one that enters
 /// is what lies below its versions.
-pub(crate) fn enter<E: Env>(core: &Core<E>, key: &Key, version: Version, entry: Entry) {
+fn enter<E: Env>(core: &Core<E>, key: &Key, version: Version, entry: Entry) {
     let hashed = core.hasher.of(key);
     let published = core.published.get();
     let oldest_seen = core.snapshots.oldest().map_or(published, |oldest| oldest.min(published));
     let prior = || Prior::of(core.hot.borrow_mut().remove(hashed).as_ref());
     core.overlay.borrow_mut().insert(key, hashed.hash, version, entry, oldest_seen, prior);
+}
+
+/// Many versions enter the overlay, in this order.
+pub(crate) fn enter_all<E: Env>(core: &Rc<Core<E>>, changes: Vec<(Version, Key, Entry)>) {
+    let partition = Partition(core.clone());
+    let mut rest = changes.into_iter();
+    while !rest.as_slice().is_empty() {
+        warm(rest.as_slice().iter().map(|(_, key, _)| (&partition, &**key)));
+        rest.by_ref().take(TOGETHER).for_each(|(version, key, entry)| enter(core, &key, version, entry));
+    }
 }
 
 /// Adds a transaction to the batch that is written next: up to a size, and never across the beginning of an epoch.

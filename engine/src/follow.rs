@@ -6,7 +6,7 @@
 //! A follower's epochs are its leader's; it begins none. What it has appended it shows when its leader does
 //! ([`Partition::allow`]).
 
-use crate::commit::{Content, enter, flush_with, push_batch, wait_until};
+use crate::commit::{Content, enter_all, flush_with, push_batch, wait_until};
 use crate::env::Env;
 use crate::env::Sabotage;
 use crate::error::Error;
@@ -288,6 +288,7 @@ impl<E: Env> Incoming<E> {
         let places = self.places.iter().map(|p| (p.file, p.offset)).collect();
         push_batch(&core, Content::Whole { bytes: self.bytes, first_version }, last, places, cost);
         let mut places = self.places.into_iter();
+        let mut changes = Vec::new();
         for (version, operations) in (first_version..).zip(self.body.transactions) {
             for operation in operations {
                 let (key, entry) = match operation {
@@ -304,9 +305,10 @@ impl<E: Env> Incoming<E> {
                     // The copy has it, or what came behind it.
                     continue;
                 }
-                enter(&core, &key, version, entry);
+                changes.push((version, key, entry));
             }
         }
+        enter_all(&core, changes);
         Ok(last)
     }
 

@@ -17,7 +17,7 @@ use crate::manifest::{ManifestStore, Upstream};
 use crate::memory::hash::{Hashed, KeyHasher};
 use crate::memory::hot::{HotCache, Known};
 use crate::memory::overlay::Overlay;
-use crate::memory::warm;
+use crate::memory::warm::{self, TOGETHER};
 use crate::settings::Settings;
 use crate::stats::Stats;
 use crate::sync::{Gate, Notify, Pass, Watch};
@@ -138,12 +138,15 @@ pub(crate) struct Core<E: Env> {
 }
 
 /// These keys are about to be read or written: what their partitions have of them in memory is brought near, for all of them
-/// together. Of more than [`crate::TOGETHER`] the first.
-pub fn warm<E: Env>(keys: &[(&Partition<E>, &[u8])]) {
-    let tables =
-        std::array::from_fn(|i| keys.get(i).map(|(Partition(core), _)| (core.overlay.borrow(), core.hot.borrow())));
-    let keys = std::array::from_fn(|i| keys.get(i).map_or(&[][..], |(_, key)| key));
-    warm::warm(&tables, &keys);
+/// together. Of more than [`TOGETHER`] the first.
+pub fn warm<'a, E: Env>(keys: impl Iterator<Item = (&'a Partition<E>, &'a [u8])>) {
+    let mut tables = [const { None }; TOGETHER];
+    let mut near: [&[u8]; TOGETHER] = [&[]; TOGETHER];
+    for ((tables, near), (Partition(core), key)) in tables.iter_mut().zip(&mut near).zip(keys) {
+        *tables = Some((core.overlay.borrow(), core.hot.borrow()));
+        *near = key;
+    }
+    warm::warm(&tables, &near);
 }
 
 /// What a look-up found without waiting.

@@ -13,7 +13,7 @@
 //! no followers are asked for and nobody is followed. The rest is pending, as it was before.
 
 use crate::checkpoint::{raise_used, record_end};
-use crate::commit::run_log;
+use crate::commit::{enter_all, run_log};
 use crate::disk::{BLOCK, Disk, DiskErrorKind, File, IoClass, OpenMode};
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
@@ -459,6 +459,7 @@ impl<E: Env> Core<E> {
         let mut places = batch.envelope.pointers.iter();
         let mut version = batch.body.first_version;
         let mut flushed = None;
+        let mut changes = Vec::new();
         for operations in batch.body.transactions {
             let expected = self.prepared.get() + 1;
             if version > settled && version != expected {
@@ -476,6 +477,7 @@ impl<E: Env> Core<E> {
                         flushed = (version > settled).then_some(version);
                         if flushed.is_some() && published.is_some() {
                             self.forget_memory();
+                            changes.clear();
                         }
                         continue;
                     }
@@ -483,7 +485,7 @@ impl<E: Env> Core<E> {
                     Operation::Members(_) => continue,
                 };
                 if version > settled {
-                    crate::commit::enter(self, &key, version, entry);
+                    changes.push((version, key, entry));
                 }
             }
             if version > settled {
@@ -491,6 +493,7 @@ impl<E: Env> Core<E> {
             }
             version += 1;
         }
+        enter_all(self, changes);
         self.batch_ends.borrow_mut().push_back(BatchEnd { last, end: batch.end, chain: batch.envelope.crc });
         if published.is_some() {
             self.flushed.raise(self.prepared.get());

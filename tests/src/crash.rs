@@ -295,7 +295,7 @@ async fn workload(
     Ok(())
 }
 
-/// Now and then: checkpoints, promotions, a full disk, a look at what the log vouches for.
+/// Now and then: checkpoints, promotions, a full disk, other shares of memory, a look at what the log vouches for.
 async fn administer(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life>) -> Result<(), String> {
     let rng = &env.world.rng;
     life.resolve();
@@ -331,6 +331,11 @@ async fn administer(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life>
             Ok(()) | Err(Error::NoSpace(_) | Error::NoSuchHold(_)) => {}
             Err(error) => return Err(format!("a release failed: {error}")),
         },
+        // Its share of memory becomes another one, whoever waits for room.
+        15 | 16 => {
+            partition.set_overlay_bytes(10_000 << rng.below(6));
+            partition.set_cache_bytes(1_000 << rng.below(8));
+        }
         _ => {}
     }
     Ok(())

@@ -1,15 +1,17 @@
-//! How fast a node is back: a million keys over 16 partitions, after a clean stop and after a kill with a long log.
+//! What a node does until it is back: a million keys over 16 partitions, after a clean stop and after a kill with a long log.
+//! How long that takes is printed; what it reads is what it is held to, since that is the same on any machine.
 
 use std::time::{Duration, Instant};
 use turnstone_net::client::Connection;
 use turnstone_net::tls::Role;
 use turnstone_net::wire::Request;
-use turnstone_tests::real::{TestHome, figure};
+use turnstone_tests::real::{TestHome, TestServer, figure};
 
 const KEYS: u32 = 1_000_000;
 const PER_TRANSACTION: u32 = 250;
-/// A clean start takes at most this long.
-const CLEAN: Duration = Duration::from_millis(500);
+/// A start without anything to replay reads at most this much, bytes: what is left of the last segment of each log, where
+/// something could vouch for more, and a mebibyte of headers and manifests for each. No keys, and no values.
+const CLEAN: u64 = 16 * (11 << 20);
 
 fn pipeline(connection: &mut Connection, requests: &[Request<'_>]) {
     for request in requests {
@@ -22,13 +24,16 @@ fn pipeline(connection: &mut Connection, requests: &[Request<'_>]) {
     }
 }
 
-/// From the start of the process to the answer of a first transaction that reads `key` of partition 7.
-fn start_and_read(
-    home: &TestHome,
-    flags: &[&str],
-    key: &[u8],
-    value: &[u8],
-) -> (Duration, turnstone_tests::real::TestServer) {
+/// What a start took, up to the answer of a first transaction.
+struct Start {
+    server: TestServer,
+    took: Duration,
+    /// Bytes that came from the disk, as the kernel counts them.
+    read: u64,
+}
+
+/// The first transaction reads `key` of partition 7.
+fn start_and_read(home: &TestHome, flags: &[&str], key: &[u8], value: &[u8]) -> Start {
     let started = Instant::now();
     let server = home.serve(flags);
     let mut connection = home.connect(&server, Role::Client, 7);
@@ -36,11 +41,14 @@ fn start_and_read(
     assert_eq!(connection.get(key).expect("read").as_deref(), Some(value));
     connection.set(b"first", b"after the start").expect("set");
     connection.commit().expect("committed");
-    (started.elapsed(), server)
+    let took = started.elapsed();
+    let io = std::fs::read_to_string(format!("/proc/{}/io", server.pid())).expect("Linux says");
+    let read = io.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok()).expect("it is a number");
+    Start { server, took, read }
 }
 
 #[test]
-fn a_node_is_back_quickly() {
+fn a_start_reads_the_log_behind_the_mark_once_and_little_else() {
     let home = TestHome::new("restart");
     // The log is held back from checkpoints, so that a kill leaves all of it to be replayed.
     let held = [
@@ -67,17 +75,12 @@ fn a_node_is_back_quickly() {
     }
     let (status, _) = server.stop();
     assert!(status.success());
-    // A machine that others use, too, stalls now and then: the best of a few starts is what the node takes.
-    let (mut clean, mut server) = start_and_read(&home, &held, b"key-07-00000042", b"key-07-00000042");
-    for _ in 1..5 {
-        if clean <= CLEAN {
-            break;
-        }
-        server.stop();
-        let (again, next) = start_and_read(&home, &held, b"key-07-00000042", b"key-07-00000042");
-        (clean, server) = (clean.min(again), next);
-    }
-    println!("clean start with {KEYS} keys to the first answered transaction: {:.3} s", clean.as_secs_f64());
+    let Start { server, took, read: clean } = start_and_read(&home, &held, b"key-07-00000042", b"key-07-00000042");
+    println!(
+        "clean start with {KEYS} keys to the first answered transaction: {:.3} s, {} KiB read",
+        took.as_secs_f64(),
+        clean >> 10
+    );
 
     // 256 MiB of log in 280,000 records of 960 bytes and a key.
     let value = vec![b'v'; 960];
@@ -97,13 +100,15 @@ fn a_node_is_back_quickly() {
         log += figure(&admin.stat().expect("stat answers"), "wal_not_checkpointed_bytes");
     }
     assert!(log >= 256 << 20, "only {} MiB of log wait to be replayed", log >> 20);
+    let mut server = server;
     server.kill();
-    let (dirty, _server) = start_and_read(&home, &held, b"replayed-00000042", &value);
+    let Start { took, read: dirty, .. } = start_and_read(&home, &held, b"replayed-00000042", &value);
     println!(
-        "after kill -9 with {} MiB of log in {records} records not checkpointed: {:.3} s",
+        "after kill -9 with {} MiB of log in {records} records not checkpointed: {:.3} s, {} MiB read",
         log >> 20,
-        dirty.as_secs_f64()
+        took.as_secs_f64(),
+        dirty >> 20
     );
-    assert!(clean <= CLEAN, "clean start took {clean:?}");
-    assert!(dirty <= Duration::from_secs(2), "start after the kill took {dirty:?}");
+    assert!(clean <= CLEAN, "a clean start read {clean} bytes");
+    assert!(dirty <= log + CLEAN, "the start after the kill read {dirty} bytes for {log} of log");
 }

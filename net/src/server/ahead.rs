@@ -40,7 +40,7 @@ pub fn warm_next<E: Env>(conversation: &Conversation<E>, input: &[u8]) -> usize 
     }
     // One alone is waited for either way.
     if count > 1 {
-        warm(&keys[..count]);
+        warm(keys[..count].iter().copied());
     }
     looked_at.max(1)
 }
@@ -63,7 +63,7 @@ impl ServerCore {
             found[count] = key;
             count += 1;
         }
-        warm(&found[..count]);
+        warm(found[..count].iter().copied());
     }
 }
 

@@ -210,7 +210,7 @@ async fn campaign(run: Rc<Run>, effort: Effort) -> Result<(), String> {
             disturb(&run, kind);
         } else {
             world.sleep(Duration::from_millis(50 + world.rng.below(900))).await;
-            disturb(&run, world.rng.below(20));
+            disturb(&run, world.rng.below(22));
         }
     }
     if cluster.failure.borrow().is_some() {
@@ -413,6 +413,13 @@ fn disturb(run: &Rc<Run>, kind: u64) {
             world.slowness.set(1 << rng.below(9));
         }
         17 | 18 => promote(run, any()),
+        20 | 21 => {
+            // A node's partition gets another share of memory, whoever waits for room.
+            if let Some(partition) = cluster.partition(any()) {
+                partition.set_overlay_bytes(30_000 << rng.below(4));
+                partition.set_cache_bytes(5_000 << rng.below(8));
+            }
+        }
         _ => {
             let node = any();
             if let Some(partition) = cluster.partition(node).filter(Partition::leads) {
