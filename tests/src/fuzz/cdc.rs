@@ -64,14 +64,17 @@ pub fn cursor(input: &[u8]) {
     assert!(gone_back.last <= cursor.last);
 }
 
-/// Settings: what is accepted is valid, reads as itself when it is written out, and is of sizes that can be reckoned with;
-/// errors stay short.
+/// Files are at most a tebibyte: docs/cdc.md says so.
+const LARGEST_FILE_MIB: u64 = 1 << 20;
+
+/// Settings: what is accepted is valid, reads as itself when it is written out, and is of sizes that are allowed; errors stay
+/// short.
 pub fn config(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     match cdc_config::parse(super::config::FILE, text) {
         Ok(settings) => {
             assert_eq!(settings.validate(), Ok(()));
-            assert!(settings.max_file_size_mb.checked_mul(1 << 20).is_some(), "{} MiB", settings.max_file_size_mb);
+            assert!(settings.max_file_size_mb <= LARGEST_FILE_MIB, "{} MiB", settings.max_file_size_mb);
             assert_eq!(cdc_config::parse(super::config::FILE, &cdc_config::print(&settings)), Ok(settings));
         }
         Err(error) => super::config::short(&error, text),
@@ -117,7 +120,7 @@ pub fn seeds_cursor() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// The sample file, and one for each kind of value.
+/// The sample file, one for each kind of value, and the largest file size that is taken.
 pub fn seeds_config() -> Vec<Vec<u8>> {
     let texts = [
         cdc_config::sample_json(),
@@ -125,6 +128,7 @@ pub fn seeds_config() -> Vec<Vec<u8>> {
         "{\n\"partition\": \"*\",\n\"hold\": \"1GiB\", \"max_file_size_mb\": 7}".to_string(),
         "{\"value_format\": \"base64\", \"start\": \"now\", \"on_purged\": \"stop\", \"flush_interval\": \"1h30m\"}"
             .to_string(),
+        "{\"max_file_size_mb\": 1048576}".to_string(),
     ];
     texts.map(String::into_bytes).into()
 }
