@@ -190,7 +190,7 @@ impl File for RealFile {
         let total = round_up(skip + length);
         let (buffer, filled) = match &self.handle {
             Handle::Ring(ring, fd) => {
-                ring.read(fd, start, AlignedBuf::zeroed(total)).await.map_err(failed("read", &self.name))?
+                ring.read(fd, start, AlignedBuf::uncleared(total)).await.map_err(failed("read", &self.name))?
             }
             Handle::Bulk(file) => {
                 let read = file.read_at_aligned(start, total).await;

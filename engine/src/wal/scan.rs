@@ -45,7 +45,7 @@ pub struct OpenSegment<E: Env> {
 impl<E: Env> OpenSegment<E> {
     async fn open(env: &E, partition: PartitionId, number: u32) -> Result<OpenSegment<E>, Error> {
         let name = names::segment(number);
-        let file = env.disk().open(&name, OpenMode::Existing, IoClass::Bulk).await?;
+        let file = env.disk().open(&name, OpenMode::Existing, IoClass::Foreground).await?;
         let block = file.read_at(0, BLOCK).await?;
         header::check(&block, &name, FileKind::Segment, partition, u64::from(number))?;
         let length = file.length().await?;

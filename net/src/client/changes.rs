@@ -20,7 +20,7 @@ use turnstone_engine::wal::body::{self, BodyError, Change};
 use turnstone_replication::wire::take_entries;
 
 /// Bytes that are read at once.
-const READ: usize = 64 << 10;
+const READ: usize = 256 << 10;
 /// A consumer says that it lives at least this often.
 const BEAT: Duration = Duration::from_secs(1);
 /// A server that was not heard for so long is gone: it says that it lives every second.
@@ -67,6 +67,8 @@ pub enum ChangeEvent {
 /// A stream of changes of one partition.
 pub struct ChangeStream {
     stream: StreamOwned<ClientConnection, TcpStream>,
+    /// What the socket gave last, encrypted: kept for its memory.
+    wire: Vec<u8>,
     input: Vec<u8>,
     taken: usize,
     window: u64,
@@ -105,6 +107,7 @@ impl ChangeStream {
         let now = Instant::now();
         let mut stream = ChangeStream {
             stream: StreamOwned::new(tls, socket),
+            wire: Vec::new(),
             input: Vec::new(),
             taken: 0,
             window: subscribe.credit,
@@ -183,36 +186,59 @@ impl ChangeStream {
         }
         self.input.drain(..self.taken);
         self.taken = 0;
-        let before = self.input.len();
-        self.input.resize(before + READ, 0);
-        let mut end = before;
-        // All that TLS has decrypted: it hands out a record at a time.
-        let outcome = loop {
-            match self.stream.read(&mut self.input[end..]) {
-                Ok(0) => break Err(ClientError::Io(ErrorKind::UnexpectedEof.into())),
-                Ok(count) => {
-                    end += count;
-                    if end == self.input.len() || !self.has_decrypted() {
-                        break Ok(true);
-                    }
-                }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    break Ok(end > before);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => break Err(ClientError::from_stream(error)),
-            }
-        };
-        self.input.truncate(end);
-        if end > before {
-            self.heard = Instant::now();
+        // Something may have come with the end of the handshake.
+        if self.decrypted()? {
             return Ok(true);
         }
+        // rustls by itself asks the socket for 4 KiB at a time.
+        let mut wire = std::mem::take(&mut self.wire);
+        wire.resize(READ, 0);
+        let outcome = match self.stream.sock.read(&mut wire) {
+            Ok(0) => Err(ClientError::Io(ErrorKind::UnexpectedEof.into())),
+            Ok(count) => self.decrypt(&wire[..count]),
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => Ok(false),
+                _ => Err(ClientError::from_stream(error)),
+            },
+        };
+        self.wire = wire;
         outcome
     }
 
-    fn has_decrypted(&mut self) -> bool {
-        self.stream.conn.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
+    fn decrypt(&mut self, mut bytes: &[u8]) -> Result<bool, ClientError> {
+        self.heard = Instant::now();
+        let mut any = false;
+        while !bytes.is_empty() {
+            self.stream.conn.read_tls(&mut bytes).map_err(ClientError::from_stream)?;
+            match self.decrypted() {
+                Ok(more) => any |= more,
+                // What came before it is taken first; it is told again then.
+                Err(_) if any => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(any)
+    }
+
+    /// Takes what TLS has decrypted; answers whether there was anything.
+    fn decrypted(&mut self) -> Result<bool, ClientError> {
+        let state = self.stream.conn.process_new_packets();
+        while self.stream.conn.wants_write() {
+            // An answer to new keys, or why this side goes: the next read tells what comes of it.
+            if self.stream.conn.write_tls(&mut self.stream.sock).is_err() {
+                break;
+            }
+        }
+        let invalid = |error| ClientError::from_stream(std::io::Error::new(ErrorKind::InvalidData, error));
+        let state = state.map_err(invalid)?;
+        let count = state.plaintext_bytes_to_read();
+        if count == 0 && state.peer_has_closed() {
+            return Err(ClientError::Io(ErrorKind::UnexpectedEof.into()));
+        }
+        let before = self.input.len();
+        self.input.resize(before + count, 0);
+        self.stream.conn.reader().read_exact(&mut self.input[before..]).map_err(ClientError::from_stream)?;
+        Ok(count > 0)
     }
 
     fn event(&mut self, frame: Frame) -> Result<ChangeEvent, ClientError> {

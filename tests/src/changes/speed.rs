@@ -68,6 +68,17 @@ fn wait_for_version(home: &TestHome, version: u64) {
     crate::real::eventually(Duration::from_secs(300), "the consumer has everything", far);
 }
 
+/// The index goes on with what it was given; two CPUs have no third for that.
+fn wait_until_idle(pid: u32) {
+    let used = || Usage::of(pid).expect("the server runs");
+    let idle = || {
+        let before = used();
+        std::thread::park_timeout(Duration::from_millis(200));
+        used().since(&before).cpu < Duration::from_millis(10)
+    };
+    crate::real::eventually(Duration::from_secs(120), "the server has nothing left to do", idle);
+}
+
 fn clear(home: &TestHome) {
     let _ = std::fs::remove_dir_all(home.path().join("cdc_logs"));
     let _ = std::fs::remove_file(home.path().join("cdc.state.p01"));
@@ -83,6 +94,8 @@ pub fn measure(rows: u64) {
     let load = ["-c", "16", "-depth", "16", "-n", &count];
     per_second(bench(&home, &server, &load).spawn().expect("the generator runs"));
     let version = version(&home, &server);
+    home.connect(&server, Role::Admin, 1).checkpoint().expect("it settles what was loaded");
+    wait_until_idle(server.pid());
 
     let alone = encoder(rows);
     let began = Instant::now();
