@@ -56,9 +56,9 @@ pub enum OpenMode {
 /// Who waits for a file's operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoClass {
-    /// A client: log writes and point reads.
+    /// A client, a follower, a consumer: the log, written and read, and point reads.
     Foreground,
-    /// Nobody in particular: checkpoint, rebuild, replay.
+    /// Nobody in particular: checkpoints, rebuilds.
     Bulk,
 }
 

@@ -238,10 +238,11 @@ pub fn campaign(length: Length, victim: &mut dyn Victim) -> Finished {
     let mut outcome = Outcome::default();
     let mut published = Published::default();
     std::thread::scope(|scope| {
-        for (n, partition) in PARTITIONS.into_iter().chain(PARTITIONS).enumerate() {
+        let writer = |(n, partition): (usize, u8)| {
             let (home, writing, rng) = (&home, writing.clone(), Rng::new(seed ^ ((n as u64 + 1) << 40)));
-            scope.spawn(move || write(home, &writing, partition, &rng));
-        }
+            scope.spawn(move || write(home, &writing, partition, &rng))
+        };
+        let writers: Vec<_> = PARTITIONS.into_iter().chain(PARTITIONS).enumerate().map(writer).collect();
         let mut consumer = Consumer::start(&home);
         for round in 0..rounds {
             std::thread::park_timeout(Duration::from_millis(PAUSE_MS + rng.below(pace - PAUSE_MS)));
@@ -275,6 +276,8 @@ pub fn campaign(length: Length, victim: &mut dyn Victim) -> Finished {
             }
         }
         writing.stop.store(true, Ordering::SeqCst);
+        // Each may be in the middle of one more transaction.
+        writers.into_iter().for_each(|writer| writer.join().expect("no writer panics"));
         for partition in PARTITIONS {
             consumer.published(partition, shown(&home, &server, partition));
         }
