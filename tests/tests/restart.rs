@@ -10,7 +10,8 @@ use turnstone_tests::real::{TestHome, TestServer, figure};
 const KEYS: u32 = 1_000_000;
 const PER_TRANSACTION: u32 = 250;
 /// A start without anything to replay reads at most this much, bytes: what is left of the last segment of each log, where
-/// something could vouch for more, and a mebibyte of headers and manifests for each. No keys, and no values.
+/// something could vouch for more, and a mebibyte of headers and manifests for each. No values. Of the index only what the
+/// system did not have in memory counts.
 const CLEAN: u64 = 16 * (11 << 20);
 
 fn pipeline(connection: &mut Connection, requests: &[Request<'_>]) {
