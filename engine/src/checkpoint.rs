@@ -17,8 +17,9 @@ use crate::index::Index;
 use crate::index_care::Cure;
 use crate::manifest::{Manifest, Mark, RunSummary, ValueFile, sync_names};
 use crate::memory::hot::Known;
-use crate::memory::overlay::{Generation, Place, Prior, SHARDS};
-use crate::partition::{BatchEnd, Core, Partition};
+use crate::memory::overlay::{Generation, Place, Prior};
+use crate::memory::warm::TOGETHER;
+use crate::partition::{BatchEnd, Core, Partition, warm};
 use crate::run::{CHUNK_BYTES, RunWriter, encode_entry};
 use crate::run_merge::{Merge, tiers};
 use crate::stats::add;
@@ -29,8 +30,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Keys that are settled together.
+/// Keys that are settled together: their values are one write.
 const GROUP: usize = 512;
+/// Keys, or versions, that are worked on without giving way. Each may wait for memory a few times: some 10 to 50 us in all,
+/// so that commits and reads, which need the core several times each, hardly notice a checkpoint.
+const PIECE: usize = 32;
+/// Keys that are sorted without giving way.
+const SORTED: usize = 256;
 /// A checkpoint that failed is tried again after this time, one such time longer after each failure.
 const RETRY: Duration = Duration::from_secs(1);
 /// But at least this often.
@@ -153,16 +159,18 @@ impl<E: Env> Core<E> {
 
     /// What was just settled is likely to be read. A commit that comes in between takes its key out again, and no other
     /// checkpoint ends meanwhile. A key that was written again meanwhile learns what is below it.
-    async fn remember_settled(&self, cached: Vec<(Key, Known)>) {
+    async fn remember_settled(self: &Rc<Self>, cached: Vec<(Key, Known)>) {
         if self.env.sabotage() == Some(Sabotage::StaleCacheFill) {
             // With a broken fill rule this would hide what it breaks.
             return;
         }
-        let mut cached = cached.into_iter().peekable();
-        while cached.peek().is_some() {
+        let partition = Partition(self.clone());
+        let mut cached = cached.into_iter();
+        while !cached.as_slice().is_empty() {
+            warm(cached.as_slice().iter().map(|(key, _)| (&partition, &**key)));
             {
                 let (mut hot, mut overlay) = (self.hot.borrow_mut(), self.overlay.borrow_mut());
-                for (key, known) in cached.by_ref().take(GROUP) {
+                for (key, known) in cached.by_ref().take(TOGETHER) {
                     let hashed = self.hasher.of(&key);
                     if overlay.newest(hashed).is_none() {
                         let hash = hashed.hash;
@@ -200,23 +208,29 @@ impl<E: Env> Core<E> {
             (manifest.keys, manifest.live.iter().copied().collect::<BTreeMap<u32, u64>>())
         };
         let mut writer = RunWriter::create(&self.env, self.id, number).await?;
-        let (mut chunks, mut chunk, mut cached, mut placed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut entries = 0;
+        let (mut chunks, mut chunk, mut entries) = (Vec::new(), Vec::new(), 0);
         let order = in_order(&self.env, generation).await;
+        // A list that grows is copied as a whole now and then, which takes longer than anything else here.
+        let (mut cached, mut placed) = (Vec::with_capacity(order.len()), Vec::with_capacity(order.len()));
         // Asked before anything is written: an index that does not answer must not cost the disk anything.
         let mut asked = self.priors(generation, &order).await?.into_iter();
         for group in order.chunks(GROUP) {
-            let small: Vec<(Key, Value)> = group
-                .iter()
-                .filter_map(|place| {
+            let mut small: Vec<(Key, Value)> = Vec::with_capacity(group.len());
+            for piece in group.chunks(PIECE) {
+                generation.touch(piece);
+                small.extend(piece.iter().filter_map(|place| {
                     let slot = generation.at(*place);
                     if let Entry::Value(v) = &slot.newest.1 { Some((slot.key.clone(), v.clone())) } else { None }
-                })
-                .collect();
+                }));
+                self.env.give_way().await;
+            }
             let places = self.values.append(&self.manifest, Stream::Checkpoint, &small).await?;
             placed.extend_from_slice(&places);
             let mut places = places.into_iter();
-            for slot in group.iter().map(|place| generation.at(*place)) {
+            for (i, slot) in group.iter().map(|place| generation.at(*place)).enumerate() {
+                if i % PIECE == 0 {
+                    self.env.give_way().await;
+                }
                 let (key, (version, entry)) = (&slot.key, &slot.newest);
                 let prior = match slot.prior {
                     Prior::Unknown => asked.next().unwrap_or(Prior::Unknown),
@@ -252,7 +266,6 @@ impl<E: Env> Core<E> {
                     chunks.push(std::mem::take(&mut chunk));
                 }
             }
-            self.env.give_way().await;
         }
         if !chunk.is_empty() {
             self.push_chunk(&mut writer, &chunk).await?;
@@ -508,15 +521,15 @@ impl<E: Env> Core<E> {
 
 /// The keys of a generation in their order, piece by piece.
 async fn in_order<E: Env>(env: &E, generation: &Generation) -> Vec<Place> {
-    let mut sorted = Vec::with_capacity(SHARDS);
-    for shard in 0..SHARDS {
-        sorted.push(generation.sort_shard(shard));
+    let mut sorted = Vec::new();
+    for piece in generation.sorted_pieces(SORTED) {
+        sorted.push(piece);
         env.give_way().await;
     }
     let mut order = Vec::with_capacity(generation.len());
     let mut merged = generation.merge(sorted).peekable();
     while merged.peek().is_some() {
-        order.extend(merged.by_ref().take(GROUP));
+        order.extend(merged.by_ref().take(PIECE));
         env.give_way().await;
     }
     order
@@ -526,7 +539,7 @@ async fn in_order<E: Env>(env: &E, generation: &Generation) -> Vec<Place> {
 async fn dismantle<E: Env>(env: &E, generation: Rc<Generation>) {
     // Where it stays frozen for another try, others have it, too.
     let Ok(mut generation) = Rc::try_unwrap(generation) else { return };
-    while generation.dismantle(GROUP) {
+    while generation.dismantle(PIECE) {
         env.give_way().await;
     }
 }

@@ -469,8 +469,14 @@ pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
             break;
         }
         if vouch {
-            first_of(core.queue_changed.notified(), core.env.sleep(core.settings.idle_vouch)).await;
-            if core.queue.borrow().is_empty() && !core.closing.get() {
+            let mut idle = false;
+            let passed = async {
+                core.env.sleep(core.settings.idle_vouch).await;
+                idle = true;
+            };
+            // It may have been told of what was just written: that is no idle time.
+            first_of(core.queue_changed.notified(), passed).await;
+            if idle && core.queue.borrow().is_empty() && !core.closing.get() {
                 append_voucher(&core).await;
             }
         } else {

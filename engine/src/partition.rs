@@ -32,6 +32,10 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// A partition that writes most of what the node writes is checkpointed after so many times the log of a quiet one. A key that
+/// is written again meanwhile is settled once, and a restart reads that much more.
+const BUSY: u64 = 4;
+
 /// One partition, open. Cloning gives another handle.
 pub struct Partition<E: Env>(pub(crate) Rc<Core<E>>);
 
@@ -57,6 +61,8 @@ pub(crate) struct Core<E: Env> {
     /// Most bytes in the overlay, and those at which a checkpoint starts: this partition's share.
     pub overlay_budget: Cell<u64>,
     pub checkpoint_bytes: Cell<u64>,
+    /// Log not yet settled that starts one.
+    pub checkpoint_wal_bytes: Cell<u64>,
     pub hasher: KeyHasher,
     pub manifest: ManifestStore<E>,
     pub wal: OnceCell<Wal<E>>,
@@ -429,6 +435,13 @@ impl<E: Env> Partition<E> {
         self.0.housekeeping.notify();
         // With a larger share there may be room although no checkpoint is due.
         self.0.look_for_room();
+    }
+
+    /// This partition's share of the log that a restart would have to read, bytes: more than that starts a checkpoint. It is
+    /// never less than `checkpoint_wal_bytes`, and never more than [`BUSY`] times that.
+    pub fn set_checkpoint_wal_bytes(&self, bytes: u64) {
+        let least = self.0.settings.checkpoint_wal_bytes;
+        self.0.checkpoint_wal_bytes.set(bytes.clamp(least, least.saturating_mul(BUSY)));
     }
 
     /// This partition's share of the cache of settled keys, bytes.

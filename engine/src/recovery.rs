@@ -83,6 +83,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         wal: OnceCell::new(),
         overlay_budget: Cell::new(settings.overlay_budget),
         checkpoint_bytes: Cell::new(settings.checkpoint_bytes),
+        checkpoint_wal_bytes: Cell::new(settings.checkpoint_wal_bytes),
         overlay: RefCell::new(Overlay::new(hasher)),
         hot: RefCell::new(HotCache::new(settings.cache_bytes)),
         hasher,

@@ -128,7 +128,7 @@ impl<E: Env> Core<E> {
     fn checkpoint_due(&self) -> bool {
         self.overlay.borrow().frozen_last().is_some()
             || self.overlay.borrow().active_bytes() >= self.checkpoint_bytes.get()
-            || self.not_checkpointed_bytes() >= self.settings.checkpoint_wal_bytes
+            || self.not_checkpointed_bytes() >= self.checkpoint_wal_bytes.get()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::types::{Entry, Key, Version};
 use hashbrown::HashTable;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::hint::black_box;
 use std::rc::Rc;
 
 /// Counted for each key besides its own bytes, and for each version besides its value, bytes: about what they take.
@@ -175,16 +176,26 @@ impl Generation {
         shard.slots.push(Slot { key: key.clone(), hash, newest: (version, entry), older: Vec::new(), prior });
     }
 
-    /// One shard's places in the order of their keys.
-    pub fn sort_shard(&self, shard: usize) -> Vec<Place> {
-        let slots = &self.shards[shard].slots;
-        let mut places: Vec<Place> =
-            (0..slots.len()).map(|slot| Place { shard: shard as u32, slot: slot as u32 }).collect();
-        places.sort_unstable_by(|a, b| slots[a.slot as usize].key.cmp(&slots[b.slot as usize].key));
-        places
+    /// All places, in pieces of at most `of`, each in the order of its keys. A piece is sorted when it is asked for.
+    pub fn sorted_pieces(&self, of: usize) -> impl Iterator<Item = Vec<Place>> {
+        self.shards.iter().enumerate().flat_map(move |(shard, Shard { slots, .. })| {
+            (0..slots.len()).step_by(of).map(move |first| {
+                let piece = first..slots.len().min(first + of);
+                black_box(slots[piece.clone()].iter().map(|slot| touch_key(&slot.key)).fold(0, usize::wrapping_add));
+                let mut places: Vec<Place> =
+                    piece.map(|slot| Place { shard: shard as u32, slot: slot as u32 }).collect();
+                places.sort_unstable_by(|a, b| slots[a.slot as usize].key.cmp(&slots[b.slot as usize].key));
+                places
+            })
+        })
     }
 
-    /// Merges sorted shards.
+    /// Loads what settling these slots reads (see [`super::warm`]).
+    pub fn touch(&self, places: &[Place]) {
+        black_box(places.iter().map(|place| self.at(*place).touch()).fold(0, usize::wrapping_add));
+    }
+
+    /// Merges pieces that are sorted.
     pub fn merge(&self, sorted: Vec<Vec<Place>>) -> impl Iterator<Item = Place> {
         let mut shards: Vec<_> = sorted.into_iter().map(Vec::into_iter).collect();
         let mut heads = BinaryHeap::new();
@@ -209,6 +220,8 @@ impl Generation {
     pub fn dismantle(&mut self, versions: usize) -> bool {
         let mut left = versions;
         while let Some(shard) = self.shards.last_mut() {
+            let next = shard.slots.len().saturating_sub(left);
+            black_box(shard.slots[next..].iter().map(Slot::touch).fold(0, usize::wrapping_add));
             while let Some(slot) = shard.slots.last_mut() {
                 if left == 0 {
                     return true;
@@ -420,7 +433,7 @@ mod tests {
         let keys: Vec<String> = (0..5000).map(|i| format!("{}", i * 7919 % 5000)).collect();
         keys.iter().for_each(|key| put(&mut overlay, key, 1, Entry::Tombstone, 0));
         let frozen = overlay.freeze(1);
-        let sorted = (0..SHARDS).map(|shard| frozen.sort_shard(shard)).collect();
+        let sorted = frozen.sorted_pieces(30).collect();
         let got: Vec<Key> = frozen.merge(sorted).map(|place| frozen.at(place).key.clone()).collect();
         let mut expected: Vec<Key> = keys.iter().map(|key| key.as_bytes().into()).collect();
         expected.sort();

@@ -54,6 +54,8 @@ pub struct ValueLog<E: Env> {
 
 /// Records are written in groups of about this size.
 const GROUP: usize = 1 << 20;
+/// Bytes that are encoded without giving way.
+const PIECE: usize = 64 << 10;
 /// Records that are no further apart than this are read at once.
 const GAP: u64 = 32 << 10;
 
@@ -91,18 +93,23 @@ impl<E: Env> ValueLog<E> {
             let (group, after) = rest.split_at(count);
             rest = after;
             let (number, file, offset) = self.reserve(manifest, stream, round_up(bytes) as u64).await?;
-            let mut encoded = Vec::with_capacity(bytes);
+            let mut encoded = AlignedBuf::uncleared(bytes);
+            let (mut end, mut piece) = (0, 0);
             for (key, value) in group {
-                let start = offset + encoded.len() as u64;
-                record::encode(key, value, &mut encoded);
                 pointers.push(ValuePointer {
                     file: number,
-                    offset: start,
+                    offset: offset + end as u64,
                     length: value.len() as u32,
                     checksum: crate::codec::crc(&[value]),
                 });
+                end += record::encode(key, value, &mut encoded[end..]);
+                if end - piece >= PIECE {
+                    piece = end;
+                    self.env.give_way().await;
+                }
             }
-            file.write_at(AlignedBuf::copy_of(&encoded), offset).await?;
+            encoded[end..].fill(0);
+            file.write_at(encoded, offset).await?;
         }
         Ok(pointers)
     }

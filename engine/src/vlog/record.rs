@@ -2,7 +2,7 @@
 //! everything behind it. It carries its key, so that a pointer to the wrong place is noticed, and no version: a value
 //! alone proves nothing about a commit.
 
-use crate::codec::{Put, Take, crc};
+use crate::codec::{Take, crc};
 
 /// Bytes before the key.
 pub const RECORD_HEADER: usize = 12;
@@ -12,15 +12,18 @@ pub fn length(key: usize, value: usize) -> usize {
     RECORD_HEADER + key + value
 }
 
-/// Appends a record.
-pub fn encode(key: &[u8], value: &[u8], out: &mut Vec<u8>) {
-    let mut head = Vec::with_capacity(8);
-    head.put_u32(key.len() as u32);
-    head.put_u32(value.len() as u32);
-    out.put_u32(crc(&[&head, key, value]));
-    out.put(&head);
-    out.put(key);
-    out.put(value);
+/// Writes a record to the beginning of `out`; answers how many bytes it took, which is its [`length`].
+pub fn encode(key: &[u8], value: &[u8], out: &mut [u8]) -> usize {
+    let length = length(key.len(), value.len());
+    let out = &mut out[..length];
+    out[4..8].copy_from_slice(&(key.len() as u32).to_le_bytes());
+    out[8..RECORD_HEADER].copy_from_slice(&(value.len() as u32).to_le_bytes());
+    let (key_place, value_place) = out[RECORD_HEADER..].split_at_mut(key.len());
+    key_place.copy_from_slice(key);
+    value_place.copy_from_slice(value);
+    let sum = crc(&[&out[4..]]);
+    out[..4].copy_from_slice(&sum.to_le_bytes());
+    length
 }
 
 /// The value in a record that must belong to `key`; the error says what is wrong. `check` is false only under a planted bug.
@@ -50,9 +53,8 @@ mod tests {
 
     #[test]
     fn records_are_whole_or_refused() {
-        let mut bytes = Vec::new();
-        encode(b"key", b"value", &mut bytes);
-        assert_eq!(bytes.len(), length(3, 5));
+        let mut bytes = vec![0; length(3, 5)];
+        assert_eq!(encode(b"key", b"value", &mut bytes), bytes.len());
         assert_eq!(decode(&bytes, b"key", true), Ok(b"value".as_slice()));
         assert!(decode(&bytes, b"kex", true).is_err());
         for bit in 0..bytes.len() * 8 {

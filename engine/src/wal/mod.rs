@@ -48,6 +48,8 @@ struct Spare<E: Env> {
 
 struct State<E: Env> {
     active: Option<Active<E>>,
+    /// Capacity of the spare that is being made the active segment: what is reserved meanwhile will be there.
+    activating: Option<u32>,
     spares: Vec<Spare<E>>,
     next_spare: u32,
     last_segment: u32,
@@ -119,6 +121,7 @@ impl<E: Env> Wal<E> {
         };
         let state = State {
             active,
+            activating: None,
             spares: Vec::new(),
             next_spare: 1,
             last_segment: number,
@@ -265,7 +268,8 @@ impl<E: Env> Wal<E> {
         let mut state = self.state.borrow_mut();
         let wanted = state.outstanding + cost;
         let left = state.active.as_ref().map_or(0, |a| u64::from(a.capacity - a.end));
-        let fits = wanted <= left || state.spares.iter().any(|s| wanted <= u64::from(s.capacity) - BLOCK as u64);
+        let mut empty = state.spares.iter().map(|s| s.capacity).chain(state.activating);
+        let fits = wanted <= left || empty.any(|capacity| wanted <= u64::from(capacity) - BLOCK as u64);
         if fits {
             state.outstanding = wanted;
         }
@@ -369,7 +373,9 @@ impl<E: Env> Wal<E> {
                     message: format!("no segment was reserved for {total} bytes"),
                 });
             };
-            (state.spares.swap_remove(index), state.last_segment + 1)
+            let spare = state.spares.swap_remove(index);
+            state.activating = Some(spare.capacity);
+            (spare, state.last_segment + 1)
         };
         spare.file.write_durable(header::encode(FileKind::Segment, self.partition, u64::from(number)), 0).await?;
         self.env.disk().rename(&spare.name, &names::segment(number)).await?;
@@ -377,6 +383,7 @@ impl<E: Env> Wal<E> {
         let shared = shared_flush(&self.env, &spare.file).await?;
         let mut state = self.state.borrow_mut();
         state.last_segment = number;
+        state.activating = None;
         state.segments.push(Segment { number, first_version, used: BLOCK as u32, checkpointed_ms: None });
         let Spare { file, capacity, .. } = spare;
         state.active = Some(Active { number, file, shared, end: BLOCK as u32, capacity });

@@ -805,10 +805,11 @@ impl ServerCore {
                 self.post(from, Message::Tell { ticket, partitions });
             }
             Message::Tell { ticket, partitions } => self.views.told(ticket, partitions),
-            Message::Share { partition, log, overlay, cache } => {
+            Message::Share { partition, log, overlay, unsettled, cache } => {
                 if let Some(Slot::Open(partition)) = self.partitions.borrow().get(&partition) {
                     partition.set_retention_bytes(log);
                     partition.set_overlay_bytes(overlay);
+                    partition.set_checkpoint_wal_bytes(unsettled);
                     partition.set_cache_bytes(cache);
                 }
             }

@@ -127,6 +127,8 @@ pub enum Message {
         log: u64,
         /// Memory for recent versions.
         overlay: u64,
+        /// Log that is not checkpointed yet.
+        unsettled: u64,
         /// Cache of settled keys.
         cache: u64,
     },

@@ -1,6 +1,6 @@
 //! Sharing out the node's budgets: once a second core 0 asks everybody how much they wrote and looked up lately, and gives
-//! each partition a share by that, of the kept log (D14), of the memory for recent versions and of the cache. Every
-//! partition keeps a floor, so that a quiet one is not emptied by a busy one.
+//! each partition a share by that, of the kept log (D14), of the memory for recent versions, of the log that is not settled
+//! and of the cache. Every partition keeps a floor, so that a quiet one is not emptied by a busy one.
 //!
 //! Log is not memory: what is purged, a consumer or a follower cannot get back. So while the node has room, each partition's
 //! share is all the log that it has and a part of the room; only when room runs short do those give way that have more than
@@ -106,11 +106,13 @@ pub async fn share_out(server: Weak<ServerCore>) {
         let log = of_node(server.settings.engine.wal_retention_bytes);
         let log = log_shares(log, &shares(log, &written.smoothed), &held);
         let overlay = shares(of_node(server.settings.engine.overlay_budget), &written.smoothed);
+        let unsettled = shares(of_node(server.settings.engine.checkpoint_wal_bytes), &written.smoothed);
         let cache = shares(of_node(server.settings.engine.cache_bytes), &looked_up.smoothed);
         for (partition, log) in log.into_iter().filter(|(partition, _)| open.contains(partition)) {
             let home = placement::home_of(partition, server.core.mesh.cores());
-            let (overlay, cache) = (overlay[&partition], cache.get(&partition).copied().unwrap_or_default());
-            server.post(home, Message::Share { partition, log, overlay, cache });
+            let (overlay, unsettled) = (overlay[&partition], unsettled[&partition]);
+            let cache = cache.get(&partition).copied().unwrap_or_default();
+            server.post(home, Message::Share { partition, log, overlay, unsettled, cache });
         }
         let core = server.core.clone();
         drop(server);

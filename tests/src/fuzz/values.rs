@@ -50,7 +50,7 @@ fn any_bytes(mode: u8, mut script: Script<'_>) {
     match read {
         Ok(value) => {
             assert_eq!((value.len(), crc(&[&value])), (pointer.length as usize, pointer.checksum));
-            let mut again = Vec::new();
+            let mut again = vec![0; record::length(key.len(), value.len())];
             record::encode(key, &value, &mut again);
             assert_eq!(again, bytes[offset as usize..][..again.len()], "what lies there");
         }
@@ -80,7 +80,8 @@ fn damaged(mut script: Script<'_>) {
         let (key, value) = (usize::from(script.u8()), usize::from(script.u8()));
         let (key, value) = (script.bytes(key), script.bytes(value));
         let start = bytes.len();
-        record::encode(key, value, &mut bytes);
+        bytes.resize(start + record::length(key.len(), value.len()), 0);
+        record::encode(key, value, &mut bytes[start..]);
         let pointer =
             ValuePointer { file: FILE, offset: start as u64, length: value.len() as u32, checksum: crc(&[value]) };
         records.push((key, value, pointer, start..bytes.len()));
@@ -101,7 +102,7 @@ fn damaged(mut script: Script<'_>) {
 
 /// Records that are read, in each mode.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let mut record = Vec::new();
+    let mut record = vec![0; record::length(3, 5)];
     record::encode(b"key", b"value", &mut record);
     let any = |mode: u8, offset: &[u8]| {
         let sum = crc(&[b"value"]).to_le_bytes();

@@ -62,7 +62,7 @@ impl servers::Ours {
 
 /// GETs at a fixed rate, alone and beside writers, while checkpoints and compactions go on; latency from the intended start.
 pub fn readers_beside_writers(home: &TestHome, settings: &Settings) -> Result<(), String> {
-    let mut ours = servers::start_ours(home, &["--checkpoint-wal-bytes", "8MiB"])?;
+    let mut ours = servers::start_ours(home, &["--checkpoint-wal-bytes", "2MiB"])?;
     let address = &ours.peer.address;
     generate(home, address, &["-c", "16", "--ratio", "1", "-n", "200000"])?;
     println!("16 connections, 10,000 GET/s, alone and beside 8 closed-loop durable writers");

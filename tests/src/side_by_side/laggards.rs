@@ -1,7 +1,7 @@
 //! Followers that do not keep up, and what the leader's clients and its memory see of that: one that is stopped, one behind a
 //! narrow way, and one that needs a copy of everything.
 
-use super::replicated::Pair;
+use super::replicated::{Pair, version};
 use super::{Settings, generate, median};
 use crate::proxy::Proxy;
 use crate::real::figure;
@@ -65,8 +65,10 @@ fn compare(
         hinder()?;
         during.push(p99(pair, &settings.block)?);
         grown.push((pair.leader_resident() as f64 - resident as f64) / 1024.0);
-        let behind = lag(pair)?;
+        let written = version(&mut pair.at_leader());
         let_go()?;
+        // One that was stopped answers only now.
+        let behind = written - version(&mut pair.at_follower()).min(written);
         let took = pair.catch_up()?;
         println!("{named}: {behind} commits behind, caught up {:.2} s after it could", took.as_secs_f64());
     }
@@ -84,13 +86,6 @@ fn p99(pair: &Pair, length: &str) -> Result<f64, String> {
     let words = [&LOAD[..], &["--warmup", "500ms", "--duration", length]].concat();
     let report = generate(&pair.homes[0], &pair.leader.peer.address, &words)?;
     Ok(report["write_us"]["p99"].as_f64().unwrap_or(f64::NAN))
-}
-
-/// By how many commits the follower is behind, as far as its leader knows.
-fn lag(pair: &Pair) -> Result<u64, String> {
-    let stat = pair.at_leader().stat().map_err(|e| e.to_string())?;
-    let stat: serde_json::Value = serde_json::from_str(&stat).map_err(|e| format!("stat: {e}"))?;
-    stat["replicas"][0]["lag"].as_u64().ok_or_else(|| format!("the leader knows no follower: {stat}"))
 }
 
 /// A follower that has nothing, of a leader that has no log from its beginning: a copy, and commits beside it.

@@ -146,7 +146,7 @@ config_keys! {
     checkpoint_bytes: u64 = Kind::Size(4 * KIB, TIB), "8MiB", now, hidden,
         "Changes in memory after which a partition is checkpointed.";
     checkpoint_wal_bytes: u64 = Kind::Size(4 * KIB, TIB), "64MiB", now, hidden,
-        "Log not yet checkpointed after which a partition is checkpointed.";
+        "Log not yet checkpointed after which a partition is checkpointed; up to four times that where it writes most.";
     checkpoint_interval: Duration = Kind::Duration(10, 365 * DAY), "60s", now, hidden,
         "Time after which a partition with changes is checkpointed.";
     cache_size: u64 = Kind::Size(0, 64 * TIB), "256MiB", now, hidden,
