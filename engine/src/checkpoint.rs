@@ -33,7 +33,8 @@ use std::time::Duration;
 /// Keys that are settled together: their values are one write.
 const GROUP: usize = 512;
 /// Keys, or versions, that are worked on without giving way. Each may wait for memory a few times: some 10 to 50 us in all,
-/// so that commits and reads, which need the core several times each, hardly notice a checkpoint.
+/// so that commits and reads, which need the core several times each, hardly notice a checkpoint. A core that has no time left
+/// gives it one piece in each round, however, so where memory gets short a piece is a whole group ([`Core::piece`]).
 const PIECE: usize = 32;
 /// Keys that are sorted without giving way.
 const SORTED: usize = 256;
@@ -84,7 +85,7 @@ impl<E: Env> Core<E> {
                 self.checkpoints.raise(self.checkpoints.get() + 1);
             }
         }
-        dismantle(&self.env, generation).await;
+        self.dismantle(generation).await;
         answer
     }
 
@@ -165,7 +166,7 @@ impl<E: Env> Core<E> {
             return;
         }
         let partition = Partition(self.clone());
-        let mut cached = cached.into_iter();
+        let (mut cached, mut since) = (cached.into_iter(), 0);
         while !cached.as_slice().is_empty() {
             warm(cached.as_slice().iter().map(|(key, _)| (&partition, &**key)));
             {
@@ -180,7 +181,11 @@ impl<E: Env> Core<E> {
                     }
                 }
             }
-            self.env.give_way().await;
+            since += TOGETHER;
+            if since >= self.piece() {
+                since = 0;
+                self.env.give_way().await;
+            }
         }
     }
 
@@ -209,14 +214,15 @@ impl<E: Env> Core<E> {
         };
         let mut writer = RunWriter::create(&self.env, self.id, number).await?;
         let (mut chunks, mut chunk, mut entries) = (Vec::new(), Vec::new(), 0);
-        let order = in_order(&self.env, generation).await;
+        let order = self.in_order(generation).await;
         // A list that grows is copied as a whole now and then, which takes longer than anything else here.
         let (mut cached, mut placed) = (Vec::with_capacity(order.len()), Vec::with_capacity(order.len()));
         // Asked before anything is written: an index that does not answer must not cost the disk anything.
         let mut asked = self.priors(generation, &order).await?.into_iter();
         for group in order.chunks(GROUP) {
             let mut small: Vec<(Key, Value)> = Vec::with_capacity(group.len());
-            for piece in group.chunks(PIECE) {
+            let together = self.piece();
+            for piece in group.chunks(together) {
                 generation.touch(piece);
                 small.extend(piece.iter().filter_map(|place| {
                     let slot = generation.at(*place);
@@ -228,8 +234,9 @@ impl<E: Env> Core<E> {
             placed.extend_from_slice(&places);
             let mut places = places.into_iter();
             for (i, slot) in group.iter().map(|place| generation.at(*place)).enumerate() {
-                if i % PIECE == 0 {
+                if i % together == 0 {
                     self.env.give_way().await;
+                    generation.touch(&group[i..group.len().min(i + together)]);
                 }
                 let (key, (version, entry)) = (&slot.key, &slot.newest);
                 let prior = match slot.prior {
@@ -296,7 +303,7 @@ impl<E: Env> Core<E> {
 
     /// What the index holds for those keys of a generation of which that is not known, in their order.
     async fn priors(self: &Rc<Self>, generation: &Rc<Generation>, order: &[Place]) -> Result<Vec<Prior>, Error> {
-        let mut unknown: Vec<Place> = Vec::new();
+        let mut unknown: Vec<Place> = Vec::with_capacity(order.len());
         for group in order.chunks(GROUP) {
             unknown.extend(group.iter().filter(|place| generation.at(**place).prior == Prior::Unknown));
             self.env.give_way().await;
@@ -310,7 +317,12 @@ impl<E: Env> Core<E> {
         }
         let mut priors = Vec::with_capacity(unknown.len());
         for group in unknown.chunks(GROUP) {
-            let keys: Vec<Vec<u8>> = group.iter().map(|place| generation.at(*place).key.to_vec()).collect();
+            let mut keys: Vec<Vec<u8>> = Vec::with_capacity(group.len());
+            for piece in group.chunks(self.piece()) {
+                generation.touch(piece);
+                keys.extend(piece.iter().map(|place| generation.at(*place).key.to_vec()));
+                self.env.give_way().await;
+            }
             let found = self.ask_index(async |index: &E::Index| index.get_many(keys.clone()).await).await?;
             priors.extend(found.into_iter().map(|found| match found {
                 Some((_, Settled::Pointer(old))) => Prior::Value { file: old.file, length: old.length },
@@ -488,6 +500,36 @@ impl<E: Env> Core<E> {
         Ok(summary)
     }
 
+    /// How many keys are worked on without giving way: half of the memory is taken, so commits may soon wait for the end of this.
+    fn piece(&self) -> usize {
+        if self.overlay.borrow().bytes() > self.overlay_budget.get() / 2 { GROUP } else { PIECE }
+    }
+
+    /// The keys of a generation in their order, piece by piece.
+    async fn in_order(&self, generation: &Generation) -> Vec<Place> {
+        let mut sorted = Vec::new();
+        for piece in generation.sorted_pieces(SORTED) {
+            sorted.push(piece);
+            self.env.give_way().await;
+        }
+        let mut order = Vec::with_capacity(generation.len());
+        let mut merged = generation.merge(sorted).peekable();
+        while merged.peek().is_some() {
+            order.extend(merged.by_ref().take(self.piece()));
+            self.env.give_way().await;
+        }
+        order
+    }
+
+    /// Frees a generation piece by piece: at once it would hold the core for tens of milliseconds.
+    async fn dismantle(&self, generation: Rc<Generation>) {
+        // Where it stays frozen for another try, others have it, too.
+        let Ok(mut generation) = Rc::try_unwrap(generation) else { return };
+        while generation.dismantle(self.piece()) {
+            self.env.give_way().await;
+        }
+    }
+
     /// Changes the manifest, and brings along what else is known by now: segments, used bytes, the durable place.
     pub(crate) async fn update_manifest<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
         self.manifest
@@ -516,31 +558,6 @@ impl<E: Env> Core<E> {
         for (number, used) in self.values.used() {
             raise_used(&mut manifest.values, number, used);
         }
-    }
-}
-
-/// The keys of a generation in their order, piece by piece.
-async fn in_order<E: Env>(env: &E, generation: &Generation) -> Vec<Place> {
-    let mut sorted = Vec::new();
-    for piece in generation.sorted_pieces(SORTED) {
-        sorted.push(piece);
-        env.give_way().await;
-    }
-    let mut order = Vec::with_capacity(generation.len());
-    let mut merged = generation.merge(sorted).peekable();
-    while merged.peek().is_some() {
-        order.extend(merged.by_ref().take(PIECE));
-        env.give_way().await;
-    }
-    order
-}
-
-/// Frees a generation piece by piece: at once it would hold the core for tens of milliseconds.
-async fn dismantle<E: Env>(env: &E, generation: Rc<Generation>) {
-    // Where it stays frozen for another try, others have it, too.
-    let Ok(mut generation) = Rc::try_unwrap(generation) else { return };
-    while generation.dismantle(PIECE) {
-        env.give_way().await;
     }
 }
 

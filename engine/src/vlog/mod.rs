@@ -54,7 +54,7 @@ pub struct ValueLog<E: Env> {
 
 /// Records are written in groups of about this size.
 const GROUP: usize = 1 << 20;
-/// Bytes that are encoded without giving way.
+/// Bytes after which encoding gives way; a longer value is encoded at once.
 const PIECE: usize = 64 << 10;
 /// Records that are no further apart than this are read at once.
 const GAP: u64 = 32 << 10;
@@ -103,7 +103,7 @@ impl<E: Env> ValueLog<E> {
                     checksum: crate::codec::crc(&[value]),
                 });
                 end += record::encode(key, value, &mut encoded[end..]);
-                if end - piece >= PIECE {
+                if end - piece >= PIECE && end < bytes {
                     piece = end;
                     self.env.give_way().await;
                 }

@@ -15,6 +15,8 @@ use std::time::Duration;
 use turnstone_executor::placement;
 
 const PERIOD: Duration = Duration::from_secs(1);
+/// Of so many times `checkpoint_wal_bytes`, the log that may wait for checkpoints, each partition gets a share.
+const UNSETTLED: u64 = 16;
 /// What a partition has that `wal_retention_bytes` is about, or will be once it is settled.
 const HELD: [&str; 2] = ["wal_used_bytes", "value_pinned_bytes"];
 
@@ -106,7 +108,7 @@ pub async fn share_out(server: Weak<ServerCore>) {
         let log = of_node(server.settings.engine.wal_retention_bytes);
         let log = log_shares(log, &shares(log, &written.smoothed), &held);
         let overlay = shares(of_node(server.settings.engine.overlay_budget), &written.smoothed);
-        let unsettled = shares(of_node(server.settings.engine.checkpoint_wal_bytes), &written.smoothed);
+        let unsettled = shares(UNSETTLED * server.settings.engine.checkpoint_wal_bytes, &written.smoothed);
         let cache = shares(of_node(server.settings.engine.cache_bytes), &looked_up.smoothed);
         for (partition, log) in log.into_iter().filter(|(partition, _)| open.contains(partition)) {
             let home = placement::home_of(partition, server.core.mesh.cores());

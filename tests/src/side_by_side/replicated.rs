@@ -193,23 +193,38 @@ fn cost(pair: &Pair, settings: &Settings) -> Result<(), String> {
         let how = rate.map_or_else(String::new, |rate| format!(" at {rate} SET/s"));
         cost_of(pair, settings, depth, rate, &how)?;
     }
-    renice(pair.follower.pid(), LEAST)?;
-    for depth in [1, 16] {
-        cost_of(pair, settings, depth, None, ", follower at nice 19")?;
+    // Those that are at the least priority already stay there.
+    let threads = ordinary_threads(pair.follower.pid())?;
+    if !renice(&threads, LEAST) {
+        println!("with the follower at nice {LEAST}: not measured, it needs the right to change priorities");
+        return Ok(());
     }
-    renice(pair.follower.pid(), 0)
+    for depth in [1, 16] {
+        cost_of(pair, settings, depth, None, &format!(", follower at nice {LEAST}"))?;
+    }
+    if !renice(&threads, 0) {
+        println!("a thread of the follower may still be at nice {LEAST}");
+    }
+    Ok(())
 }
 
-/// Gives all threads of a process this much of a CPU that others want, too.
-fn renice(pid: u32, nice: i32) -> Result<(), String> {
+/// Threads of a process that get as much of a CPU as others do.
+fn ordinary_threads(pid: u32) -> Result<Vec<String>, String> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_err(|e| format!("the follower's threads: {e}"))?;
-    let threads = threads.filter_map(|thread| thread.ok()?.file_name().into_string().ok());
+    // Behind the name in parentheses, nice is the 17th field.
+    let is_ordinary = |id: &String| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{id}/stat")).ok();
+        let fields = stat.as_deref().and_then(|stat| stat.rsplit_once(") "));
+        fields.and_then(|(_, fields)| fields.split(' ').nth(16)) == Some("0")
+    };
+    Ok(threads.filter_map(|thread| thread.ok()?.file_name().into_string().ok()).filter(is_ordinary).collect())
+}
+
+/// Gives threads this priority; answers whether that went well for all of them.
+fn renice(threads: &[String], nice: i32) -> bool {
     let mut command = Command::new("renice");
-    command.args(["-n", &nice.to_string(), "-p"]).args(threads).stdout(Stdio::null());
-    match command.status() {
-        Ok(status) if status.success() => Ok(()),
-        _ => Err(format!("renice to {nice} failed; it needs the right to change priorities")),
-    }
+    command.args(["-n", &nice.to_string(), "-p"]).args(threads).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 fn cost_of(pair: &Pair, settings: &Settings, depth: u32, rate: Option<&str>, how: &str) -> Result<(), String> {
