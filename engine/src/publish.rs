@@ -163,6 +163,11 @@ impl<E: Env> Core<E> {
 }
 
 impl<E: Env> Partition<E> {
+    /// Whether it shows what is on its own disk, and waits for no follower's word.
+    pub fn shows_at_once(&self) -> bool {
+        self.0.gate.get() == Version::MAX
+    }
+
     /// Everything up to `version` may be shown as soon as it is flushed: enough followers hold it, or the leader shows it.
     pub fn allow(&self, version: Version) {
         if version > self.0.gate.get() {

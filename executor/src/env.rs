@@ -4,13 +4,14 @@ use crate::disk::{RealDisk, RealFile};
 use crate::index_lane::IndexLane;
 use crate::log::Log;
 use crate::node::system_random;
+use crate::ring::sys::tick_time;
 use crate::tasks::spawn_later;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::wal::shared_flush::SharedFlush;
 
@@ -22,7 +23,6 @@ pub const EXIT_DISK: i32 = 74;
 pub struct RealEnv {
     disk: RealDisk,
     index: IndexLane,
-    started: Instant,
     log: Log,
     flushes: Option<SharedFlushes>,
     sabotage: Option<Sabotage>,
@@ -47,7 +47,7 @@ impl RealEnv {
         flushes: Option<SharedFlushes>,
         sabotage: Option<Sabotage>,
     ) -> RealEnv {
-        RealEnv { disk, index, started: Instant::now(), log, flushes, sabotage }
+        RealEnv { disk, index, log, flushes, sabotage }
     }
 }
 
@@ -65,7 +65,8 @@ impl Env for RealEnv {
         self.flushes.as_ref().map(|flushes| flushes.on(device))
     }
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        // Of ages and deadlines, some of them for every request of a transaction.
+        tick_time()
     }
     fn wall_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)

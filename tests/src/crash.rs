@@ -331,10 +331,12 @@ async fn administer(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life>
             Ok(()) | Err(Error::NoSpace(_) | Error::NoSuchHold(_)) => {}
             Err(error) => return Err(format!("a release failed: {error}")),
         },
-        // Its share of memory becomes another one, whoever waits for room.
+        // Its shares of memory and of unsettled log become others, whoever waits for room.
         15 | 16 => {
             partition.set_overlay_bytes(10_000 << rng.below(6));
             partition.set_cache_bytes(1_000 << rng.below(8));
+            let settled = partition.settings().checkpoint_wal_bytes;
+            partition.set_checkpoint_wal_bytes(settled * (1 + rng.below(4)));
         }
         _ => {}
     }

@@ -10,12 +10,11 @@
 
 use super::hash::{Hashed, KeyHasher};
 use super::hot::Known;
-use super::warm::{touch_key, touch_value};
+use super::warm::{load, touch_key, touch_value};
 use crate::types::{Entry, Key, Version};
 use hashbrown::HashTable;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::hint::black_box;
 use std::rc::Rc;
 
 /// Counted for each key besides its own bytes, and for each version besides its value, bytes: about what they take.
@@ -181,7 +180,7 @@ impl Generation {
         self.shards.iter().enumerate().flat_map(move |(shard, Shard { slots, .. })| {
             (0..slots.len()).step_by(of).map(move |first| {
                 let piece = first..slots.len().min(first + of);
-                black_box(slots[piece.clone()].iter().map(|slot| touch_key(&slot.key)).fold(0, usize::wrapping_add));
+                load(slots[piece.clone()].iter().map(|slot| touch_key(&slot.key)));
                 let mut places: Vec<Place> =
                     piece.map(|slot| Place { shard: shard as u32, slot: slot as u32 }).collect();
                 places.sort_unstable_by(|a, b| slots[a.slot as usize].key.cmp(&slots[b.slot as usize].key));
@@ -192,7 +191,7 @@ impl Generation {
 
     /// Loads what settling these slots reads (see [`super::warm`]).
     pub fn touch(&self, places: &[Place]) {
-        black_box(places.iter().map(|place| self.at(*place).touch()).fold(0, usize::wrapping_add));
+        load(places.iter().map(|place| self.at(*place).touch()));
     }
 
     /// Merges pieces that are sorted.
@@ -221,7 +220,7 @@ impl Generation {
         let mut left = versions;
         while let Some(shard) = self.shards.last_mut() {
             let next = shard.slots.len().saturating_sub(left);
-            black_box(shard.slots[next..].iter().map(Slot::touch).fold(0, usize::wrapping_add));
+            load(shard.slots[next..].iter().map(Slot::touch));
             while let Some(slot) = shard.slots.last_mut() {
                 if left == 0 {
                     return true;

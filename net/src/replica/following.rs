@@ -72,6 +72,9 @@ impl From<Error> for Trouble {
     }
 }
 
+/// Batches of so many bytes that are here already are taken without giving way: the log writes them together, and flushes once.
+const PIECE: usize = 16 << 10;
+
 /// An open stream.
 pub(super) struct Stream<L> {
     pub(super) link: Rc<L>,
@@ -311,7 +314,7 @@ impl<H: Host> Replication<H> {
         let number = partition.id();
         let sabotage = partition.env().sabotage();
         let mut incoming: Option<Incoming<H::Env>> = None;
-        let mut skipped = false;
+        let (mut skipped, mut unbroken) = (false, 0);
         loop {
             let now = self.host.now();
             if !is_current() {
@@ -336,6 +339,7 @@ impl<H: Host> Replication<H> {
                 // Told as soon as it is durable, if anything is on its way there.
                 let next = if partition.prepared() > flushed { flushed + 1 } else { u64::MAX };
                 first_of(wait_for(partition.env(), &**link), partition.wait_flushed(next)).await;
+                unbroken = 0;
                 continue;
             };
             match follower.take(frame, now).map_err(|violation| Trouble::Broken(violation.0))? {
@@ -351,7 +355,11 @@ impl<H: Host> Replication<H> {
                     partition.allow(follower.shown());
                 }
                 Step::Batch(bytes) => {
-                    partition.env().give_way().await;
+                    if unbroken >= PIECE {
+                        partition.env().give_way().await;
+                        unbroken = 0;
+                    }
+                    unbroken += bytes.len();
                     if incoming.is_some() {
                         return Err(Trouble::Broken("a batch came where a large value was due".to_string()));
                     }

@@ -4,7 +4,7 @@
 
 use crate::sim::World;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use turnstone_engine::sync::Notify;
@@ -16,7 +16,7 @@ const CLOGGED: usize = 64 << 10;
 /// A direction that is cut is looked at again after this time.
 const LOOK: Duration = Duration::from_millis(7);
 
-/// What is wrong with the network.
+/// What is wrong with the network, and what it carried.
 #[derive(Default)]
 pub struct Weather {
     /// Directions that nothing passes.
@@ -25,6 +25,8 @@ pub struct Weather {
     pub delay: Cell<Duration>,
     /// Percent of frames that take a hundred times as long.
     pub slow_percent: Cell<u64>,
+    /// Frames that were sent, by sender.
+    pub sent: RefCell<BTreeMap<usize, u64>>,
 }
 
 impl Weather {
@@ -174,6 +176,7 @@ impl Speaks<Frame> for SimLink {
         if self.own.gone.borrow().is_some() || self.closing.get() {
             return;
         }
+        *self.weather.sent.borrow_mut().entry(self.ends.0).or_default() += 1;
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
         let micros = self.weather.delay.get().as_micros() as u64;

@@ -1,48 +1,77 @@
 //! What has no counterpart in the other server, measured by itself.
 
 use super::servers::{self, Peer};
-use super::{Settings, Workload, block, generate};
+use super::{Block, Settings, Workload, block, generate, median};
 use crate::real::{TestHome, binary, figure};
 use turnstone_net::tls::Role;
 
+/// A load with its name.
 struct Alone<'a> {
     name: &'static str,
-    connections: u32,
-    depth: u32,
+    workload: Workload,
     flags: &'a [&'a str],
     partitions: &'a [u8],
 }
 
-/// The v1 dialect, and all partitions at once.
+/// All partitions at once beside one, and the v1 dialect beside `turnstone/2`: by turns, since the machine changes from one
+/// minute to the next.
 pub fn dialects_and_partitions(home: &TestHome, ours: &servers::Ours, settings: &Settings) -> Result<(), String> {
     let all: Vec<u8> = (1..=16).collect();
-    let case = |name, connections, depth, flags, partitions| Alone { name, connections, depth, flags, partitions };
-    let cases = [
-        case("turnstone/2 SET, 64 clients, 1 partition", 64, 1, &[], &[1]),
-        case("turnstone/2 SET, 64 clients, 16 partitions", 64, 1, &["--partition", "1-16"], &all),
-        case("v1 Begin Set Commit, 50 clients, depth 1", 50, 1, &["--dialect", "v1"], &[1]),
-        case("v1 Begin Set Commit, 50 clients, depth 16", 50, 16, &["--dialect", "v1"], &[1]),
+    let set = |name, connections, depth, flags, partitions| {
+        let workload = Workload { name: "", connections, depth, reads: false };
+        Alone { name, workload, flags, partitions }
+    };
+    let pairs = [
+        (
+            set("turnstone/2 SET, 64 clients, 1 partition", 64, 1, &[][..], &[1][..]),
+            set("turnstone/2 SET, 64 clients, 16 partitions", 64, 1, &["--partition", "1-16"], &all),
+        ),
+        (
+            set("turnstone/2 SET, 50 clients, depth 1", 50, 1, &[], &[1]),
+            set("v1 Begin Set Commit, 50 clients, depth 1", 50, 1, &["--dialect", "v1"], &[1]),
+        ),
+        (
+            set("turnstone/2 SET, 50 clients, depth 16", 50, 16, &[], &[1]),
+            set("v1 Begin Set Commit, 50 clients, depth 16", 50, 16, &["--dialect", "v1"], &[1]),
+        ),
     ];
     println!(
         "{:<44} {:>9} {:>8} {:>6} {:>6} {:>8} {:>10}",
         "ours alone", "per s", "us", "srv", "client", "p50 us", "per flush"
     );
-    for Alone { name, connections, depth, flags, partitions } in cases {
-        let workload = Workload { name: "", connections, depth, reads: false };
-        let before = ours.counts(home, partitions);
-        let b = block(home, &ours.peer, &workload, &settings.block, flags)?;
-        let (commits, batches) = ours.counts(home, partitions);
-        println!(
-            "{name:<44} {:>9.0} {:>8.2} {:>5.0}% {:>5.0}% {:>8.0} {:>10.1}",
-            b.per_second,
-            b.cpu,
-            b.server * 100.0,
-            b.client * 100.0,
-            b.p50,
-            (commits - before.0) as f64 / ((batches - before.1) as f64).max(1.0)
-        );
+    for (one, other) in &pairs {
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        for _ in 0..settings.rounds.max(1) {
+            first.push(of_ours(home, ours, one, settings)?);
+            second.push(of_ours(home, ours, other, settings)?);
+            second.push(of_ours(home, ours, other, settings)?);
+            first.push(of_ours(home, ours, one, settings)?);
+        }
+        for (Alone { name, .. }, blocks) in [(one, &first), (other, &second)] {
+            let of = |what: fn(&(Block, f64)) -> f64| median(blocks.iter().map(what));
+            println!(
+                "{name:<44} {:>9.0} {:>8.2} {:>5.0}% {:>5.0}% {:>8.0} {:>10.1}",
+                of(|(b, _)| b.per_second),
+                of(|(b, _)| b.cpu),
+                of(|(b, _)| b.server) * 100.0,
+                of(|(b, _)| b.client) * 100.0,
+                of(|(b, _)| b.p50),
+                of(|(_, per_flush)| *per_flush)
+            );
+        }
+        let ratios = second.iter().zip(&first).map(|((b, _), (a, _))| b.per_second / a.per_second);
+        println!("{:<44} {:>9.2}", "  the second's rate over the first's", median(ratios));
     }
     Ok(())
+}
+
+/// A block, and its commits per flush.
+fn of_ours(home: &TestHome, ours: &servers::Ours, of: &Alone, settings: &Settings) -> Result<(Block, f64), String> {
+    let before = ours.counts(home, of.partitions);
+    let b = block(home, &ours.peer, &of.workload, &settings.block, of.flags)?;
+    let (commits, batches) = ours.counts(home, of.partitions);
+    let per_flush = (commits - before.0) as f64 / ((batches - before.1) as f64).max(1.0);
+    Ok((b, per_flush))
 }
 
 impl servers::Ours {

@@ -72,7 +72,7 @@ fn compare(
         let behind = written - version(&mut pair.at_follower()).min(written);
         pair.catch_up()?;
         println!(
-            "{named}: over {behind} commits behind, caught up {:.2} s after it could",
+            "{named}: at least {behind} commits behind, caught up {:.2} s after it could",
             free.elapsed().as_secs_f64()
         );
     }

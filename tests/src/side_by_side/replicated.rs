@@ -202,7 +202,10 @@ fn cost(pair: &Pair, settings: &Settings) -> Result<(), String> {
     for depth in [1, 16] {
         cost_of(pair, settings, depth, None, &format!(", follower at nice {LEAST}"))?;
     }
-    if !renice(&threads, 0) {
+    // Some have ended by themselves.
+    let is_there = |id: &&String| std::path::Path::new(&format!("/proc/{}/task/{id}", pair.follower.pid())).exists();
+    let left: Vec<String> = threads.iter().filter(is_there).cloned().collect();
+    if !renice(&left, 0) {
         println!("a thread of the follower may still be at nice {LEAST}");
     }
     Ok(())
@@ -230,7 +233,7 @@ fn renice(threads: &[String], nice: i32) -> bool {
 fn cost_of(pair: &Pair, settings: &Settings, depth: u32, rate: Option<&str>, how: &str) -> Result<(), String> {
     let workload = Workload { name: "", connections: 50, depth, reads: false };
     let extra: Vec<&str> = rate.iter().flat_map(|rate| ["--rate", rate]).collect();
-    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    let (mut alone, mut beside, mut taken) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..settings.rounds.max(1) * 4 {
         let with = round % 4 == 1 || round % 4 == 2;
         if with {
@@ -239,8 +242,15 @@ fn cost_of(pair: &Pair, settings: &Settings, depth: u32, rate: Option<&str>, how
         } else {
             pair.order(1, "replicaof no one")?;
         }
+        let before = Usage::of(pair.follower.pid())?;
         let b = pair.block(&workload, &settings.block, &extra)?;
-        if with { beside.push(b) } else { alone.push(b) }
+        if with {
+            let used = Usage::of(pair.follower.pid())?.since(&before);
+            taken.push(used.cpu.as_secs_f64() / used.wall.as_secs_f64());
+            beside.push(b);
+        } else {
+            alone.push(b);
+        }
     }
     pair.follow()?;
     let behind = pair.catch_up()?;
@@ -248,7 +258,8 @@ fn cost_of(pair: &Pair, settings: &Settings, depth: u32, rate: Option<&str>, how
     let ratio = |what: fn(&super::Block) -> f64| of(&beside, what) / of(&alone, what);
     println!(
         "50 clients, depth {depth:<2}{how}: {:.0} SET/s alone, {:.0} with a follower, ratio {:.2}; leader's CPU per SET \
-         {:.2} and {:.2} us, ratio {:.2}; p50 {:.0} and {:.0} us; caught up {:.2} s later",
+         {:.2} and {:.2} us, ratio {:.2}; p50 {:.0} and {:.0} us; caught up {:.2} s later; CPU 0: leader {:.0}% \
+         and {:.0}%; CPU 1: generator {:.0}%, or {:.0}% and follower {:.0}%",
         of(&alone, |b| b.per_second),
         of(&beside, |b| b.per_second),
         ratio(|b| b.per_second),
@@ -257,7 +268,12 @@ fn cost_of(pair: &Pair, settings: &Settings, depth: u32, rate: Option<&str>, how
         ratio(|b| b.cpu),
         of(&alone, |b| b.p50),
         of(&beside, |b| b.p50),
-        behind.as_secs_f64()
+        behind.as_secs_f64(),
+        of(&alone, |b| b.server) * 100.0,
+        of(&beside, |b| b.server) * 100.0,
+        of(&alone, |b| b.client) * 100.0,
+        of(&beside, |b| b.client) * 100.0,
+        median(taken.into_iter()) * 100.0
     );
     Ok(())
 }
