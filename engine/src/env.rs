@@ -122,8 +122,10 @@ pub trait Env: Clone + 'static {
     /// Who flushes logs on this device together with those of the core's other partitions; `None` if each is flushed by
     /// itself.
     fn shared_flush(&self, device: u64) -> Option<Rc<SharedFlush<<Self::Disk as Disk>::File>>>;
-    /// Time since an arbitrary start, some milliseconds old at most; never goes back.
+    /// Time since an arbitrary start; never goes back.
     fn now(&self) -> Duration;
+    /// What [`Env::now`] was some milliseconds ago at most, for ages that are looked at with every request. Nobody may wait by it.
+    fn recently(&self) -> Duration;
     /// Milliseconds since the Unix epoch; may jump.
     fn wall_ms(&self) -> u64;
     /// Unpredictable to clients, reproducible in the simulator.

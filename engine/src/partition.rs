@@ -248,7 +248,7 @@ impl<E: Env> Core<E> {
             core: self.clone(),
             key: key.into(),
             hash: hashed.hash,
-            guard: self.snapshots.open(snapshot, self.env.now()),
+            guard: self.snapshots.open(snapshot, self.env.recently()),
             source,
             checkpoints: self.checkpoints.get(),
         })
@@ -355,14 +355,14 @@ impl<E: Env> Partition<E> {
     /// Begins a transaction on everything up to `snapshot` (see [`RunAhead::snapshot`]).
     pub fn begin(&self, snapshot: Version) -> Transaction {
         assert!(snapshot <= self.0.prepared.get(), "a snapshot sees only what was prepared");
-        let now = self.0.env.now();
+        let now = self.0.env.recently();
         Transaction::new(self.0.snapshots.open(snapshot, now), now)
     }
 
     /// Whether a transaction may go on: not too old, not given up.
     pub fn check(&self, transaction: &Transaction) -> Result<(), Error> {
         let limit = self.0.settings.max_tx_age;
-        if self.0.env.now().saturating_sub(transaction.begun) > limit {
+        if self.0.env.recently().saturating_sub(transaction.begun) > limit {
             return Err(Error::TransactionTimeout { limit_seconds: limit.as_secs() });
         }
         if transaction.snapshot.given_up() {

@@ -163,9 +163,17 @@ impl<E: Env> Core<E> {
 }
 
 impl<E: Env> Partition<E> {
-    /// Whether it shows what is on its own disk, and waits for no follower's word.
-    pub fn shows_at_once(&self) -> bool {
-        self.0.gate.get() == Version::MAX
+    /// Whether it leads and shows what is on its own disk, and waits for no follower's word.
+    pub fn leads_alone(&self) -> bool {
+        self.0.leads() && self.0.gate.get() == Version::MAX && !self.0.closing.get()
+    }
+
+    /// Ends when that is over: followers are asked for, it leads no more, or it closes.
+    pub async fn wait_not_alone(&self) {
+        while self.leads_alone() {
+            let seen = self.0.quorum_changed.get();
+            self.0.quorum_changed.reached(seen + 1).await;
+        }
     }
 
     /// Everything up to `version` may be shown as soon as it is flushed: enough followers hold it, or the leader shows it.

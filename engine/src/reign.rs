@@ -377,6 +377,7 @@ impl<E: Env> Partition<E> {
             }
             if members.min_replicas > 0 && core.gate.get() == Version::MAX {
                 core.gate.set(core.prepared.get());
+                core.stop_waiting();
             }
             core.prepared.set(version);
             enqueue(core, version, &[], cost, |body| body.add_members(&members));

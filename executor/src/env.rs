@@ -4,7 +4,7 @@ use crate::disk::{RealDisk, RealFile};
 use crate::index_lane::IndexLane;
 use crate::log::Log;
 use crate::node::system_random;
-use crate::ring::sys::tick_time;
+use crate::ring::sys::{exact_time, tick_time};
 use crate::tasks::spawn_later;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -65,7 +65,9 @@ impl Env for RealEnv {
         self.flushes.as_ref().map(|flushes| flushes.on(device))
     }
     fn now(&self) -> Duration {
-        // Of ages and deadlines, some of them for every request of a transaction.
+        exact_time()
+    }
+    fn recently(&self) -> Duration {
         tick_time()
     }
     fn wall_ms(&self) -> u64 {

@@ -137,6 +137,11 @@ impl Leader {
         self.said = now;
     }
 
+    /// The last version that was sent.
+    pub fn sent_to(&self) -> Version {
+        self.sent
+    }
+
     /// Bytes of the follower came, a whole frame or not.
     pub fn hears(&mut self, now: Duration) {
         self.heard = now;

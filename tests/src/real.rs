@@ -363,10 +363,18 @@ impl TestServer {
         let status = Command::new("kill").args([name, &self.pid().to_string()]).status().expect("kill runs");
         assert!(status.success(), "kill {name} failed");
     }
+    /// SIGTERM, and nothing else.
+    pub fn ask_to_stop(&self) {
+        self.signal("-TERM");
+    }
     /// SIGTERM; answers its exit status and how long it took.
     pub fn stop(&mut self) -> (std::process::ExitStatus, Duration) {
+        self.ask_to_stop();
+        self.wait_for_end()
+    }
+    /// Who was asked to stop does; answers its exit status and how long it took from now on.
+    pub fn wait_for_end(&mut self) -> (std::process::ExitStatus, Duration) {
         let started = Instant::now();
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
         while started.elapsed() < READY {
             if let Some(status) = self.child.try_wait().expect("it is ours") {
                 return (status, started.elapsed());

@@ -1,21 +1,33 @@
 //! How often a leader and its follower talk: at once where commits wait for the follower's word, and about once in a
-//! millisecond for everything that came meanwhile where nobody does.
+//! millisecond for everything that came meanwhile where nobody does. Who steps down keeps nothing back.
 
+use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::manifest::Upstream;
-use turnstone_engine::{Settings, Write};
+use turnstone_engine::types::Version;
+use turnstone_engine::{Partition, Settings, Write};
 use turnstone_tests::cluster::node::{Cluster, PARTITION};
-use turnstone_tests::sim::World;
 use turnstone_tests::sim::world::End;
+use turnstone_tests::sim::{SimEnv, World};
 
 const LEADER: usize = 0;
 const FOLLOWER: usize = 1;
-const COMMITS: u64 = 1000;
+const COMMITS: u64 = 500;
 /// Between two commits.
 const PAUSE: Duration = Duration::from_micros(100);
+const MILLISECONDS: u64 = COMMITS * PAUSE.as_micros() as u64 / 1000;
+/// In the simulator's time.
+const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What happened while the commits were made.
+/// A leader and its follower, both members.
+struct Pair {
+    cluster: Rc<Cluster>,
+    leader: Partition<SimEnv>,
+    follower: Partition<SimEnv>,
+}
+
+/// What happened while commits were made.
 struct Seen {
     /// Frames of leader and follower.
     sent: [u64; 2],
@@ -23,67 +35,137 @@ struct Seen {
     lag: Duration,
 }
 
-async fn commits(cluster: Rc<Cluster>, min_replicas: u32) -> Result<Seen, String> {
-    let world = cluster.world.clone();
-    [LEADER, FOLLOWER].into_iter().for_each(|node| cluster.start(node));
-    while cluster.partition(LEADER).is_none() || cluster.partition(FOLLOWER).is_none() {
-        world.sleep(Duration::from_millis(1)).await;
+impl Pair {
+    async fn start(cluster: Rc<Cluster>) -> Result<Pair, String> {
+        let world = cluster.world.clone();
+        [LEADER, FOLLOWER].into_iter().for_each(|node| cluster.start(node));
+        let (leader, follower, replication) = loop {
+            match (cluster.partition(LEADER), cluster.partition(FOLLOWER), cluster.replication(FOLLOWER)) {
+                (Some(leader), Some(follower), Some(replication)) => break (leader, follower, replication),
+                _ if world.now() > PATIENCE => return Err("the nodes do not start".to_string()),
+                _ => world.sleep(Duration::from_millis(1)).await,
+            }
+        };
+        let upstream = Upstream { address: "n0:9".to_string(), partition: PARTITION };
+        replication.begin_following(follower.clone(), upstream, false).await.map_err(|trouble| trouble.text())?;
+        while leader.members().nodes.len() < 2 {
+            if world.now() > PATIENCE {
+                return Err("the follower does not become a member".to_string());
+            }
+            world.sleep(Duration::from_millis(20)).await;
+        }
+        Ok(Pair { cluster, leader, follower })
     }
-    let both = (cluster.partition(LEADER), cluster.partition(FOLLOWER), cluster.replication(FOLLOWER));
-    let (Some(leader), Some(follower), Some(replication)) = both else { return Err("a node is gone".to_string()) };
-    let upstream = Upstream { address: "n0:9".to_string(), partition: PARTITION };
-    replication.begin_following(follower.clone(), upstream, false).await.map_err(|trouble| trouble.text())?;
-    while leader.members().nodes.len() < 2 {
-        world.sleep(Duration::from_millis(20)).await;
+
+    async fn ask_for(&self, followers: u32) -> Result<(), String> {
+        let changed = self.leader.change_members(|members| {
+            let mut next = members.clone();
+            next.min_replicas = followers;
+            (next != *members).then_some(next)
+        });
+        match changed.await.map_err(|e| e.to_string())? {
+            Some(version) => self.leader.wait_outcome(version).await.map_err(|e| e.to_string()),
+            None => Ok(()),
+        }
     }
-    let asked = leader.change_members(|members| {
-        let mut next = members.clone();
-        next.min_replicas = min_replicas;
-        (next != *members).then_some(next)
-    });
-    if let Some(version) = asked.await.map_err(|e| e.to_string())? {
-        leader.wait_outcome(version).await.map_err(|e| e.to_string())?;
-    }
-    let sent = |node| cluster.weather.sent.borrow().get(&node).copied().unwrap_or(0);
-    let before = [sent(LEADER), sent(FOLLOWER)];
-    let mut last = 0;
-    for n in 0..COMMITS {
-        let mut transaction = leader.begin(leader.published());
+
+    async fn commit(&self, key: &str) -> Result<Version, String> {
+        let mut transaction = self.leader.begin(self.leader.published());
         transaction.late = true;
-        let key = format!("key-{n}");
-        leader
-            .write(&mut transaction, key.as_bytes(), Write::Set(b"v".as_slice().into()))
-            .map_err(|e| e.to_string())?;
-        last = leader.submit(transaction).prepared().await.map_err(|e| e.to_string())?;
-        world.sleep(PAUSE).await;
+        let write = Write::Set(b"v".as_slice().into());
+        self.leader.write(&mut transaction, key.as_bytes(), write).map_err(|e| e.to_string())?;
+        self.leader.submit(transaction).prepared().await.map_err(|e| e.to_string())
     }
-    leader.wait_published(last).await;
-    let answered = world.now();
-    follower.wait_published(last).await;
-    let lag = world.now() - answered;
-    Ok(Seen { sent: [sent(LEADER) - before[0], sent(FOLLOWER) - before[1]], lag })
+
+    /// From the answer until the follower shows the version.
+    async fn lag(&self, version: Version) -> Duration {
+        self.leader.wait_published(version).await;
+        let answered = self.cluster.world.now();
+        self.follower.wait_published(version).await;
+        self.cluster.world.now() - answered
+    }
+
+    async fn load(&self) -> Result<Seen, String> {
+        let sent = |node| self.cluster.weather.sent.borrow().get(&node).copied().unwrap_or(0);
+        let before = [sent(LEADER), sent(FOLLOWER)];
+        let mut last = 0;
+        for n in 0..COMMITS {
+            last = self.commit(&format!("key-{n}")).await?;
+            self.cluster.world.sleep(PAUSE).await;
+        }
+        let lag = self.lag(last).await;
+        Ok(Seen { sent: [sent(LEADER) - before[0], sent(FOLLOWER) - before[1]], lag })
+    }
 }
 
-fn run(seed: u64, min_replicas: u32) -> Seen {
+fn run<F: Future<Output = Result<(), String>> + 'static>(seed: u64, with: impl FnOnce(Pair) -> F + 'static) {
     let world = World::new(seed);
     let cluster = Cluster::new(world.clone(), 2, Settings::default(), None);
-    let end = world.run(commits(cluster, min_replicas));
-    let End::Done(Ok(seen)) = end else { panic!("seed {seed}, min_replicas {min_replicas}: it did not end well") };
+    let end = world.run(async move { with(Pair::start(cluster).await?).await });
+    match end {
+        End::Done(Ok(())) => {}
+        End::Done(Err(why)) | End::Halted(why) => panic!("seed {seed}: {why}"),
+        End::Deadlock => panic!("seed {seed}: nothing can go on"),
+    }
     world.drop_tasks();
-    seen
 }
 
 #[test]
 fn who_waits_for_nobody_tells_much_at_once() {
-    let milliseconds = COMMITS * PAUSE.as_micros() as u64 / 1000;
     for seed in 0..5 {
-        let (alone, held) = (run(seed, 0), run(seed, 1));
-        // What leaves in one go is on the follower's disk by two flushes, as the simulated network brings it frame by frame.
-        let told = alone.sent[FOLLOWER];
-        assert!(told <= milliseconds * 5 / 2, "seed {seed}: {told} words of the follower in {milliseconds} ms");
-        assert!(alone.lag < Duration::from_millis(3), "seed {seed}: shown {:?} later", alone.lag);
-        assert!(held.sent[FOLLOWER] >= 2 * told, "seed {seed}: {} words, commits wait for them", held.sent[FOLLOWER]);
-        assert!(held.sent[LEADER] * 4 >= alone.sent[LEADER] * 5, "seed {seed}: {:?}, {:?}", held.sent, alone.sent);
-        assert!(held.lag < Duration::from_micros(500), "seed {seed}: shown {:?} later", held.lag);
+        run(seed, move |pair| async move {
+            let alone = pair.load().await?;
+            pair.ask_for(1).await?;
+            let held = pair.load().await?;
+            pair.ask_for(0).await?;
+            let again = pair.load().await?;
+            for alone in [alone, again] {
+                let told = alone.sent[FOLLOWER];
+                assert!(told <= MILLISECONDS * 3 / 2, "seed {seed}: {told} words of the follower in {MILLISECONDS} ms");
+                assert!(held.sent[FOLLOWER] >= 3 * told, "seed {seed}: {:?}, {:?}", held.sent, alone.sent);
+                assert!(
+                    held.sent[LEADER] * 4 >= alone.sent[LEADER] * 5,
+                    "seed {seed}: {:?}, {:?}",
+                    held.sent,
+                    alone.sent
+                );
+                assert!(alone.lag < Duration::from_millis(2), "seed {seed}: shown {:?} later", alone.lag);
+            }
+            assert!(held.lag < Duration::from_micros(500), "seed {seed}: shown {:?} later", held.lag);
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_commit_after_a_pause_is_not_kept_waiting() {
+    run(1, |pair| async move {
+        for n in 0..20 {
+            pair.cluster.world.sleep(Duration::from_millis(20)).await;
+            let version = pair.commit(&format!("lone-{n}")).await?;
+            let lag = pair.lag(version).await;
+            assert!(lag < Duration::from_micros(500), "commit {n}: shown {lag:?} later");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn who_steps_down_or_closes_has_sent_what_was_answered() {
+    for seed in 0..20 {
+        run(seed, move |pair| async move {
+            let mut last = 0;
+            for n in 0..50 {
+                last = pair.commit(&format!("key-{n}")).await?;
+                pair.cluster.world.sleep(PAUSE).await;
+            }
+            pair.leader.wait_published(last).await;
+            let ended = if seed % 2 == 0 { pair.leader.step_down().await } else { pair.leader.close().await };
+            ended.map_err(|e| e.to_string())?;
+            pair.cluster.world.sleep(Duration::from_millis(50)).await;
+            let (leader, follower) = (pair.leader.published(), pair.follower.published());
+            assert_eq!((leader, follower), (last, last), "seed {seed}");
+            Ok(())
+        });
     }
 }

@@ -313,3 +313,49 @@ fn an_order_about_members_waits_for_a_follower_that_is_just_being_made_one() {
         assert_eq!(pair.homes[0].order(&pair.leader, partition, &["min_replicas", "0"]), "OK\n");
     }
 }
+
+/// With `min_replicas` 0 nobody promises it, but whoever plans a stop should need no `force` afterwards.
+#[test]
+fn an_orderly_stop_hands_over_all_that_was_answered() {
+    let mut pair = Pair::new("handover");
+    let ports = [pair.leader.port, pair.follower.port];
+    replica_of(&mut pair.at_follower(2), ports[0], "2").expect("it follows");
+    // Each time the other one leads.
+    for round in 0..4 {
+        let old = round % 2;
+        let (home, server) = (&pair.homes[old], if old == 0 { &pair.leader } else { &pair.follower });
+        let answered: Vec<(String, u32)> = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..4)
+                .map(|writer| {
+                    let mut connection = home.connect(server, Role::Client, 2);
+                    scope.spawn(move || {
+                        let key = format!("round {round} writer {writer}");
+                        let written =
+                            (1..).take_while(|n: &u32| connection.set(key.as_bytes(), &n.to_le_bytes()).is_ok());
+                        (key.clone(), written.last().unwrap_or(0))
+                    })
+                })
+                .collect();
+            let mut watcher = home.connect(server, Role::Admin, 2);
+            let before = version(&mut watcher);
+            eventually("they write", || version(&mut watcher) > before + 1000);
+            drop(watcher);
+            server.ask_to_stop();
+            writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
+        });
+        let (stopped, other) =
+            if old == 0 { (&mut pair.leader, &pair.follower) } else { (&mut pair.follower, &pair.leader) };
+        let (status, _) = stopped.wait_for_end();
+        assert!(status.success(), "round {round}: {status}");
+        let said = pair.homes[1 - old].order(other, 2, &["promote"]);
+        assert!(!said.contains("ERR"), "round {round}: {said}");
+        let mut reader = pair.homes[1 - old].connect(other, Role::Client, 2);
+        for (key, last) in answered {
+            let there = reader.get(key.as_bytes()).expect("read").expect("it was written");
+            let there = u32::from_le_bytes(there.try_into().expect("four bytes"));
+            assert!(there >= last, "round {round}: {key}: {last} was answered, {there} is there");
+        }
+        *stopped = pair.homes[old].serve_on(ports[old], &["--executors", "1"]);
+        replica_of(&mut pair.homes[old].connect(stopped, Role::Admin, 2), ports[1 - old], "2").expect("without force");
+    }
+}

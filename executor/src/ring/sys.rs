@@ -112,18 +112,23 @@ pub fn be_nice() {
 
 /// Processor time of the calling thread.
 pub fn thread_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a live structure of the right type; the clock exists on every Linux, so it cannot fail.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    clock(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// Time since an arbitrary start, as of the kernel's last tick: up to some milliseconds old, and a fraction of the price of
-/// the exact time.
+/// Time since an arbitrary start.
+pub fn exact_time() -> Duration {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+/// The same as of the kernel's last tick: up to some milliseconds old, for a fraction of the price.
 pub fn tick_time() -> Duration {
+    clock(libc::CLOCK_MONOTONIC_COARSE)
+}
+
+fn clock(which: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a live structure of the right type; the clock exists on every Linux, so it cannot fail.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    // SAFETY: the pointer is to a live structure of the right type; the clocks exist on every Linux, so it cannot fail.
+    unsafe { libc::clock_gettime(which, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 

@@ -1,7 +1,9 @@
 //! Somebody else's side of a partition of this node: reads the log as it is written and sends it, notes what the follower
 //! confirms; or answers a candidate's question.
 
-use super::{Host, Link, Replica, Replication, Speaks, resolve, wait_for};
+use super::{Host, Link, PIECE, Replica, Replication, Speaks, resolve, wait_for};
+use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Error;
@@ -19,10 +21,10 @@ use turnstone_replication::wire::{Answer, Ask, Frame, Hello, PROTOCOL, Reason, W
 const READ: usize = 1 << 20;
 /// Who has connected has so long to say what it wants.
 const GREETING: Duration = Duration::from_secs(10);
-/// Where nobody waits for a follower's word, what is committed within this time leaves together: one read, one record of TLS,
-/// one flush and one word of the follower for all of it.
+/// Where nobody waits for a follower's word, what is committed within this time leaves together, and shares what each side has
+/// to do for a read, a record of TLS, a flush and a word.
 const GATHER: Duration = Duration::from_millis(1);
-/// Bodies worth of this many bytes are not gathered any further.
+/// Nothing is waited for behind so many bytes.
 const ENOUGH: usize = 256 << 10;
 /// A follower that is no member is made one, and tried again after this time.
 const JOIN: Duration = Duration::from_secs(1);
@@ -38,6 +40,8 @@ struct Stream<'a, H: Host> {
     life: u64,
     dialed: String,
     joined: Option<Duration>,
+    /// It sends what is left, and waits for nobody.
+    leaving: bool,
     /// What keeps the log behind a copy, until what there was of it is sent.
     kept: Option<(CopyOut<H::Env>, Version)>,
 }
@@ -162,8 +166,20 @@ impl<H: Host> Replication<H> {
         let (dialed, life) = (hello.dialed.clone(), hello.life);
         let kept = self.redeem(number, hello).map(|copy| (copy, partition.prepared()));
         let leader = *leader;
-        let mut stream =
-            Stream { node: self, link, partition, leader, reader, stream, member, life, dialed, joined: None, kept };
+        let mut stream = Stream {
+            node: self,
+            link,
+            partition,
+            leader,
+            reader,
+            stream,
+            member,
+            life,
+            dialed,
+            joined: None,
+            leaving: false,
+            kept,
+        };
         let ended = stream.run().await;
         self.board.remove_replica(number, stream.stream);
         self.count(number);
@@ -174,19 +190,20 @@ impl<H: Host> Replication<H> {
 impl<H: Host> Stream<'_, H> {
     async fn run(&mut self) -> Result<(), String> {
         let deposed = self.partition.deposed();
+        // There was nothing to send.
+        let mut quiet = true;
         loop {
             if self.link.gone().is_some() {
                 return Ok(());
             }
-            self.room().await?;
+            if let Err(why) = self.room().await {
+                self.leave().await;
+                return Err(why);
+            }
             if self.partition.deposed() != deposed {
                 return Err("the partition's role has changed".to_string());
             }
-            let now = self.node.host.now();
-            let published = self.partition.published();
-            if let Some(shown) = self.leader.shown(published, now) {
-                self.link.say(&shown);
-            }
+            let published = self.say_shown();
             let shipments = match self.reader.read(READ).await {
                 Ok(shipments) => shipments,
                 Err(error @ Error::Purged { .. }) => {
@@ -196,49 +213,119 @@ impl<H: Host> Stream<'_, H> {
                 Err(error) => return Err(error.to_string()),
             };
             if shipments.is_empty() {
-                if let Some(beat) = self.leader.beat(self.partition.published(), now) {
+                if let Some(beat) = self.leader.beat(self.partition.published(), self.node.host.now()) {
                     self.link.say(&beat);
                 }
                 let news = first_of(self.reader.ready(), self.partition.wait_published(published + 1));
                 first_of(wait_for(self.partition.env(), self.link), news).await;
+                quiet = true;
                 continue;
             }
-            let bytes: usize = shipments.iter().map(|shipment| shipment.body.len()).sum();
-            for shipment in shipments {
-                self.ship(shipment).await?;
-                self.partition.env().give_way().await;
+            if self.ship_all(shipments).await? < ENOUGH && !self.node.host.stopping() {
+                self.gather(quiet).await;
             }
-            if bytes < ENOUGH && self.partition.shows_at_once() {
-                self.partition.env().sleep(GATHER).await;
-            }
+            quiet = false;
         }
     }
 
-    async fn ship(&mut self, shipment: Shipment) -> Result<(), String> {
-        let now = self.node.host.now();
+    /// Says what is shown, if that is news; answers what it is.
+    fn say_shown(&mut self) -> Version {
+        let published = self.partition.published();
+        if let Some(shown) = self.leader.shown(published, self.node.host.now()) {
+            self.link.say(&shown);
+        }
+        published
+    }
+
+    /// Waits a moment for more, unless somebody waits for the follower's word. Behind a quiet time it is said meanwhile that
+    /// what was sent is shown: a lone commit is, at once. Where commits follow each other it is said with the next of them.
+    async fn gather(&mut self, quiet: bool) {
+        let (partition, sent) = (self.partition.clone(), self.leader.sent_to());
+        if !partition.leads_alone() {
+            return;
+        }
+        if !quiet {
+            return first_of(partition.env().sleep(GATHER), partition.wait_not_alone()).await;
+        }
+        let mut moment = pin!(first_of(partition.env().sleep(GATHER), partition.wait_not_alone()));
+        let over = Cell::new(false);
+        let ending = async {
+            moment.as_mut().await;
+            over.set(true);
+        };
+        first_of(ending, partition.wait_published(sent)).await;
+        self.say_shown();
+        if !over.get() {
+            moment.await;
+        }
+    }
+
+    /// A leader that steps down, or closes, sends what is left, so that whoever is promoted has all that was answered. It waits
+    /// for nobody: a follower that is far behind does without.
+    async fn leave(&mut self) {
+        let over = self.partition.role() == Role::SteppedDown || self.partition.is_closed();
+        if !over || self.link.gone().is_some() {
+            return;
+        }
+        self.leaving = true;
+        let last = self.partition.prepared();
+        self.partition.wait_flushed(last).await;
+        while self.leader.sent_to() < last {
+            match self.reader.read(READ).await {
+                Ok(shipments) if !shipments.is_empty() => {
+                    if self.ship_all(shipments).await.is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+        self.say_shown();
+    }
+
+    /// Sends batches; answers how many bytes they were.
+    async fn ship_all(&mut self, shipments: Vec<Shipment>) -> Result<usize, String> {
+        let (mut bytes, mut unbroken) = (0, 0);
+        for shipment in shipments {
+            let sent = self.ship(shipment).await?;
+            bytes += sent;
+            unbroken += sent;
+            if unbroken >= PIECE {
+                self.partition.env().give_way().await;
+                unbroken = 0;
+            }
+        }
+        Ok(bytes)
+    }
+
+    async fn ship(&mut self, shipment: Shipment) -> Result<usize, String> {
+        let mut bytes = shipment.body.len();
         if let Some(epochs) = self.leader.before_batch(self.partition.adopted(), &self.partition.history()) {
             self.link.say(&epochs);
         }
         // A FlushDB is carried out before anything comes behind it.
-        if let Some(shown) = self.leader.shown(self.partition.published(), now) {
-            self.link.say(&shown);
-        }
+        self.say_shown();
         self.room().await?;
         self.link.say(&Frame::Batch(shipment.body));
         for value in &shipment.values {
             let value = self.reader.value(value).await.map_err(|e| e.to_string())?;
             self.room().await?;
+            bytes += value.len();
             self.link.say(&Frame::Value(value.to_vec()));
         }
         self.leader.sent(shipment.last, self.node.host.now());
         self.kept.take_if(|(_, last)| *last <= shipment.last);
-        Ok(())
+        Ok(bytes)
     }
 
     /// Waits until not too much waits at the link, and hears what comes meanwhile.
     async fn room(&mut self) -> Result<(), String> {
         loop {
             self.hear()?;
+            if self.leaving {
+                let there = self.link.gone().is_none() && !self.link.is_clogged();
+                return if there { Ok(()) } else { Err("the follower takes no more".to_string()) };
+            }
             if self.leader.is_gone(self.node.host.now()) {
                 return Err("the follower is silent".to_string());
             }

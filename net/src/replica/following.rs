@@ -4,7 +4,7 @@
 //! changes or another attempt takes its place.
 
 use super::board::Following;
-use super::{Heartbeat, Host, Link, Replication, Speaks, wait_for};
+use super::{Heartbeat, Host, Link, PIECE, Replication, Speaks, wait_for};
 use crate::wire::ErrorCode;
 use std::rc::Rc;
 use std::time::Duration;
@@ -71,9 +71,6 @@ impl From<Error> for Trouble {
         Trouble::Engine(error)
     }
 }
-
-/// Batches of so many bytes that are here already are taken without giving way: the log writes them together, and flushes once.
-const PIECE: usize = 16 << 10;
 
 /// An open stream.
 pub(super) struct Stream<L> {

@@ -41,6 +41,10 @@ use turnstone_replication::wire::Frame;
 /// How often a task that waits for a link looks at the time.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Batches of so many bytes that are there already are sent, or taken, without giving way: they share a record of TLS, a write
+/// and a flush.
+const PIECE: usize = 16 << 10;
+
 /// A connection to another node, or to a consumer, for one partition.
 pub trait Link: 'static {
     /// Whether anything came since this was last asked.

@@ -101,6 +101,8 @@ pub struct ServerCore {
     /// When this core began.
     pub(super) began: Instant,
     pub(super) stopping: Cell<Option<Instant>>,
+    /// While it stops: only streams were left when that was last looked at.
+    pub(super) answered: Cell<bool>,
     pub(super) closing: Cell<bool>,
     /// What was decrypted last: its memory is that of the next.
     plain: RefCell<Vec<u8>>,
@@ -146,6 +148,7 @@ impl ServerCore {
             changes: Changes::new(Here(me.clone())),
             began: Instant::now(),
             stopping: Cell::new(None),
+            answered: Cell::new(false),
             plain: RefCell::default(),
             closing: Cell::new(false),
             me: me.clone(),

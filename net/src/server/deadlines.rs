@@ -81,7 +81,8 @@ impl ServerCore {
         }
     }
 
-    /// Accepts and listens no more; whole requests that have arrived are run and answered.
+    /// Accepts and listens no more; whole requests that have arrived are run and answered. Streams go on until that is done:
+    /// commits may wait for followers, and whoever takes over has what was answered.
     pub(super) fn stop(&self) {
         if self.stopping.get().is_some() {
             return;
@@ -90,7 +91,9 @@ impl ServerCore {
         self.core.ring.stop_accepting();
         let (open, greeting): (Vec<_>, Vec<_>) = {
             let connections = self.connections.borrow();
-            connections.iter().map(|(id, c)| (*id, c.is_open())).partition(|(_, open)| *open)
+            let links = self.links.borrow();
+            let asking = connections.iter().filter(|(id, c)| c.is_greeting() || !links.contains_key(id));
+            asking.map(|(id, c)| (*id, c.is_open())).partition(|(_, open)| *open)
         };
         greeting.into_iter().for_each(|(id, _)| self.abort(id));
         open.into_iter().for_each(|(id, _)| self.hear_no_more(id));
@@ -106,7 +109,14 @@ impl ServerCore {
     }
 
     fn go_on_stopping(&self, now: Instant, deadline: Instant) {
-        let empty = self.connections.borrow().is_empty() && self.conversations.borrow().is_empty();
+        let streams = self.streams_left();
+        let done =
+            self.connections.borrow().len() == self.links.borrow().len() && self.conversations.borrow().is_empty();
+        // What was answered a moment ago may be on its way into a stream: goodbye is said when the next look finds the same.
+        if done && self.answered.replace(done) {
+            streams.into_iter().for_each(|id| self.hear_no_more(id));
+        }
+        let empty = done && self.connections.borrow().is_empty();
         if !(empty || now >= deadline) || self.closing.replace(true) {
             return;
         }
@@ -114,6 +124,13 @@ impl ServerCore {
         ids.into_iter().for_each(|id| self.abort(id));
         let this = self.this();
         self.core.spawn(async move { this.close_partitions().await });
+    }
+
+    /// Streams that nobody has said goodbye to.
+    fn streams_left(&self) -> Vec<u64> {
+        let (links, connections) = (self.links.borrow(), self.connections.borrow());
+        let goes_on = |id: &u64| connections.get(id).is_some_and(|connection| !connection.peer_done);
+        links.keys().copied().filter(goes_on).collect()
     }
 
     async fn close_partitions(&self) {

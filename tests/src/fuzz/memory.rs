@@ -156,6 +156,9 @@ impl Env for MemoryEnv {
     fn now(&self) -> Duration {
         Duration::ZERO
     }
+    fn recently(&self) -> Duration {
+        self.now()
+    }
     fn wall_ms(&self) -> u64 {
         0
     }

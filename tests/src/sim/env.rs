@@ -10,6 +10,9 @@ use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::wal::shared_flush::SharedFlush;
 
+/// How old the time is that is not asked for exactly.
+const TICK: Duration = Duration::from_millis(4);
+
 /// A node's clock: all else in the world goes by the true one.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
@@ -86,6 +89,10 @@ impl Env for SimEnv {
     }
     fn now(&self) -> Duration {
         self.clock.shows(self.world.now())
+    }
+    fn recently(&self) -> Duration {
+        let now = self.now();
+        now - Duration::from_nanos(now.subsec_nanos().into()) + TICK * (now.subsec_nanos() / TICK.subsec_nanos())
     }
     fn wall_ms(&self) -> u64 {
         (1_700_000_000_000 + self.now().as_millis() as u64).saturating_add_signed(self.clock.ahead_ms)
