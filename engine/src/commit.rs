@@ -502,7 +502,7 @@ fn take_round<E: Env>(core: &Core<E>) -> Vec<Batch> {
 
 async fn persist<E: Env>(core: &Rc<Core<E>>) {
     let published = core.published_end.get();
-    // Followers get it while this node's own disk still works: they may hold it first, but nobody is told before both do.
+    // Followers may get it while this node's own disk still works, and hold it first, but nobody is told before both do.
     let tailed = core.tail.borrow().is_wanted();
     let (mut appends, mut written) = (Vec::with_capacity(1), Vec::with_capacity(1));
     for Batch { content, last, pointers, cost } in take_round(core) {
