@@ -8,6 +8,7 @@
 //!
 //! After prepare a transaction is published, or the process ends, or the node stops to lead (`crate::reign`).
 
+use crate::disk::BLOCK;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::manifest::{Generation, Role, begin_epoch};
@@ -458,6 +459,9 @@ pub(crate) fn push_batch<E: Env>(
 pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
     loop {
         if !core.queue.borrow().is_empty() {
+            if has_room_left(&core) {
+                core.wal().turn().await;
+            }
             persist(&core).await;
             continue;
         }
@@ -484,6 +488,16 @@ pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
         }
     }
     core.log_ended.raise(core.log_ended.get() + 1);
+}
+
+/// Whether the write that is next would be of a single block: with more in it, it would cost the same.
+fn has_room_left<E: Env>(core: &Core<E>) -> bool {
+    let queue = core.queue.borrow();
+    let length = |batch: &Batch| match &batch.content {
+        Content::Growing(body) => body.length(),
+        Content::Whole { bytes, .. } => bytes.len(),
+    };
+    queue.len() == 1 && queue.iter().all(|batch| length(batch) < BLOCK)
 }
 
 /// Takes what is written with one flush. A leader's queue has one batch, which grew while the one before was written; a

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::manifest::Upstream;
+use turnstone_engine::sync::first_of;
 use turnstone_engine::types::Version;
 use turnstone_engine::{Partition, Settings, Write};
 use turnstone_tests::cluster::node::{Cluster, PARTITION};
@@ -78,11 +79,16 @@ impl Pair {
     }
 
     /// From the answer until the follower shows the version.
-    async fn lag(&self, version: Version) -> Duration {
-        self.leader.wait_published(version).await;
-        let answered = self.cluster.world.now();
-        self.follower.wait_published(version).await;
-        self.cluster.world.now() - answered
+    async fn lag(&self, version: Version) -> Result<Duration, String> {
+        let world = &self.cluster.world;
+        let shown = async |partition: &Partition<SimEnv>| {
+            first_of(partition.wait_published(version), world.sleep(PATIENCE)).await;
+            if partition.published() < version { Err(format!("version {version} is not shown")) } else { Ok(()) }
+        };
+        shown(&self.leader).await?;
+        let answered = world.now();
+        shown(&self.follower).await?;
+        Ok(world.now() - answered)
     }
 
     async fn load(&self) -> Result<Seen, String> {
@@ -93,7 +99,7 @@ impl Pair {
             last = self.commit(&format!("key-{n}")).await?;
             self.cluster.world.sleep(PAUSE).await;
         }
-        let lag = self.lag(last).await;
+        let lag = self.lag(last).await?;
         Ok(Seen { sent: [sent(LEADER) - before[0], sent(FOLLOWER) - before[1]], lag })
     }
 }
@@ -143,7 +149,7 @@ fn a_commit_after_a_pause_is_not_kept_waiting() {
         for n in 0..20 {
             pair.cluster.world.sleep(Duration::from_millis(20)).await;
             let version = pair.commit(&format!("lone-{n}")).await?;
-            let lag = pair.lag(version).await;
+            let lag = pair.lag(version).await?;
             assert!(lag < Duration::from_micros(500), "commit {n}: shown {lag:?} later");
         }
         Ok(())

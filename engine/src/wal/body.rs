@@ -146,6 +146,11 @@ impl Builder {
         self.first_version
     }
 
+    /// Bytes so far.
+    pub fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Adds a transaction of these changes.
     pub fn add<'a>(&mut self, changes: impl ExactSizeIterator<Item = (&'a [u8], &'a Entry)>) {
         self.transactions += 1;

@@ -390,6 +390,14 @@ impl<E: Env> Wal<E> {
         Ok(())
     }
 
+    /// Ends when it is worth while to seal a small batch ([`SharedFlush::turn`]).
+    pub async fn turn(&self) {
+        let shared = self.state.borrow().active.as_ref().and_then(|active| active.shared.clone());
+        if let Some(shared) = shared {
+            shared.turn().await;
+        }
+    }
+
     /// Appends batches with one write and one flush: durable when this returns. Answers where each ends, and the CRC of its
     /// envelope. None of them vouches for another one of the same write, so that a torn write reads as a tail.
     pub async fn append(&self, batches: Vec<Append>) -> Result<Vec<(LogPosition, u32)>, DiskError> {

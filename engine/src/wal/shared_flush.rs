@@ -5,13 +5,17 @@
 //! *round*: all are written, and when the last is complete one flush covers them. What comes meanwhile is the next round;
 //! there is no timer. A round of one write is one request that writes and flushes.
 //!
+//! Each log that takes part costs a write, so a log should bring much at a time. While a round of several is under way a log
+//! seals no batch that fits a block ([`SharedFlush::turn`]): what its clients send meanwhile joins it. Under load the logs
+//! part into two halves that take turns, each with twice the commits, and a round has half the writes.
+//!
 //! Only files whose blocks are written already may take part ([`File::shared_flush_device`]): then a write changes
 //! nothing but the blocks, and the flush need not be the file's own.
 
 use crate::buffer::AlignedBuf;
 use crate::disk::{Disk, DiskError, File};
 use crate::env::{Env, Sabotage};
-use crate::sync::all;
+use crate::sync::{Watch, all};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -21,6 +25,10 @@ use std::task::{Poll, Waker};
 pub struct SharedFlush<F> {
     waiting: RefCell<Vec<Write<F>>>,
     running: Cell<bool>,
+    /// The round that is under way, or the last one, is of several writes.
+    several: Cell<bool>,
+    /// Rounds that ended.
+    ended: Watch,
     flushes: Cell<u64>,
     writes: Cell<u64>,
 }
@@ -63,6 +71,8 @@ impl<F> Default for SharedFlush<F> {
         SharedFlush {
             waiting: RefCell::default(),
             running: Cell::new(false),
+            several: Cell::new(false),
+            ended: Watch::default(),
             flushes: Cell::new(0),
             writes: Cell::new(0),
         }
@@ -73,6 +83,14 @@ impl<F: File> SharedFlush<F> {
     /// Flushes so far, and the writes that they covered.
     pub fn counts(&self) -> (u64, u64) {
         (self.flushes.get(), self.writes.get())
+    }
+
+    /// Ends when it is worth while to seal a batch: at once, but for a round of several writes that is under way. Who was in
+    /// that round itself lets those that waited for its end go first.
+    pub async fn turn(&self) {
+        if self.running.get() && self.several.get() {
+            self.ended.reached(self.ended.get() + 1).await;
+        }
     }
 
     /// Writes; durable when it returns.
@@ -103,14 +121,17 @@ fn drive<E: Env>(shared: Rc<SharedFlush<<E::Disk as Disk>::File>>, env: E) {
     env.clone().spawn(async move {
         loop {
             let round = std::mem::take(&mut *shared.waiting.borrow_mut());
+            shared.several.set(round.len() > 1);
             if round.is_empty() {
                 shared.running.set(false);
+                shared.ended.raise(shared.ended.get() + 1);
                 return;
             }
             shared.writes.set(shared.writes.get() + round.len() as u64);
             shared.flushes.set(shared.flushes.get() + 1);
             run_round(&shared, &env, round).await;
-            // The logs that were just answered have more by now, and take part in the next round.
+            shared.ended.raise(shared.ended.get() + 1);
+            // The logs that waited for this seal their batches now, for the next round.
             env.give_way().await;
         }
     });

@@ -186,12 +186,22 @@ fn quorum(pair: &Pair, settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// What the leader pays for a follower: what it takes at most, where the follower also takes from the generator's CPU; the same
-/// with a follower that gets what the generator leaves of it; and what it uses at a rate that it reaches either way.
+/// Clients that leave both CPUs time to spare, as they wait for each other.
+const CLIENTS: u32 = 50;
+/// Clients of which some are always there for the leader, whatever takes from the CPU that they share with the follower.
+const CROWD: u32 = 200;
+
+/// What the leader pays for a follower: what it takes at most from clients that keep it busy; the same from fewer, who wait
+/// behind the follower for their CPU; what it uses at a rate that it reaches either way; and what few clients get of it beside
+/// a follower that has only what they leave of their CPU.
 fn cost(pair: &Pair, settings: &Settings) -> Result<(), String> {
-    for (depth, rate) in [(1, None), (16, None), (1, Some("30000")), (16, Some("200000"))] {
-        let how = rate.map_or_else(String::new, |rate| format!(" at {rate} SET/s"));
-        cost_of(pair, settings, depth, rate, &how)?;
+    for clients in [CROWD, CLIENTS] {
+        for depth in [1, 16] {
+            cost_of(pair, settings, clients, depth, None, "")?;
+        }
+    }
+    for (depth, rate) in [(1, "30000"), (16, "200000")] {
+        cost_of(pair, settings, CLIENTS, depth, Some(rate), &format!(" at {rate} SET/s"))?;
     }
     // Those that are at the least priority already stay there.
     let threads = ordinary_threads(pair.follower.pid())?;
@@ -200,7 +210,7 @@ fn cost(pair: &Pair, settings: &Settings) -> Result<(), String> {
         return Ok(());
     }
     for depth in [1, 16] {
-        cost_of(pair, settings, depth, None, &format!(", follower at nice {LEAST}"))?;
+        cost_of(pair, settings, CLIENTS, depth, None, &format!(", follower at nice {LEAST}"))?;
     }
     // Some have ended by themselves.
     let is_there = |id: &&String| std::path::Path::new(&format!("/proc/{}/task/{id}", pair.follower.pid())).exists();
@@ -230,8 +240,15 @@ fn renice(threads: &[String], nice: i32) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-fn cost_of(pair: &Pair, settings: &Settings, depth: u32, rate: Option<&str>, how: &str) -> Result<(), String> {
-    let workload = Workload { name: "", connections: 50, depth, reads: false };
+fn cost_of(
+    pair: &Pair,
+    settings: &Settings,
+    clients: u32,
+    depth: u32,
+    rate: Option<&str>,
+    how: &str,
+) -> Result<(), String> {
+    let workload = Workload { name: "", connections: clients, depth, reads: false };
     let extra: Vec<&str> = rate.iter().flat_map(|rate| ["--rate", rate]).collect();
     let (mut alone, mut beside, mut taken) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..settings.rounds.max(1) * 4 {
@@ -257,7 +274,7 @@ fn cost_of(pair: &Pair, settings: &Settings, depth: u32, rate: Option<&str>, how
     let of = |blocks: &[super::Block], what: fn(&super::Block) -> f64| median(blocks.iter().map(what));
     let ratio = |what: fn(&super::Block) -> f64| of(&beside, what) / of(&alone, what);
     println!(
-        "50 clients, depth {depth:<2}{how}: {:.0} SET/s alone, {:.0} with a follower, ratio {:.2}; leader's CPU per SET \
+        "{clients} clients, depth {depth:<2}{how}: {:.0} SET/s alone, {:.0} with a follower, ratio {:.2}; leader's CPU per SET \
          {:.2} and {:.2} us, ratio {:.2}; p50 {:.0} and {:.0} us; caught up {:.2} s later; CPU 0: leader {:.0}% \
          and {:.0}%; CPU 1: generator {:.0}%, or {:.0}% and follower {:.0}%",
         of(&alone, |b| b.per_second),
