@@ -3,7 +3,8 @@
 //! - *Reserve*: log space is set aside and large values are written and flushed. Here, and only here, a lack of space is
 //!   a typed refusal. Where nothing needs to be waited for, this and the next step happen within [`submit`].
 //! - *Prepare*: the conflict check, in memory. The new versions enter the overlay as pending.
-//! - *Persist*: everything prepared becomes one batch, one append, one flush. What arrives meanwhile is the next batch.
+//! - *Persist*: everything prepared becomes one batch, one append, one flush. What arrives meanwhile is the next batch. A small
+//!   one waits until a flush that other logs of the core share has ended (`may_gather`).
 //! - *Publish*: the versions become visible, and whoever waits for them is woken (`crate::publish`).
 //!
 //! After prepare a transaction is published, or the process ends, or the node stops to lead (`crate::reign`).
@@ -459,7 +460,7 @@ pub(crate) fn push_batch<E: Env>(
 pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
     loop {
         if !core.queue.borrow().is_empty() {
-            if has_room_left(&core) {
+            if may_gather(&core) {
                 core.wal().turn().await;
             }
             persist(&core).await;
@@ -490,14 +491,12 @@ pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
     core.log_ended.raise(core.log_ended.get() + 1);
 }
 
-/// Whether the write that is next would be of a single block: with more in it, it would cost the same.
-fn has_room_left<E: Env>(core: &Core<E>) -> bool {
+/// Whether the next batch may wait for its turn among the logs of this core: it grows until it is closed, and with more in its
+/// one block it would cost the same. Where a follower's word is waited for it goes to the followers at once.
+fn may_gather<E: Env>(core: &Core<E>) -> bool {
     let queue = core.queue.borrow();
-    let length = |batch: &Batch| match &batch.content {
-        Content::Growing(body) => body.length(),
-        Content::Whole { bytes, .. } => bytes.len(),
-    };
-    queue.len() == 1 && queue.iter().all(|batch| length(batch) < BLOCK)
+    let small = |batch: &Batch| matches!(&batch.content, Content::Growing(body) if body.length() < BLOCK);
+    core.gate.get() == Version::MAX && queue.len() == 1 && queue.front().is_some_and(small)
 }
 
 /// Takes what is written with one flush. A leader's queue has one batch, which grew while the one before was written; a

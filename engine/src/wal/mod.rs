@@ -390,7 +390,7 @@ impl<E: Env> Wal<E> {
         Ok(())
     }
 
-    /// Ends when it is worth while to seal a small batch ([`SharedFlush::turn`]).
+    /// Ends when it is worth while to close a small batch ([`SharedFlush::turn`]).
     pub async fn turn(&self) {
         let shared = self.state.borrow().active.as_ref().and_then(|active| active.shared.clone());
         if let Some(shared) = shared {

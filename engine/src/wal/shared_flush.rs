@@ -6,7 +6,7 @@
 //! there is no timer. A round of one write is one request that writes and flushes.
 //!
 //! Each log that takes part costs a write, so a log should bring much at a time. While a round of several is under way a log
-//! seals no batch that fits a block ([`SharedFlush::turn`]): what its clients send meanwhile joins it. Under load the logs
+//! closes no batch that fits a block ([`SharedFlush::turn`]): what its clients send meanwhile joins it. Under load the logs
 //! part into two halves that take turns, each with twice the commits, and a round has half the writes.
 //!
 //! Only files whose blocks are written already may take part ([`File::shared_flush_device`]): then a write changes
@@ -85,8 +85,8 @@ impl<F: File> SharedFlush<F> {
         (self.flushes.get(), self.writes.get())
     }
 
-    /// Ends when it is worth while to seal a batch: at once, but for a round of several writes that is under way. Who was in
-    /// that round itself lets those that waited for its end go first.
+    /// Ends when it is worth while to close a batch: at once, but when a round of several writes is under way, or was and the
+    /// next one has not begun, at the next end of a round. So those that were in it let those go first that waited for its end.
     pub async fn turn(&self) {
         if self.running.get() && self.several.get() {
             self.ended.reached(self.ended.get() + 1).await;
@@ -131,7 +131,7 @@ fn drive<E: Env>(shared: Rc<SharedFlush<<E::Disk as Disk>::File>>, env: E) {
             shared.flushes.set(shared.flushes.get() + 1);
             run_round(&shared, &env, round).await;
             shared.ended.raise(shared.ended.get() + 1);
-            // The logs that waited for this seal their batches now, for the next round.
+            // The logs that waited for this close their batches now, for the next round.
             env.give_way().await;
         }
     });
