@@ -25,7 +25,8 @@ impl<E: Env> Core<E> {
         if to <= self.published.get() {
             return;
         }
-        let flush = self.pending_flush.get().filter(|flush| *flush <= to);
+        // Once: a list of members behind it may be shown before it is carried out.
+        let flush = self.pending_flush.get().filter(|flush| (self.published.get() + 1..=to).contains(flush));
         if flush.is_some() {
             self.forget_memory();
         }

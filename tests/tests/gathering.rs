@@ -1,13 +1,14 @@
 //! How often a leader and its follower talk: at once where commits wait for the follower's word, and about once in a
-//! millisecond for everything that came meanwhile where nobody does. Who steps down keeps nothing back.
+//! millisecond for everything that came meanwhile where nobody does. Who steps down keeps nothing back. And a follower that
+//! gets much at once makes of it what the leader made of it bit by bit.
 
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::manifest::Upstream;
 use turnstone_engine::sync::first_of;
-use turnstone_engine::types::Version;
-use turnstone_engine::{Partition, Settings, Write};
+use turnstone_engine::types::{Member, Members, Version};
+use turnstone_engine::{Lookup, Partition, Settings, Write};
 use turnstone_tests::cluster::node::{Cluster, PARTITION};
 use turnstone_tests::sim::world::End;
 use turnstone_tests::sim::{SimEnv, World};
@@ -18,6 +19,8 @@ const COMMITS: u64 = 500;
 /// Between two commits.
 const PAUSE: Duration = Duration::from_micros(100);
 const MILLISECONDS: u64 = COMMITS * PAUSE.as_micros() as u64 / 1000;
+/// FlushDBs.
+const ROUNDS: u64 = 2;
 /// In the simulator's time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -38,24 +41,39 @@ struct Seen {
 
 impl Pair {
     async fn start(cluster: Rc<Cluster>) -> Result<Pair, String> {
+        let pair = Pair::apart(cluster).await?;
+        pair.follow().await?;
+        Ok(pair)
+    }
+
+    /// Both nodes, each on its own.
+    async fn apart(cluster: Rc<Cluster>) -> Result<Pair, String> {
         let world = cluster.world.clone();
         [LEADER, FOLLOWER].into_iter().for_each(|node| cluster.start(node));
-        let (leader, follower, replication) = loop {
+        loop {
             match (cluster.partition(LEADER), cluster.partition(FOLLOWER), cluster.replication(FOLLOWER)) {
-                (Some(leader), Some(follower), Some(replication)) => break (leader, follower, replication),
+                (Some(leader), Some(follower), Some(_)) => return Ok(Pair { cluster, leader, follower }),
                 _ if world.now() > PATIENCE => return Err("the nodes do not start".to_string()),
                 _ => world.sleep(Duration::from_millis(1)).await,
             }
-        };
+        }
+    }
+
+    /// The follower follows, and is a member.
+    async fn follow(&self) -> Result<(), String> {
         let upstream = Upstream { address: "n0:9".to_string(), partition: PARTITION };
-        replication.begin_following(follower.clone(), upstream, false).await.map_err(|trouble| trouble.text())?;
-        while leader.members().nodes.len() < 2 {
-            if world.now() > PATIENCE {
+        let replication = self.cluster.replication(FOLLOWER).ok_or("the follower is gone")?;
+        let begun = replication.begin_following(self.follower.clone(), upstream, false).await;
+        begun.map_err(|trouble| trouble.text())?;
+        let world = &self.cluster.world;
+        let deadline = world.now() + PATIENCE;
+        while !self.leader.members().nodes.iter().any(|member| member.address.starts_with("n1:")) {
+            if world.now() > deadline {
                 return Err("the follower does not become a member".to_string());
             }
             world.sleep(Duration::from_millis(20)).await;
         }
-        Ok(Pair { cluster, leader, follower })
+        Ok(())
     }
 
     async fn ask_for(&self, followers: u32) -> Result<(), String> {
@@ -173,5 +191,58 @@ fn who_steps_down_or_closes_has_sent_what_was_answered() {
             assert_eq!((leader, follower), (last, last), "seed {seed}");
             Ok(())
         });
+    }
+}
+
+/// FlushDBs, each with a list of members close behind, come to the follower at once: it may show the list while it still carries
+/// out the first flush, and must not take that for a reason to carry it out again, in the place of the second one.
+#[test]
+fn each_flush_is_carried_out_once() {
+    for seed in 0..60 {
+        let world = World::new(seed);
+        let cluster = Cluster::new(world.clone(), 2, Settings::default(), None);
+        let end = world.run(async move {
+            let mut pair = Pair::apart(cluster).await?;
+            for round in 0..ROUNDS {
+                for n in 0..3 {
+                    let version = pair.commit(&format!("old-{round}-{n}")).await?;
+                    pair.leader.wait_published(version).await;
+                }
+                pair.leader.flush_all().await.map_err(|e| e.to_string())?;
+                let elsewhere = Member { node: 77, partition: PARTITION, address: format!("n7:{round}") };
+                let listed = pair
+                    .leader
+                    .change_members(|members| Some(Members { nodes: vec![elsewhere.clone()], ..members.clone() }));
+                let listed = listed.await.map_err(|e| e.to_string())?.ok_or("the list is as it was")?;
+                // A batch of its own.
+                pair.leader.wait_published(listed).await;
+            }
+            let last = pair.commit("new").await?;
+            pair.leader.wait_published(last).await;
+            pair.follow().await?;
+            // A copy, which some seeds take, puts another in its place.
+            pair.follower = pair.cluster.partition(FOLLOWER).ok_or("the follower is gone")?;
+            pair.lag(pair.leader.published()).await?;
+            for round in 0..ROUNDS {
+                let key = format!("old-{round}-0");
+                let at = pair.follower.published();
+                let found = match pair.follower.get_at(at, key.as_bytes()) {
+                    Lookup::Found(_) => true,
+                    Lookup::Absent => false,
+                    Lookup::Cold(cold) => cold.fetch().await.map_err(|e| e.to_string())?.is_some(),
+                };
+                assert!(!found, "seed {seed}: {key} is there after all");
+            }
+            let digests = (pair.leader.digest().await, pair.follower.digest().await);
+            let (Ok((_, ours)), Ok((_, theirs))) = digests else { return Err(format!("no digests: {digests:?}")) };
+            assert_eq!(ours, theirs, "seed {seed}");
+            Ok(())
+        });
+        match end {
+            End::Done(Ok(())) => {}
+            End::Done(Err(why)) | End::Halted(why) => panic!("seed {seed}: {why}"),
+            End::Deadlock => panic!("seed {seed}: nothing can go on"),
+        }
+        world.drop_tasks();
     }
 }
