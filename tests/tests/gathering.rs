@@ -122,16 +122,21 @@ impl Pair {
     }
 }
 
-fn run<F: Future<Output = Result<(), String>> + 'static>(seed: u64, with: impl FnOnce(Pair) -> F + 'static) {
+/// Simulates two nodes, as yet on their own.
+fn simulate<F: Future<Output = Result<(), String>> + 'static>(seed: u64, with: impl FnOnce(Rc<Cluster>) -> F) {
     let world = World::new(seed);
     let cluster = Cluster::new(world.clone(), 2, Settings::default(), None);
-    let end = world.run(async move { with(Pair::start(cluster).await?).await });
-    match end {
+    match world.run(with(cluster)) {
         End::Done(Ok(())) => {}
         End::Done(Err(why)) | End::Halted(why) => panic!("seed {seed}: {why}"),
         End::Deadlock => panic!("seed {seed}: nothing can go on"),
     }
     world.drop_tasks();
+}
+
+/// Simulates a leader and its follower.
+fn run<F: Future<Output = Result<(), String>> + 'static>(seed: u64, with: impl FnOnce(Pair) -> F + 'static) {
+    simulate(seed, |cluster| async move { with(Pair::start(cluster).await?).await });
 }
 
 #[test]
@@ -199,9 +204,7 @@ fn who_steps_down_or_closes_has_sent_what_was_answered() {
 #[test]
 fn each_flush_is_carried_out_once() {
     for seed in 0..60 {
-        let world = World::new(seed);
-        let cluster = Cluster::new(world.clone(), 2, Settings::default(), None);
-        let end = world.run(async move {
+        simulate(seed, |cluster| async move {
             let mut pair = Pair::apart(cluster).await?;
             for round in 0..ROUNDS {
                 for n in 0..3 {
@@ -238,11 +241,5 @@ fn each_flush_is_carried_out_once() {
             assert_eq!(ours, theirs, "seed {seed}");
             Ok(())
         });
-        match end {
-            End::Done(Ok(())) => {}
-            End::Done(Err(why)) | End::Halted(why) => panic!("seed {seed}: {why}"),
-            End::Deadlock => panic!("seed {seed}: nothing can go on"),
-        }
-        world.drop_tasks();
     }
 }

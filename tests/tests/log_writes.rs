@@ -10,7 +10,7 @@ use turnstone_engine::stats::Status;
 use turnstone_engine::wal::shared_flush::SharedFlush;
 use turnstone_engine::{Error, Partition, Write};
 use turnstone_tests::sim::world::End;
-use turnstone_tests::sim::{Clock, DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
+use turnstone_tests::sim::{SimEnv, World};
 
 /// Between two commits: a spare segment is written long before it is needed.
 const PAUSE: Duration = Duration::from_micros(500);
@@ -128,14 +128,7 @@ fn share_flushes(seed: u64, clients: u32, length: usize) -> Written {
     let end = world.run(async move {
         let mut partitions = Vec::new();
         for log in 1..=LOGS {
-            let env = SimEnv {
-                world: clock.clone(),
-                disk: SimDisk::new(clock.clone(), DiskImage::default()),
-                index: SimIndex::new(clock.clone(), IndexImage::default(), false),
-                sabotage: None,
-                shared: Some(shared.clone()),
-                clock: Clock::default(),
-            };
+            let env = SimEnv { shared: Some(shared.clone()), ..SimEnv::fresh(&clock, None) };
             let partition = Partition::open(env, log, Settings::default()).await?;
             // It begins the log.
             partition.flush_all().await?;

@@ -25,7 +25,7 @@ use std::task::{Poll, Waker};
 pub struct SharedFlush<F> {
     waiting: RefCell<Vec<Write<F>>>,
     running: Cell<bool>,
-    /// The round that is under way, or the last one, is of several writes.
+    /// The round that is under way, or was and has no successor yet, is of several writes.
     several: Cell<bool>,
     /// Rounds that ended.
     ended: Watch,
@@ -88,7 +88,7 @@ impl<F: File> SharedFlush<F> {
     /// Ends when it is worth while to close a batch: at once, but when a round of several writes is under way, or was and the
     /// next one has not begun, at the next end of a round. So those that were in it let those go first that waited for its end.
     pub async fn turn(&self) {
-        if self.running.get() && self.several.get() {
+        if self.several.get() {
             self.ended.reached(self.ended.get() + 1).await;
         }
     }
@@ -124,6 +124,7 @@ fn drive<E: Env>(shared: Rc<SharedFlush<<E::Disk as Disk>::File>>, env: E) {
             shared.several.set(round.len() > 1);
             if round.is_empty() {
                 shared.running.set(false);
+                // Those of the last round wait for the end of one that does not come.
                 shared.ended.raise(shared.ended.get() + 1);
                 return;
             }
