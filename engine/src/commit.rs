@@ -16,6 +16,7 @@ use crate::manifest::{Generation, Role, begin_epoch};
 use crate::memory::overlay::Prior;
 use crate::memory::warm::TOGETHER;
 use crate::partition::{BatchEnd, Core, Partition, warm};
+use crate::publish::FlushDb;
 use crate::stats::add;
 use crate::sync::first_of;
 use crate::tail::Tailed;
@@ -223,7 +224,7 @@ async fn reserve_and_prepare<E: Env>(
         core.wait_for_flush().await?;
         let turn = core.slow_gate.enter().await;
         // Who went before may have taken the room.
-        if has_room(core, &transaction) && core.pending_flush.get().is_none() {
+        if has_room(core, &transaction) && !core.is_flushing() {
             break turn;
         }
         drop(turn);
@@ -646,7 +647,7 @@ pub(crate) async fn flush_with<E: Env>(
         }
         let version = core.prepared.get() + 1;
         core.prepared.set(version);
-        core.pending_flush.set(Some(version));
+        core.flush_db.set(FlushDb::Logged(version));
         *core.flush_pass.borrow_mut() = Some(no_checkpoint);
         push(core, version);
         Ok(version)
@@ -666,6 +667,6 @@ impl<E: Env> Core<E> {
 
     /// Whether nothing may be prepared now.
     pub(crate) fn is_paused(&self) -> bool {
-        self.paused.get() || self.pending_flush.get().is_some()
+        self.paused.get() || self.is_flushing()
     }
 }

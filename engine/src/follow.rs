@@ -264,7 +264,7 @@ impl<E: Env> Incoming<E> {
             }
             // No promotion and no new history comes in between: what it begins, begins behind this batch.
             let alone = core.slow_gate.enter().await;
-            if only_lists || core.pending_flush.get().is_none() {
+            if only_lists || !core.is_flushing() {
                 break alone;
             }
         };

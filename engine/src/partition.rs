@@ -18,6 +18,7 @@ use crate::memory::hash::{Hashed, KeyHasher};
 use crate::memory::hot::{HotCache, Known};
 use crate::memory::overlay::Overlay;
 use crate::memory::warm::{self, TOGETHER};
+use crate::publish::FlushDb;
 use crate::settings::Settings;
 use crate::stats::Stats;
 use crate::sync::{Gate, Notify, Pass, Watch};
@@ -93,9 +94,8 @@ pub(crate) struct Core<E: Env> {
     pub wanted: Cell<bool>,
     /// A candidate fetches the end of the log from here, whatever its role.
     pub fetching: RefCell<Option<Upstream>>,
-    /// The version of a FlushDB that is not published yet, and what keeps checkpoints away meanwhile. Behind it the log has
-    /// nothing but lists of members.
-    pub pending_flush: Cell<Option<Version>>,
+    pub flush_db: Cell<FlushDb>,
+    /// What keeps checkpoints away until a FlushDB is carried out.
     pub flush_pass: RefCell<Option<Pass>>,
     /// FlushDBs that were carried out.
     pub retired: Watch,
@@ -460,7 +460,7 @@ impl<E: Env> Partition<E> {
         drop(core.slow_gate.enter().await);
         core.flushed.reached(core.prepared.get()).await;
         core.snapshots.give_up_below(Version::MAX);
-        let settled = if core.published.get() == core.prepared.get() && core.pending_flush.get().is_none() {
+        let settled = if core.published.get() == core.prepared.get() && !core.is_flushing() {
             self.checkpoint().await
         } else {
             core.abandoned.raise(1);

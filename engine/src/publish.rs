@@ -12,6 +12,18 @@ use crate::sync::first_of;
 use crate::types::{Members, Version};
 use std::rc::Rc;
 
+/// Where a partition stands with a FlushDB. Only one at a time is on its way.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum FlushDb {
+    /// None is on its way.
+    #[default]
+    None,
+    /// The log has it, at this version, and everybody sees what was there before.
+    Logged(Version),
+    /// Nobody sees what was there before, and the files that held it are being retired.
+    Shown,
+}
+
 impl<E: Env> Core<E> {
     /// Publishes what may be.
     pub(crate) fn publish(self: &Rc<Self>) {
@@ -25,9 +37,12 @@ impl<E: Env> Core<E> {
         if to <= self.published.get() {
             return;
         }
-        // Once: a list of members behind it may be shown before it is carried out.
-        let flush = self.pending_flush.get().filter(|flush| (self.published.get() + 1..=to).contains(flush));
+        let flush = match self.flush_db.get() {
+            FlushDb::Logged(version) if version <= to => Some(version),
+            _ => None,
+        };
         if flush.is_some() {
+            self.flush_db.set(FlushDb::Shown);
             self.forget_memory();
         }
         let end = {
@@ -53,7 +68,7 @@ impl<E: Env> Core<E> {
         if let Err(error) = self.retire_all(flush).await {
             self.log(Level::Warn, format_args!("what a FlushDB made superfluous is kept for now: {error}"));
         }
-        self.pending_flush.set(None);
+        self.flush_db.set(FlushDb::None);
         self.flush_pass.borrow_mut().take();
         self.retired.raise(self.retired.get() + 1);
     }
@@ -150,9 +165,14 @@ impl<E: Env> Core<E> {
         Ok(())
     }
 
-    /// Waits until no FlushDB is pending.
+    /// Whether a FlushDB is yet to be carried out: nothing but lists of members is prepared behind it.
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.flush_db.get() != FlushDb::None
+    }
+
+    /// Waits until every FlushDB is carried out.
     pub(crate) async fn wait_for_flush(&self) -> Result<(), Error> {
-        while self.pending_flush.get().is_some() {
+        while self.is_flushing() {
             if self.closing.get() {
                 return Err(Error::ShuttingDown);
             }

@@ -26,6 +26,7 @@ use crate::memory::hot::HotCache;
 use crate::memory::overlay::Overlay;
 use crate::names;
 use crate::partition::{BatchEnd, Core, Partition};
+use crate::publish::FlushDb;
 use crate::retention::keep_house;
 use crate::run::RunReader;
 use crate::settings::Settings;
@@ -101,7 +102,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         quorum_changed: Watch::new(0),
         wanted: Cell::new(false),
         fetching: RefCell::default(),
-        pending_flush: Cell::new(None),
+        flush_db: Cell::default(),
         flush_pass: RefCell::default(),
         retired: Watch::new(0),
         batch_ends: RefCell::new(VecDeque::new()),
@@ -507,7 +508,7 @@ impl<E: Env> Core<E> {
                 self.retire_all(version).await
             }
             (Some(version), None) => {
-                self.pending_flush.set(Some(version));
+                self.flush_db.set(FlushDb::Logged(version));
                 *self.flush_pass.borrow_mut() = Some(self.checkpoint_gate.enter().await);
                 Ok(())
             }

@@ -2,8 +2,6 @@
 //! confirms; or answers a candidate's question.
 
 use super::{Host, Link, PIECE, Replica, Replication, Speaks, resolve, wait_for};
-use std::cell::Cell;
-use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Error;
@@ -240,24 +238,18 @@ impl<H: Host> Stream<'_, H> {
     /// Waits a moment for more, unless somebody waits for the follower's word. Behind a quiet time it is said meanwhile that
     /// what was sent is shown: a lone commit is, at once. Where commits follow each other it is said with the next of them.
     async fn gather(&mut self, quiet: bool) {
-        let (partition, sent) = (self.partition.clone(), self.leader.sent_to());
+        let partition = self.partition.clone();
         if !partition.leads_alone() {
             return;
         }
-        if !quiet {
-            return first_of(partition.env().sleep(GATHER), partition.wait_not_alone()).await;
+        let env = partition.env();
+        let end = env.now() + GATHER;
+        let rest = || first_of(env.sleep(end.saturating_sub(env.now())), partition.wait_not_alone());
+        if quiet {
+            first_of(rest(), partition.wait_published(self.leader.sent_to())).await;
+            self.say_shown();
         }
-        let mut moment = pin!(first_of(partition.env().sleep(GATHER), partition.wait_not_alone()));
-        let over = Cell::new(false);
-        let ending = async {
-            moment.as_mut().await;
-            over.set(true);
-        };
-        first_of(ending, partition.wait_published(sent)).await;
-        self.say_shown();
-        if !over.get() {
-            moment.await;
-        }
+        rest().await;
     }
 
     /// A leader that steps down, or closes, sends what is left, so that whoever is promoted has all that was answered. It waits

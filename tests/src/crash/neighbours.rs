@@ -5,7 +5,7 @@ use super::{KEYS, Life, Moment, Tally, choose_loss, run_session, settings, submi
 use crate::model::{Model, key_bytes};
 use crate::sim::rng::mix;
 use crate::sim::world::End;
-use crate::sim::{Clock, DiskImage, IndexImage, Rng, SimDisk, SimEnv, SimIndex, World};
+use crate::sim::{Rng, SimEnv, World};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -52,14 +52,7 @@ pub fn run_seed(seed: u64, sabotage: Option<Sabotage>, tally: &Rc<RefCell<Tally>
         settings.value_separation = 8 << 10;
     }
     let shared: Rc<SharedFlush<_>> = Rc::default();
-    let env = || SimEnv {
-        world: world.clone(),
-        disk: SimDisk::new(world.clone(), DiskImage::default()),
-        index: SimIndex::new(world.clone(), IndexImage::default(), false),
-        sabotage,
-        shared: Some(shared.clone()),
-        clock: Clock::default(),
-    };
+    let env = || SimEnv { shared: Some(shared.clone()), ..SimEnv::fresh(&world, sabotage) };
     let life = || {
         Rc::new(Life {
             model: RefCell::new(Model::default()),
