@@ -10,6 +10,7 @@ pub mod history;
 pub mod instructions;
 pub mod model;
 pub mod net_faults;
+pub mod one_core;
 pub mod packages;
 pub mod proxy;
 pub mod real;

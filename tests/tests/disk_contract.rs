@@ -1,13 +1,9 @@
 //! One contract for every disk: the simulated one, the ring's files, glommio's files.
 
-use std::os::fd::OwnedFd;
-use std::rc::Rc;
-use std::sync::mpsc;
 use turnstone_engine::buffer::AlignedBuf;
 use turnstone_engine::disk::{Disk, DiskErrorKind, File, IoClass, OpenMode};
-use turnstone_engine::env::{Env, Level};
-use turnstone_executor::log::Format;
-use turnstone_executor::{Core, Ended, Handler, Log, Node, NodeOptions, SocketId};
+use turnstone_engine::env::Env;
+use turnstone_tests::one_core;
 use turnstone_tests::real::TempDir;
 use turnstone_tests::sim::world::End;
 use turnstone_tests::sim::{DiskImage, SimDisk, World};
@@ -77,44 +73,13 @@ fn the_simulated_disk_keeps_the_contract() {
     assert_eq!(end, End::Done(()));
 }
 
-/// A handler of a core that serves nobody.
-struct Nobody;
-
-impl Handler for Nobody {
-    fn progressed(&self, _: SocketId) {}
-    fn accepted(&self, _: OwnedFd) {}
-    fn accept_failed(&self, _: i32) {}
-    fn received(&self, _: SocketId, _: &[u8]) {}
-    fn receive_ended(&self, _: SocketId, _: Ended) {}
-    fn sent(&self, _: SocketId, _: Result<usize, i32>) {}
-    fn turn(&self) -> bool {
-        false
-    }
-}
-
 #[test]
 fn the_rings_files_and_glommios_files_keep_the_contract() {
     let directory = TempDir::new("contract");
-    let (done, finished) = mpsc::channel();
-    let options = NodeOptions {
-        executors: 1,
-        data: directory.path().to_path_buf(),
-        index_cache_bytes: 1 << 20,
-        shared_flush: true,
-        sabotage: None,
-    };
-    let log = Log::start(Format::Text, Level::Warn).expect("the log starts");
-    let node = Node::start(options, log, move |core: Rc<Core<()>>| {
-        let done = done.clone();
-        async move {
-            let env = core.env(1).await.expect("a directory");
-            contract(env.disk(), IoClass::Foreground).await;
-            contract(env.disk(), IoClass::Bulk).await;
-            done.send(()).expect("somebody waits");
-            core.ring.stop();
-            Rc::new(Nobody)
-        }
+    let kept = one_core::run(directory.path(), |core| async move {
+        let env = core.env(1).await.expect("a directory");
+        contract(env.disk(), IoClass::Foreground).await;
+        contract(env.disk(), IoClass::Bulk).await;
     });
-    node.expect("a core starts").join().expect("it ends well");
-    finished.try_recv().expect("both contracts were kept");
+    kept.expect("both contracts are kept");
 }

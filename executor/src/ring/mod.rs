@@ -121,8 +121,6 @@ struct State {
     signal: Bell,
     driver: RefCell<Option<Waker>>,
     poked: Cell<bool>,
-    /// Among what waits to be submitted is something that a worker of the kernel's does.
-    for_worker: Cell<bool>,
     stopping: Cell<bool>,
     /// The accept in flight, and the descriptor that it listens on.
     accepting: Cell<Option<(u64, i32)>>,
@@ -206,7 +204,6 @@ impl Ring {
             signal,
             driver: RefCell::new(None),
             poked: Cell::new(false),
-            for_worker: Cell::new(false),
             stopping: Cell::new(false),
             accepting: Cell::new(None),
             closing: RefCell::default(),
@@ -239,12 +236,12 @@ impl Ring {
         self.poke();
     }
 
-    /// Waits for a file operation; if the caller goes away, the operation and its buffer stay until it is complete.
-    async fn file_operation(
+    /// Begins a file operation; if the caller goes away, the operation and its buffer stay until it is complete.
+    fn file_operation(
         &self,
         buffer: Option<AlignedBuf>,
         entry: impl FnOnce(Option<&mut AlignedBuf>) -> squeue::Entry,
-    ) -> (i32, Option<AlignedBuf>) {
+    ) -> Waiting {
         let id = {
             let mut operations = self.0.operations.borrow_mut();
             operations.insert(Operation::File { buffer, result: None, waker: None, abandoned: false })
@@ -256,7 +253,7 @@ impl Ring {
             entry(buffer.as_mut())
         };
         self.push(entry.user_data(id));
-        Waiting { ring: self.clone(), id, done: false }.await
+        Waiting { ring: self.clone(), id, done: false }
     }
 
     /// Reads whole blocks; answers how many bytes came.
@@ -306,12 +303,14 @@ impl Ring {
         }
     }
 
-    /// Flushes a file's data.
+    /// Flushes a file's data. A worker of the kernel's does that, on this CPU: it is begun before anything else that the core
+    /// has to do, and the core yields to it once, or it would wait until the core has nothing left.
     pub async fn sync_data(&self, fd: &Rc<OwnedFd>) -> io::Result<()> {
         let raw = types::Fd(fd.as_raw_fd());
-        self.0.for_worker.set(true);
-        let (result, _) =
-            self.file_operation(None, |_| opcode::Fsync::new(raw).flags(types::FsyncFlags::DATASYNC).build()).await;
+        let flushed = self.file_operation(None, |_| opcode::Fsync::new(raw).flags(types::FsyncFlags::DATASYNC).build());
+        self.submit(false)?;
+        std::thread::yield_now();
+        let (result, _) = flushed.await;
         if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
     }
 
@@ -465,10 +464,6 @@ impl Ring {
             }
             if !more {
                 self.0.closing.borrow_mut().clear();
-                if self.0.for_worker.take() {
-                    // The worker has been woken on this CPU, and would begin only when this thread has nothing left to do.
-                    std::thread::yield_now();
-                }
                 return Ok(());
             }
         }

@@ -1,5 +1,6 @@
 //! What the machine can do at best, measured beside the servers: the disk's flush, and TLS over loopback.
 
+use crate::one_core;
 use crate::real::TestHome;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
@@ -11,6 +12,10 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use turnstone_engine::buffer::AlignedBuf;
+use turnstone_engine::disk::{Disk, DiskError, File, IoClass, OpenMode};
+use turnstone_engine::env::Env;
+use turnstone_engine::sync::all;
+use turnstone_executor::Core;
 use turnstone_net::tls::{ClientOffer, Role, client_config, server_config};
 
 const BLOCK: usize = 4096;
@@ -49,6 +54,45 @@ fn flushes_here(directory: &Path) -> Result<String, String> {
     }
     std::fs::remove_file(&path).map_err(failed)?;
     Ok(show(times))
+}
+
+/// Logs whose writes share a flush when 64 clients are busy on 16 partitions.
+const LOGS: usize = 8;
+
+/// What a round of the shared flush takes on CPU 0 by itself: a block to each of several pre-written files at once, and one
+/// flush when the last is complete, through a core's ring.
+pub fn rounds(directory: &Path) -> Result<String, String> {
+    let data = directory.join("yardsticks");
+    let thread = std::thread::spawn(move || {
+        turnstone_executor::placement::pin_thread(0).map_err(|e| format!("CPU 0: {e}"))?;
+        let times = one_core::run(&data, |core| async move { rounds_here(&core).await });
+        times.map_err(|e| e.to_string())?.map(show).map_err(|e| e.to_string())
+    });
+    thread.join().map_err(|_| "the flushing thread panicked")?
+}
+
+async fn rounds_here(core: &Core<()>) -> Result<Vec<Duration>, DiskError> {
+    let env = core.env(1).await?;
+    let mut files = Vec::new();
+    for n in 0..LOGS {
+        let file = env.disk().open(&n.to_string(), OpenMode::Create, IoClass::Foreground).await?;
+        file.write_durable(AlignedBuf::zeroed(BLOCK * 256), 0).await?;
+        files.push(file);
+    }
+    env.disk().sync_names().await?;
+    let mut times = Vec::new();
+    for n in 0..FLUSHES {
+        let started = Instant::now();
+        let written =
+            all(files.iter().map(|file| file.write_at(AlignedBuf::zeroed(BLOCK), n % 256 * BLOCK as u64))).await;
+        written.into_iter().collect::<Result<(), _>>()?;
+        env.disk().flush(&files.iter().collect::<Vec<_>>()).await?;
+        times.push(started.elapsed());
+    }
+    for n in 0..LOGS {
+        env.disk().remove(&n.to_string()).await?;
+    }
+    Ok(times)
 }
 
 type Served = (SocketAddr, JoinHandle<io::Result<()>>);
