@@ -1,10 +1,12 @@
 //! How often a leader and its follower talk: at once where commits wait for the follower's word, and about once in a
-//! millisecond for everything that came meanwhile where nobody does. Who steps down keeps nothing back. And a follower that
+//! millisecond for everything that came meanwhile where nobody does. What a follower must hold is on its way before it is written. Who steps down keeps nothing back. And a follower that
 //! gets much at once makes of it what the leader made of it bit by bit.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
+use turnstone_engine::env::Env;
 use turnstone_engine::manifest::Upstream;
 use turnstone_engine::sync::first_of;
 use turnstone_engine::types::{Member, Members, Version};
@@ -177,6 +179,38 @@ fn a_commit_after_a_pause_is_not_kept_waiting() {
         }
         Ok(())
     });
+}
+
+/// The follower's disk and both ways to it take longer than the leader's own disk, so they begin first, and end first.
+#[test]
+fn a_commit_that_a_follower_must_hold_leaves_before_it_is_written_and_is_answered_before_the_follower_shows_it() {
+    for seed in 0..5 {
+        run(seed, move |pair| async move {
+            pair.ask_for(1).await?;
+            let cluster = pair.cluster.clone();
+            let sent = move || cluster.weather.sent.borrow().get(&LEADER).copied().unwrap_or(0);
+            let at_write = Rc::new(Cell::new(0));
+            let (seen, frames) = (at_write.clone(), sent.clone());
+            let observer: Rc<dyn Fn(&'static str)> = Rc::new(move |kind| {
+                if kind == "log write" {
+                    seen.set(frames());
+                }
+            });
+            pair.leader.env().disk().observe(Some(observer));
+            for n in 0..20 {
+                // Everything that was to be said is.
+                pair.cluster.world.sleep(Duration::from_millis(2)).await;
+                let before = sent();
+                let version = pair.commit(&format!("held-{n}")).await?;
+                pair.leader.wait_published(version).await;
+                let batch_alone = before + 1;
+                assert_eq!(at_write.get(), batch_alone, "seed {seed}, commit {n}: frames sent when it was written");
+                assert_eq!(sent(), batch_alone, "seed {seed}, commit {n}: frames sent when it was answered");
+            }
+            pair.leader.env().disk().observe(None);
+            Ok(())
+        });
+    }
 }
 
 #[test]
