@@ -1,6 +1,7 @@
 //! How often a leader and its follower talk: at once where commits wait for the follower's word, and about once in a
-//! millisecond for everything that came meanwhile where nobody does. What a follower must hold is on its way before it is written. Who steps down keeps nothing back. And a follower that
-//! gets much at once makes of it what the leader made of it bit by bit.
+//! millisecond for everything that came meanwhile where nobody does. What a follower must hold is on its way before it is
+//! written. Who steps down keeps nothing back. And a follower that gets much at once makes of it what the leader made of it
+//! bit by bit.
 
 use std::cell::Cell;
 use std::future::Future;
