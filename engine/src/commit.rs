@@ -532,8 +532,8 @@ async fn persist<E: Env>(core: &Rc<Core<E>>) {
     }
     let Some(last) = written.last().map(|(_, last)| *last) else { return };
     core.appending.raise(last);
-    if tailed && core.gate.get() != Version::MAX {
-        // Followers are waited for longer than this node's own disk: it is on its way to them first.
+    if tailed && core.leads() && core.gate.get() != Version::MAX {
+        // Followers are waited for longer than this node's own disk: it is on its way to them first, if they keep up.
         core.env.give_way().await;
     }
     let ends = match core.wal().append(appends).await {

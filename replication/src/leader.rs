@@ -120,11 +120,6 @@ impl Leader {
         Some(Frame::Epochs(adopted, self.epochs.clone()))
     }
 
-    /// Whether the follower has not been told that it may show this.
-    pub fn is_behind(&self, published: Version) -> bool {
-        published > self.told
-    }
-
     /// What the follower may show, if that is news.
     pub fn shown(&mut self, published: Version, now: Duration) -> Option<Frame> {
         if published <= self.told {

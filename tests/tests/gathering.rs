@@ -182,9 +182,9 @@ fn a_commit_after_a_pause_is_not_kept_waiting() {
     });
 }
 
-/// The follower's disk and both ways to it take longer than the leader's own disk, so they begin first, and end first.
+/// The leader's own write is not what such a commit waits for longest.
 #[test]
-fn a_commit_that_a_follower_must_hold_leaves_before_it_is_written_and_is_answered_before_the_follower_shows_it() {
+fn a_commit_that_a_follower_must_hold_leaves_before_it_is_written() {
     for seed in 0..5 {
         run(seed, move |pair| async move {
             pair.ask_for(1).await?;
@@ -204,9 +204,7 @@ fn a_commit_that_a_follower_must_hold_leaves_before_it_is_written_and_is_answere
                 let before = sent();
                 let version = pair.commit(&format!("held-{n}")).await?;
                 pair.leader.wait_published(version).await;
-                let batch_alone = before + 1;
-                assert_eq!(at_write.get(), batch_alone, "seed {seed}, commit {n}: frames sent when it was written");
-                assert_eq!(sent(), batch_alone, "seed {seed}, commit {n}: frames sent when it was answered");
+                assert_eq!(at_write.get(), before + 1, "seed {seed}, commit {n}: frames sent when it was written");
             }
             pair.leader.env().disk().observe(None);
             Ok(())
@@ -216,8 +214,10 @@ fn a_commit_that_a_follower_must_hold_leaves_before_it_is_written_and_is_answere
 
 #[test]
 fn who_steps_down_or_closes_has_sent_what_was_answered() {
-    for seed in 0..20 {
+    for seed in 0..40 {
         run(seed, move |pair| async move {
+            // Whether somebody waits for the follower or nobody does.
+            pair.ask_for(u32::from(seed % 4 > 1)).await?;
             let mut last = 0;
             for n in 0..50 {
                 last = pair.commit(&format!("key-{n}")).await?;

@@ -2,10 +2,10 @@
 //!
 //! glommio 0.9 brings a liburing of 2021 and pays a reactor turn per wake-up. Here a turn takes what is complete, hands it
 //! to the core's handler by plain calls, and submits everything that came of it at once. Between turns the task yields, so
-//! that the partitions' tasks run. When nobody has anything to do it waits in the kernel on its own ring for up to a
-//! millisecond, and then sleeps in glommio until the ring's eventfd rings: a request that comes soon, or a write's end,
-//! costs one system call instead of the dozen that glommio needs to notice an eventfd, and glommio's own timers are at most
-//! that millisecond late.
+//! that the partitions' tasks run; only a flush is submitted by the task that asks for it. When nobody has anything to do it
+//! waits in the kernel on its own ring for up to a millisecond, and then sleeps in glommio until the ring's eventfd rings: a
+//! request that comes soon, or a write's end, costs one system call instead of the dozen that glommio needs to notice an
+//! eventfd, and glommio's own timers are at most that millisecond late.
 //!
 //! **Safety.** The kernel writes to and reads from memory that an operation names until its completion is seen. That
 //! memory is owned by [`Operation`]s in a table (aligned buffers, send buffers) or by the ring itself (the pool of receive
@@ -303,8 +303,9 @@ impl Ring {
         }
     }
 
-    /// Flushes a file's data. A worker of the kernel's does that, on this CPU: it is begun before anything else that the core
-    /// has to do, and the core yields to it once, or it would wait until the core has nothing left.
+    /// Flushes a file's data. A worker of the kernel's does that, on this CPU: it is submitted at once, with what waits already
+    /// and before what tasks and the next turn bring, and the core yields to it once, or it would wait until the core has
+    /// nothing left.
     pub async fn sync_data(&self, fd: &Rc<OwnedFd>) -> io::Result<()> {
         let raw = types::Fd(fd.as_raw_fd());
         let flushed = self.file_operation(None, |_| opcode::Fsync::new(raw).flags(types::FsyncFlags::DATASYNC).build());

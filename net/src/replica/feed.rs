@@ -198,10 +198,6 @@ impl<H: Host> Stream<'_, H> {
                 self.leave().await;
                 return Err(why);
             }
-            if !self.partition.leads_alone() && self.leader.is_behind(self.partition.published()) {
-                // Whoever waited for this follower's word is answered before the follower is.
-                self.partition.env().give_way().await;
-            }
             if self.partition.deposed() != deposed {
                 return Err("the partition's role has changed".to_string());
             }

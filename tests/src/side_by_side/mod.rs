@@ -174,7 +174,7 @@ pub fn run(words: impl Iterator<Item = String>) -> Result<(), String> {
     for cpu in [0, 1] {
         println!("raw 4 KiB flush, one at a time, on CPU {cpu}: {}", yardsticks::flushes(home.path(), cpu)?);
     }
-    println!("raw round of 8 writes of 4 KiB and one flush, on CPU 0: {}", yardsticks::rounds(home.path())?);
+    println!("raw 4 KiB through a core's ring, on CPU 0: {}", yardsticks::rounds(home.path())?);
     println!("bare TLS echo of 200 B, one client: {}\n", yardsticks::echo(&home)?);
     println!(
         "{:<14} {:>9} {:>9} {:>6} | {:>8} {:>8} {:>6} | {:>5} {:>5} {:>6} {:>6} | {:>8} {:>8} {:>9}",

@@ -59,19 +59,20 @@ fn flushes_here(directory: &Path) -> Result<String, String> {
 /// Logs whose writes share a flush when 64 clients are busy on 16 partitions.
 const LOGS: usize = 8;
 
-/// What a round of the shared flush takes on CPU 0 by itself: a block to each of several pre-written files at once, and one
-/// flush when the last is complete, through a core's ring.
+/// What log writes take on CPU 0 by themselves, through a core's ring: a block that is flushed with its write, as one busy log
+/// does it, and a round of the shared flush, a block to each of several files at once and one flush when the last is complete.
 pub fn rounds(directory: &Path) -> Result<String, String> {
     let data = directory.join("yardsticks");
     let thread = std::thread::spawn(move || {
         turnstone_executor::placement::pin_thread(0).map_err(|e| format!("CPU 0: {e}"))?;
         let times = one_core::run(&data, |core| async move { rounds_here(&core).await });
-        times.map_err(|e| e.to_string())?.map(show).map_err(|e| e.to_string())
+        let (one, several) = times.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        Ok(format!("one write {}; {LOGS} writes and a flush {}", show(one), show(several)))
     });
     thread.join().map_err(|_| "the flushing thread panicked")?
 }
 
-async fn rounds_here(core: &Core<()>) -> Result<Vec<Duration>, DiskError> {
+async fn rounds_here(core: &Core<()>) -> Result<(Vec<Duration>, Vec<Duration>), DiskError> {
     let env = core.env(1).await?;
     let mut files = Vec::new();
     for n in 0..LOGS {
@@ -80,19 +81,22 @@ async fn rounds_here(core: &Core<()>) -> Result<Vec<Duration>, DiskError> {
         files.push(file);
     }
     env.disk().sync_names().await?;
-    let mut times = Vec::new();
+    let (mut one, mut several) = (Vec::new(), Vec::new());
     for n in 0..FLUSHES {
+        let place = n % 256 * BLOCK as u64;
         let started = Instant::now();
-        let written =
-            all(files.iter().map(|file| file.write_at(AlignedBuf::zeroed(BLOCK), n % 256 * BLOCK as u64))).await;
+        files[0].write_durable(AlignedBuf::zeroed(BLOCK), place).await?;
+        one.push(started.elapsed());
+        let started = Instant::now();
+        let written = all(files.iter().map(|file| file.write_at(AlignedBuf::zeroed(BLOCK), place))).await;
         written.into_iter().collect::<Result<(), _>>()?;
         env.disk().flush(&files.iter().collect::<Vec<_>>()).await?;
-        times.push(started.elapsed());
+        several.push(started.elapsed());
     }
     for n in 0..LOGS {
         env.disk().remove(&n.to_string()).await?;
     }
-    Ok(times)
+    Ok((one, several))
 }
 
 type Served = (SocketAddr, JoinHandle<io::Result<()>>);
