@@ -498,6 +498,7 @@ impl<E: Env> Partition<E> {
         core.queue_changed.notify();
         core.housekeeping.notify();
         core.log_ended.reached(2).await;
+        core.wal().stop_making().await;
         core.flush_pass.borrow_mut().take();
         drop(core.checkpoint_gate.enter().await);
         core.ended.set(true);

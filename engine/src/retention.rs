@@ -108,7 +108,7 @@ impl<E: Env> Core<E> {
 
     /// What follows an append: a spare for the next segment, and a checkpoint when it is due.
     pub(crate) fn after_append(self: &Rc<Self>) {
-        if self.wal().spares() == 0 {
+        if self.wal().lacks_spare() {
             let core = self.clone();
             self.env.spawn(async move {
                 if let Err(error) = core.wal().keep_spare().await {

@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
+use turnstone_engine::env::Env;
 use turnstone_engine::settings::Settings;
 use turnstone_engine::stats::Status;
 use turnstone_engine::wal::shared_flush::SharedFlush;
@@ -88,6 +89,65 @@ fn a_larger_share_of_the_log_makes_checkpoints_rarer_up_to_a_limit() {
     let most = checkpoints(Some(1 << 20));
     assert!((2..=least / 3).contains(&most), "{most} checkpoints with four times the log, {least} without");
     assert_eq!(checkpoints(Some(1 << 40)), most, "and never more than four times that");
+}
+
+/// When a spare segment was begun, and when it was there.
+#[derive(Clone, Default)]
+struct Made {
+    begun: Rc<Cell<Duration>>,
+    done: Rc<Cell<Option<Duration>>>,
+}
+
+/// A spare that nobody waits for leaves the disk alone for most of the time; one that somebody waits for is made at once.
+#[test]
+fn a_spare_segment_is_made_in_the_disks_idle_time_unless_it_is_needed() {
+    const SEGMENT: u64 = 4 << 20;
+    let making = |seed: u64, needed: bool| {
+        let world = World::new(seed);
+        let env = SimEnv::fresh(&world, None);
+        let disk = env.disk().clone();
+        let settings = Settings { wal_max_size: SEGMENT, ..Settings::default() };
+        let clock = world.clone();
+        let end = world.run(async move {
+            let partition = Partition::open(env, 1, settings).await?;
+            let made = Made::default();
+            let (seen, now) = (made.clone(), clock.clone());
+            let submit = |n: u32, length: usize| {
+                let mut transaction = partition.begin(partition.published());
+                transaction.late = true;
+                for part in 0..length.div_ceil(1000) {
+                    let write = Write::Set(vec![b'v'; 1000.min(length)].as_slice().into());
+                    partition.write(&mut transaction, format!("key-{n}-{part}").as_bytes(), write)?;
+                }
+                Ok::<_, Error>(partition.submit(transaction))
+            };
+            // It begins the log, and with it the first spare.
+            submit(0, 1)?.prepared().await?;
+            disk.observe(Some(Rc::new(move |step| match step {
+                "spare create" if seen.begun.get() == Duration::ZERO => seen.begun.set(now.now()),
+                "spare flush" if seen.done.get().is_none() => seen.done.set(Some(now.now())),
+                _ => {}
+            })));
+            partition.wait_published(1).await;
+            if needed {
+                // More than a segment has room for: it waits until it may make a larger one.
+                submit(1, SEGMENT as usize)?.prepared().await?;
+            }
+            while made.done.get().is_none() {
+                assert!(clock.now() < Duration::from_secs(60), "seed {seed}: no spare was made");
+                clock.sleep(Duration::from_micros(100)).await;
+            }
+            Ok::<_, Error>(made.done.get().unwrap_or_default() - made.begun.get())
+        });
+        let End::Done(Ok(took)) = end else { panic!("seed {seed}: it did not end well") };
+        world.drop_tasks();
+        took
+    };
+    for seed in 0..5 {
+        let (calm, urgent) = (making(seed, false), making(seed, true));
+        println!("a spare took {calm:?}, and {urgent:?} where it was waited for");
+        assert!(calm >= urgent * 6, "seed {seed}: {calm:?} with all the time there is, {urgent:?} without any");
+    }
 }
 
 const LOGS: u8 = 8;
@@ -179,6 +239,59 @@ fn logs_that_share_flushes_write_much_at_a_time() {
         assert!(each >= 0.9 * f64::from(CLIENTS), "seed {seed}: {each:.2} commits a write");
         // The one that is under way, and its own; begun at once, it would be no less.
         assert!(waits <= 2.3, "seed {seed}: {waits:.2} flushes for a commit");
+    }
+}
+
+/// Logs of which few began together and many later stay together no longer than it takes to see that: the rounds are equal.
+#[test]
+fn logs_take_turns_in_halves_that_are_equal() {
+    /// Which logs begin first, and how long before the others.
+    const FIRST: usize = 2;
+    const LOGS: u8 = 16;
+    for seed in 0..3 {
+        let world = World::new(seed);
+        let shared: Rc<SharedFlush<_>> = Rc::default();
+        let clock = world.clone();
+        let end = world.run(async move {
+            let mut partitions = Vec::new();
+            for log in 1..=LOGS {
+                let env = SimEnv { shared: Some(shared.clone()), ..SimEnv::fresh(&clock, None) };
+                let partition = Partition::open(env, log, Settings::default()).await?;
+                partition.flush_all().await?;
+                partitions.push(partition);
+            }
+            let start = |partition: &Partition<SimEnv>| {
+                for client in 0..CLIENTS {
+                    let partition = partition.clone();
+                    clock.spawn(async move {
+                        write_in_turn(&partition, client, 1).await.expect("every commit is taken");
+                    });
+                }
+            };
+            partitions[..FIRST].iter().for_each(start);
+            let first = shared.counts().0;
+            // They are written now, and the others wait for the end of that.
+            while shared.counts().0 == first {
+                clock.sleep(Duration::from_micros(1)).await;
+            }
+            partitions[FIRST..].iter().for_each(start);
+            let (mut rounds, mut before) = (Vec::new(), shared.counts());
+            while rounds.len() < 40 {
+                clock.sleep(Duration::from_micros(1)).await;
+                let now = shared.counts();
+                if now.0 > before.0 {
+                    assert_eq!(now.0, before.0 + 1, "seed {seed}: a round took less than a microsecond");
+                    rounds.push(now.1 - before.1);
+                    before = now;
+                }
+            }
+            Ok::<_, Error>(rounds)
+        });
+        let End::Done(Ok(rounds)) = end else { panic!("seed {seed}: it did not end well") };
+        world.drop_tasks();
+        println!("writes of the rounds: {rounds:?}");
+        let uneven = rounds[5..].iter().filter(|writes| !(5..=11).contains(*writes)).count();
+        assert_eq!(uneven, 0, "seed {seed}: {rounds:?}");
     }
 }
 

@@ -18,13 +18,14 @@ use crate::error::Error;
 use crate::header::{self, FileKind};
 use crate::manifest::{Segment, sync_names};
 use crate::names;
-use crate::sync::Gate;
+use crate::sync::{Gate, Notify, first_of};
 use crate::types::{LogPosition, PartitionId, Version};
 use body::BODY_HEADER;
 use envelope::{Envelope, POINTER_BYTES};
 use shared_flush::SharedFlush;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A longer write, bytes, is flushed by itself: it would keep the neighbours' waiting.
 const SHARED_MAX: usize = 1 << 20;
@@ -96,6 +97,28 @@ pub struct Wal<E: Env> {
     segment_bytes: u32,
     state: RefCell<State<E>>,
     making: Gate,
+    /// A spare is being made that nobody waits for yet.
+    keeping: Cell<bool>,
+    /// How many wait for what is being made, and whether nothing more is to be made.
+    waiting: Cell<u32>,
+    closing: Cell<bool>,
+    hurry: Notify,
+}
+
+/// Counts one that waits, also when it is given up in between.
+struct Counted<'a>(&'a Cell<u32>);
+
+impl Counted<'_> {
+    fn new(count: &Cell<u32>) -> Counted<'_> {
+        count.set(count.get() + 1);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 async fn shared_flush<E: Env>(env: &E, file: &FileOf<E>) -> Result<Option<Rc<SharedFlush<FileOf<E>>>>, DiskError> {
@@ -135,7 +158,17 @@ impl<E: Env> Wal<E> {
             doomed: Vec::new(),
         };
         let segment_bytes = round_up(segment_bytes as usize) as u32;
-        Ok(Wal { env, partition, segment_bytes, state: RefCell::new(state), making: Gate::default() })
+        Ok(Wal {
+            env,
+            partition,
+            segment_bytes,
+            state: RefCell::new(state),
+            making: Gate::default(),
+            keeping: Cell::new(false),
+            waiting: Cell::new(0),
+            closing: Cell::new(false),
+            hurry: Notify::default(),
+        })
     }
 
     /// A number that no segment has had.
@@ -285,6 +318,11 @@ impl<E: Env> Wal<E> {
 
     /// Reserves space, making a spare segment where none is large enough. The one place where a full disk shows.
     pub async fn reserve(&self, cost: u64) -> Result<(), Error> {
+        if self.try_reserve(cost) {
+            return Ok(());
+        }
+        let _counted = Counted::new(&self.waiting);
+        self.hurry.notify();
         while !self.try_reserve(cost) {
             let _turn = self.making.enter().await;
             if self.try_reserve(cost) {
@@ -299,13 +337,35 @@ impl<E: Env> Wal<E> {
         Ok(())
     }
 
+    /// Whether [`Wal::keep_spare`] has something to do.
+    pub fn lacks_spare(&self) -> bool {
+        !self.keeping.get() && self.state.borrow().spares.is_empty()
+    }
+
     /// Keeps one spare ready while the partition is written to.
     pub async fn keep_spare(&self) -> Result<(), Error> {
-        let _turn = self.making.enter().await;
-        if self.state.borrow().spares.is_empty() {
-            self.make_spare(self.segment_bytes).await?;
+        if self.keeping.replace(true) {
+            return Ok(());
         }
-        Ok(())
+        let turn = self.making.enter().await;
+        let missing = !self.closing.get() && self.state.borrow().spares.is_empty();
+        let made = if missing { self.make_spare(self.segment_bytes).await } else { Ok(()) };
+        drop(turn);
+        self.keeping.set(false);
+        made
+    }
+
+    /// Ends when no spare is being made any more, nor will be.
+    pub async fn stop_making(&self) {
+        self.closing.set(true);
+        self.hurry.notify();
+        drop(self.making.enter().await);
+    }
+
+    /// Whether a spare that is being made should be there soon.
+    fn is_urgent(&self) -> bool {
+        let half_full = |active: &Active<E>| active.end > active.capacity / 2;
+        self.waiting.get() > 0 || self.closing.get() || self.state.borrow().active.as_ref().is_some_and(half_full)
     }
 
     /// Removes all spares but one once nothing is reserved: large transactions leave large ones behind.
@@ -343,16 +403,28 @@ impl<E: Env> Wal<E> {
     }
 
     /// Space is assured and every block written, so that later flushes have no metadata to write.
+    ///
+    /// All logs of a busy node want a spare at about the same time, and flushes are slow while the device writes much else: so
+    /// long as there is time, each leaves it alone for most of it.
     async fn write_spare(&self, name: &str, capacity: u32) -> Result<FileOf<E>, DiskError> {
-        const CHUNK: u64 = 1 << 20;
+        const CHUNK: u64 = 256 << 10;
+        /// The pause behind a chunk, in times that it took.
+        const PAUSE: u32 = 15;
+        const LONGEST_PAUSE: Duration = Duration::from_millis(10);
         let file = self.env.disk().open(name, OpenMode::Create, IoClass::Foreground).await?;
         file.allocate(u64::from(capacity)).await?;
         let mut offset = 0;
         while offset < u64::from(capacity) {
             let length = CHUNK.min(u64::from(capacity) - offset);
+            let started = self.env.now();
             file.write_at(AlignedBuf::zeroed(length as usize), offset).await?;
             offset += length;
-            self.env.give_way().await;
+            if self.is_urgent() {
+                self.env.give_way().await;
+            } else {
+                let pause = ((self.env.now() - started) * PAUSE).min(LONGEST_PAUSE);
+                first_of(self.env.sleep(pause), self.hurry.notified()).await;
+            }
         }
         file.sync_data().await?;
         Ok(file)

@@ -7,7 +7,9 @@
 //!
 //! Each log that takes part costs a write, so a log should bring much at a time. While a round of several is under way a log
 //! closes no batch that fits a block ([`SharedFlush::turn`]): what its clients send meanwhile joins it. Under load the logs
-//! part into two halves that take turns, each with twice the commits, and a round has half the writes.
+//! part into two halves that take turns, each with twice the commits, and a round has half the writes. Which logs wait
+//! together stays as it once fell out, so a round that would be much larger than the one before leaves some to its successor:
+//! a core with a large round and a small one in turn has nothing to do while the large one is written.
 //!
 //! Only files whose blocks are written already may take part ([`File::shared_flush_device`]): then a write changes
 //! nothing but the blocks, and the flush need not be the file's own.
@@ -27,8 +29,9 @@ pub struct SharedFlush<F> {
     running: Cell<bool>,
     /// The round that is under way, or was and has no successor yet, is of several writes.
     several: Cell<bool>,
-    /// Rounds that ended.
-    ended: Watch,
+    /// Logs that asked for their turn so far, and how many of them, in the order of asking, have had it.
+    asked: Cell<u64>,
+    called: Watch,
     flushes: Cell<u64>,
     writes: Cell<u64>,
 }
@@ -72,7 +75,8 @@ impl<F> Default for SharedFlush<F> {
             waiting: RefCell::default(),
             running: Cell::new(false),
             several: Cell::new(false),
-            ended: Watch::default(),
+            asked: Cell::new(0),
+            called: Watch::default(),
             flushes: Cell::new(0),
             writes: Cell::new(0),
         }
@@ -86,11 +90,20 @@ impl<F: File> SharedFlush<F> {
     }
 
     /// Ends when it is worth while to close a batch: at once, but when a round of several writes is under way, or was and the
-    /// next one has not begun, at the next end of a round. So those that were in it let those go first that waited for its end.
+    /// next one has not begun, at the end of a round. So those that were in it let those go first that waited for its end.
     pub async fn turn(&self) {
         if self.several.get() {
-            self.ended.reached(self.ended.get() + 1).await;
+            self.asked.set(self.asked.get() + 1);
+            self.called.reached(self.asked.get()).await;
         }
+    }
+
+    /// Lets those close their batches that waited for the end of a round of `writes`: all, or where they are more than half as
+    /// many again, so many of them that the next round and the one behind it are equal if everybody comes back.
+    fn call(&self, writes: u64) {
+        let waiting = self.asked.get() - self.called.get();
+        let next = if 2 * waiting > 3 * writes { (waiting + writes).div_ceil(2) } else { waiting };
+        self.called.raise(self.called.get() + next);
     }
 
     /// Writes; durable when it returns.
@@ -125,14 +138,15 @@ fn drive<E: Env>(shared: Rc<SharedFlush<<E::Disk as Disk>::File>>, env: E) {
             if round.is_empty() {
                 shared.running.set(false);
                 // Those of the last round wait for the end of one that does not come.
-                shared.ended.raise(shared.ended.get() + 1);
+                shared.called.raise(shared.asked.get());
                 return;
             }
-            shared.writes.set(shared.writes.get() + round.len() as u64);
+            let writes = round.len() as u64;
+            shared.writes.set(shared.writes.get() + writes);
             shared.flushes.set(shared.flushes.get() + 1);
             run_round(&shared, &env, round).await;
-            shared.ended.raise(shared.ended.get() + 1);
-            // The logs that waited for this close their batches now, for the next round.
+            // They close their batches now, for the next round.
+            shared.call(writes);
             env.give_way().await;
         }
     });
