@@ -362,10 +362,13 @@ impl<E: Env> Wal<E> {
         drop(self.making.enter().await);
     }
 
-    /// Whether a spare that is being made should be there soon.
-    fn is_urgent(&self) -> bool {
-        let half_full = |active: &Active<E>| active.end > active.capacity / 2;
-        self.waiting.get() > 0 || self.closing.get() || self.state.borrow().active.as_ref().is_some_and(half_full)
+    /// Whether a spare of `capacity` is late that has `made` bytes: somebody waits for it, or at this pace it would not be complete
+    /// when the active segment is a quarter full.
+    fn is_late(&self, made: u64, capacity: u32) -> bool {
+        let used = |active: &Active<E>| (u64::from(active.end), u64::from(active.capacity));
+        let active = self.state.borrow().active.as_ref().map(used);
+        let behind = active.is_some_and(|(used, of)| used * 4 * u64::from(capacity) > made * of);
+        self.waiting.get() > 0 || self.closing.get() || behind
     }
 
     /// Removes all spares but one once nothing is reserved: large transactions leave large ones behind.
@@ -407,7 +410,9 @@ impl<E: Env> Wal<E> {
     /// All logs of a busy node want a spare at about the same time, and flushes are slow while the device writes much else: so
     /// long as there is time, each leaves it alone for most of it.
     async fn write_spare(&self, name: &str, capacity: u32) -> Result<FileOf<E>, DiskError> {
+        /// Bytes that are written at once where there is time, and where there is none.
         const CHUNK: u64 = 256 << 10;
+        const LARGE_CHUNK: u64 = 1 << 20;
         /// The pause behind a chunk, in times that it took.
         const PAUSE: u32 = 15;
         const LONGEST_PAUSE: Duration = Duration::from_millis(10);
@@ -415,11 +420,12 @@ impl<E: Env> Wal<E> {
         file.allocate(u64::from(capacity)).await?;
         let mut offset = 0;
         while offset < u64::from(capacity) {
-            let length = CHUNK.min(u64::from(capacity) - offset);
+            let late = self.is_late(offset + CHUNK, capacity);
+            let length = if late { LARGE_CHUNK } else { CHUNK }.min(u64::from(capacity) - offset);
             let started = self.env.now();
             file.write_at(AlignedBuf::zeroed(length as usize), offset).await?;
             offset += length;
-            if self.is_urgent() {
+            if late {
                 self.env.give_way().await;
             } else {
                 let pause = ((self.env.now() - started) * PAUSE).min(LONGEST_PAUSE);
