@@ -4,7 +4,7 @@
 //!   a typed refusal. Where nothing needs to be waited for, this and the next step happen within [`submit`].
 //! - *Prepare*: the conflict check, in memory. The new versions enter the overlay as pending.
 //! - *Persist*: everything prepared becomes one batch, one append, one flush. What arrives meanwhile is the next batch. A small
-//!   one waits until a flush that other logs of the core share has ended (`may_gather`).
+//!   one waits until a flush that other logs of the core share has ended, or the next (`may_gather`).
 //! - *Publish*: the versions become visible, and whoever waits for them is woken (`crate::publish`).
 //!
 //! After prepare a transaction is published, or the process ends, or the node stops to lead (`crate::reign`).

@@ -268,6 +268,8 @@ impl<E: Env> Incoming<E> {
                 break alone;
             }
         };
+        // Who is replaced, or closes, makes no segment any more.
+        check(&core)?;
         core.wal().reserve(cost).await?;
         let checked = async {
             check(&core)?;

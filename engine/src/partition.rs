@@ -454,6 +454,7 @@ impl<E: Env> Partition<E> {
     pub async fn close(&self) -> Result<(), Error> {
         let core = &self.0;
         core.closing.set(true);
+        core.wal().keep_none();
         core.stop_waiting();
         self.let_go();
         // Transactions that wait for space or for their large values see `closing` when their turn comes.
@@ -474,6 +475,7 @@ impl<E: Env> Partition<E> {
     pub async fn abandon(&self) {
         let core = &self.0;
         core.closing.set(true);
+        core.wal().keep_none();
         core.abandoned.raise(1);
         core.stop_waiting();
         self.let_go();
@@ -498,7 +500,7 @@ impl<E: Env> Partition<E> {
         core.queue_changed.notify();
         core.housekeeping.notify();
         core.log_ended.reached(2).await;
-        core.wal().stop_making().await;
+        core.wal().settled().await;
         core.flush_pass.borrow_mut().take();
         drop(core.checkpoint_gate.enter().await);
         core.ended.set(true);

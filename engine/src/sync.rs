@@ -90,7 +90,8 @@ impl Drop for Reached<'_> {
 #[derive(Default)]
 pub struct Notify {
     permit: Cell<bool>,
-    waiting: RefCell<Vec<Waker>>,
+    waiting: RefCell<Vec<(u64, Waker)>>,
+    next: Cell<u64>,
 }
 
 impl Notify {
@@ -98,18 +99,40 @@ impl Notify {
     pub fn notify(&self) {
         self.permit.set(true);
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        waiting.into_iter().for_each(Waker::wake);
+        waiting.into_iter().for_each(|(_, waker)| waker.wake());
     }
-    /// Ends at the next `notify`, or at once if there was one since the last time.
+    /// Ends at the next `notify`, or at once if there was one since the last time. Who gives up waiting leaves nothing behind.
     pub async fn notified(&self) {
-        poll_fn(|cx| {
-            if self.permit.replace(false) {
-                return Poll::Ready(());
-            }
-            self.waiting.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
+        let id = self.next.get();
+        self.next.set(id + 1);
+        Notified { notify: self, id }.await;
+    }
+}
+
+struct Notified<'a> {
+    notify: &'a Notify,
+    id: u64,
+}
+
+impl Future for Notified<'_> {
+    type Output = ();
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.notify.permit.replace(false) {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.notify.waiting.borrow_mut();
+        let waker = cx.waker().clone();
+        match waiting.iter_mut().find(|(id, _)| *id == self.id) {
+            Some((_, known)) => *known = waker,
+            None => waiting.push((self.id, waker)),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Notified<'_> {
+    fn drop(&mut self) {
+        self.notify.waiting.borrow_mut().retain(|(id, _)| *id != self.id);
     }
 }
 
@@ -245,6 +268,19 @@ mod tests {
             assert_eq!(watch.waiting.borrow().len(), 1);
         }
         assert!(watch.waiting.borrow().is_empty());
+    }
+
+    #[test]
+    fn who_gives_up_a_notification_leaves_nothing_behind_and_takes_nothing() {
+        let notify = Notify::default();
+        for _ in 0..3 {
+            let mut given_up = Box::pin(notify.notified());
+            assert!(poll_once(given_up.as_mut()).is_pending() && poll_once(given_up.as_mut()).is_pending());
+            assert_eq!(notify.waiting.borrow().len(), 1);
+        }
+        assert!(notify.waiting.borrow().is_empty());
+        notify.notify();
+        assert!(poll_once(pin!(notify.notified())).is_ready());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::header::{self, FileKind};
 use crate::manifest::{Segment, sync_names};
 use crate::names;
-use crate::sync::{Gate, Notify, first_of};
+use crate::sync::{Gate, Notify, Pass, first_of};
 use crate::types::{LogPosition, PartitionId, Version};
 use body::BODY_HEADER;
 use envelope::{Envelope, POINTER_BYTES};
@@ -97,11 +97,13 @@ pub struct Wal<E: Env> {
     segment_bytes: u32,
     state: RefCell<State<E>>,
     making: Gate,
-    /// A spare is being made that nobody waits for yet.
+    /// [`Wal::keep_spare`] is at work.
     keeping: Cell<bool>,
-    /// How many wait for what is being made, and whether nothing more is to be made.
+    /// How many wait for [`Wal::making`], or have it and want to be done.
     waiting: Cell<u32>,
+    /// No spare is kept ready any more.
     closing: Cell<bool>,
+    /// Ends the pause of a spare that is being made.
     hurry: Notify,
 }
 
@@ -264,7 +266,10 @@ impl<E: Env> Wal<E> {
     /// Removes the files of segments that were taken out; the caller recorded that in the manifest. One file is kept as a
     /// spare where there is none.
     pub async fn remove_doomed(&self) -> Result<(), Error> {
-        let _turn = self.making.enter().await;
+        if !self.has_doomed() {
+            return Ok(());
+        }
+        let _turn = self.take_turn().await;
         loop {
             let Some(number) = self.state.borrow_mut().doomed.pop() else { return Ok(()) };
             let name = names::segment(number);
@@ -321,10 +326,8 @@ impl<E: Env> Wal<E> {
         if self.try_reserve(cost) {
             return Ok(());
         }
-        let _counted = Counted::new(&self.waiting);
-        self.hurry.notify();
         while !self.try_reserve(cost) {
-            let _turn = self.making.enter().await;
+            let _turn = self.take_turn().await;
             if self.try_reserve(cost) {
                 return Ok(());
             }
@@ -337,9 +340,16 @@ impl<E: Env> Wal<E> {
         Ok(())
     }
 
+    /// Waits until nothing is being made, and ends the pauses of what is.
+    async fn take_turn(&self) -> (Counted<'_>, Pass) {
+        let counted = Counted::new(&self.waiting);
+        self.hurry.notify();
+        (counted, self.making.enter().await)
+    }
+
     /// Whether [`Wal::keep_spare`] has something to do.
     pub fn lacks_spare(&self) -> bool {
-        !self.keeping.get() && self.state.borrow().spares.is_empty()
+        !self.keeping.get() && !self.closing.get() && self.state.borrow().spares.is_empty()
     }
 
     /// Keeps one spare ready while the partition is written to.
@@ -355,10 +365,14 @@ impl<E: Env> Wal<E> {
         made
     }
 
-    /// Ends when no spare is being made any more, nor will be.
-    pub async fn stop_making(&self) {
+    /// Keeps no spare ready any more, and gives up the one that is being made unless somebody waits for it.
+    pub fn keep_none(&self) {
         self.closing.set(true);
         self.hurry.notify();
+    }
+
+    /// Ends when nothing is being made.
+    pub async fn settled(&self) {
         drop(self.making.enter().await);
     }
 
@@ -368,64 +382,66 @@ impl<E: Env> Wal<E> {
         let used = |active: &Active<E>| (u64::from(active.end), u64::from(active.capacity));
         let active = self.state.borrow().active.as_ref().map(used);
         let behind = active.is_some_and(|(used, of)| used * 4 * u64::from(capacity) > made * of);
-        self.waiting.get() > 0 || self.closing.get() || behind
+        self.waiting.get() > 0 || behind
     }
 
     /// Removes all spares but one once nothing is reserved: large transactions leave large ones behind.
     pub async fn trim_spares(&self) -> Result<(), Error> {
-        let _turn = self.making.enter().await;
-        loop {
-            let extra = {
-                let mut state = self.state.borrow_mut();
-                let largest = (0..state.spares.len()).max_by_key(|i| state.spares[*i].capacity);
-                let standard = |s: &Spare<E>| s.capacity == self.segment_bytes;
-                match largest {
-                    Some(i) if state.outstanding == 0 && (state.spares.len() > 1 || !standard(&state.spares[i])) => {
-                        state.spares.swap_remove(i)
-                    }
-                    _ => return Ok(()),
-                }
-            };
+        if self.extra_spare().is_none() {
+            return Ok(());
+        }
+        let _turn = self.take_turn().await;
+        while let Some(index) = self.extra_spare() {
+            let extra = self.state.borrow_mut().spares.swap_remove(index);
             self.env.disk().remove(&extra.name).await?;
         }
+        Ok(())
+    }
+
+    /// The largest spare, if it is to be removed.
+    fn extra_spare(&self) -> Option<usize> {
+        let state = self.state.borrow();
+        let largest = (0..state.spares.len()).max_by_key(|i| state.spares[*i].capacity)?;
+        let alone = state.spares.len() == 1 && state.spares[largest].capacity == self.segment_bytes;
+        (state.outstanding == 0 && !alone).then_some(largest)
     }
 
     async fn make_spare(&self, capacity: u32) -> Result<(), Error> {
         let name = self.spare_name();
-        match self.write_spare(&name, capacity).await {
-            Ok(file) => {
-                self.state.borrow_mut().spares.push(Spare { name, file, capacity });
-                Ok(())
-            }
-            Err(error) => {
-                // What is left of it would only take space; a failure to remove it changes nothing.
-                let _ = self.env.disk().remove(&name).await;
-                Err(error.into())
-            }
+        let written = self.write_spare(&name, capacity).await;
+        if let Ok(Some(file)) = written {
+            self.state.borrow_mut().spares.push(Spare { name, file, capacity });
+            return Ok(());
         }
+        // What is left of it would only take space; a failure to remove it changes nothing.
+        let _ = self.env.disk().remove(&name).await;
+        written.map(|_| ()).map_err(Error::from)
     }
 
-    /// Space is assured and every block written, so that later flushes have no metadata to write.
+    /// Space is assured and every block written, so that later flushes have no metadata to write. `None` if it was given up.
     ///
     /// All logs of a busy node want a spare at about the same time, and flushes are slow while the device writes much else: so
     /// long as there is time, each leaves it alone for most of it.
-    async fn write_spare(&self, name: &str, capacity: u32) -> Result<FileOf<E>, DiskError> {
+    async fn write_spare(&self, name: &str, capacity: u32) -> Result<Option<FileOf<E>>, DiskError> {
         /// Bytes that are written at once where there is time, and where there is none.
         const CHUNK: u64 = 256 << 10;
         const LARGE_CHUNK: u64 = 1 << 20;
         /// The pause behind a chunk, in times that it took.
         const PAUSE: u32 = 15;
-        const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+        const LONGEST_PAUSE: Duration = Duration::from_millis(50);
         let file = self.env.disk().open(name, OpenMode::Create, IoClass::Foreground).await?;
         file.allocate(u64::from(capacity)).await?;
-        let mut offset = 0;
-        while offset < u64::from(capacity) {
-            let late = self.is_late(offset + CHUNK, capacity);
-            let length = if late { LARGE_CHUNK } else { CHUNK }.min(u64::from(capacity) - offset);
+        let (mut offset, end) = (0, u64::from(capacity));
+        while offset < end {
+            if self.closing.get() && self.waiting.get() == 0 {
+                return Ok(None);
+            }
+            let late = self.is_late((offset + CHUNK).min(end), capacity);
+            let length = if late { LARGE_CHUNK } else { CHUNK }.min(end - offset);
             let started = self.env.now();
             file.write_at(AlignedBuf::zeroed(length as usize), offset).await?;
             offset += length;
-            if late {
+            if late || offset == end {
                 self.env.give_way().await;
             } else {
                 let pause = ((self.env.now() - started) * PAUSE).min(LONGEST_PAUSE);
@@ -433,7 +449,7 @@ impl<E: Env> Wal<E> {
             }
         }
         file.sync_data().await?;
-        Ok(file)
+        Ok(Some(file))
     }
 
     /// Turns the smallest spare that `total` bytes fit into the active segment.

@@ -27,7 +27,7 @@ use std::task::{Poll, Waker};
 pub struct SharedFlush<F> {
     waiting: RefCell<Vec<Write<F>>>,
     running: Cell<bool>,
-    /// The round that is under way, or was and has no successor yet, is of several writes.
+    /// The round that is under way, or was and has no successor yet, or the one before it, is of several writes.
     several: Cell<bool>,
     /// Logs that asked for their turn so far, and how many of them, in the order of asking, have had it.
     asked: Cell<u64>,
@@ -89,8 +89,8 @@ impl<F: File> SharedFlush<F> {
         (self.flushes.get(), self.writes.get())
     }
 
-    /// Ends when it is worth while to close a batch: at once, but when a round of several writes is under way, or was and the
-    /// next one has not begun, at the end of a round. So those that were in it let those go first that waited for its end.
+    /// Ends when it is worth while to close a batch: at once, but while rounds of several writes follow each other, at the end
+    /// of one. So those that were in it let those go first that waited for its end.
     pub async fn turn(&self) {
         if self.several.get() {
             self.asked.set(self.asked.get() + 1);
@@ -99,7 +99,7 @@ impl<F: File> SharedFlush<F> {
     }
 
     /// Lets those close their batches that waited for the end of a round of `writes`: all, or where they are more than half as
-    /// many again, so many of them that the next round and the one behind it are equal if everybody comes back.
+    /// many again, so many of them that the next round and the one behind it are equal if everybody comes back and waits.
     fn call(&self, writes: u64) {
         let waiting = self.asked.get() - self.called.get();
         let next = if 2 * waiting > 3 * writes { (waiting + writes).div_ceil(2) } else { waiting };
@@ -132,16 +132,18 @@ impl<F: File> SharedFlush<F> {
 /// Runs rounds until nothing waits.
 fn drive<E: Env>(shared: Rc<SharedFlush<<E::Disk as Disk>::File>>, env: E) {
     env.clone().spawn(async move {
+        let mut before = 0;
         loop {
             let round = std::mem::take(&mut *shared.waiting.borrow_mut());
-            shared.several.set(round.len() > 1);
+            let writes = round.len() as u64;
+            shared.several.set(writes.max(before) > 1 && writes > 0);
+            before = writes;
             if round.is_empty() {
                 shared.running.set(false);
-                // Those of the last round wait for the end of one that does not come.
+                // Those that are left wait for the end of a round that does not come.
                 shared.called.raise(shared.asked.get());
                 return;
             }
-            let writes = round.len() as u64;
             shared.writes.set(shared.writes.get() + writes);
             shared.flushes.set(shared.flushes.get() + 1);
             run_round(&shared, &env, round).await;
