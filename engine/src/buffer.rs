@@ -4,6 +4,7 @@
 use crate::disk::BLOCK;
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut, Range};
+use std::rc::Rc;
 
 /// Buffers of up to `1 << (CLASSES - 1)` blocks, 1 MiB, are used again. Most writes of a log and reads of a value are of the
 /// first three classes; the long ones are those of a follower that catches up, and of a checkpoint, to which fresh memory
@@ -13,15 +14,34 @@ const CLASSES: usize = 9;
 const SPARE_BYTES: usize = 1 << 20;
 const SPARE_MAX: usize = 64;
 
+/// What [`AlignedBuf::zeros`] shares, in bytes.
+const ZEROS: usize = 1 << 20;
+
 thread_local! {
     static SPARE: RefCell<[Vec<Vec<u8>>; CLASSES]> = RefCell::default();
+    static SHARED_ZEROS: Rc<Vec<u8>> = Rc::new(vec![0; ZEROS + BLOCK]);
 }
 
 /// Zeroed bytes at an aligned address; the length is a multiple of [`BLOCK`].
 pub struct AlignedBuf {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     start: usize,
     length: usize,
+}
+
+enum Bytes {
+    Own(Vec<u8>),
+    /// Nobody writes to them: who wants to, gets bytes of its own.
+    Zeros(Rc<Vec<u8>>),
+}
+
+impl Bytes {
+    fn all(&self) -> &[u8] {
+        match self {
+            Bytes::Own(bytes) => bytes,
+            Bytes::Zeros(bytes) => bytes,
+        }
+    }
 }
 
 impl AlignedBuf {
@@ -32,6 +52,17 @@ impl AlignedBuf {
             buffer.fill(0);
         }
         buffer
+    }
+
+    /// The same, for those who only write them to a file: they share their memory, which costs less than to touch and to clear it.
+    pub fn zeros(length: usize) -> AlignedBuf {
+        let length = round_up(length);
+        if length > ZEROS {
+            return AlignedBuf::zeroed(length);
+        }
+        let bytes = SHARED_ZEROS.with(Rc::clone);
+        let start = first_aligned(&bytes);
+        AlignedBuf { bytes: Bytes::Zeros(bytes), start, length }
     }
 
     /// As many bytes, of which some are those of an earlier use: whoever takes it writes all of them.
@@ -55,10 +86,16 @@ impl AlignedBuf {
         let spare = class.and_then(|class| SPARE.with_borrow_mut(|spare| spare[class].pop()));
         let used = spare.is_some();
         let bytes = spare.unwrap_or_else(|| vec![0u8; class.map_or(length, |class| BLOCK << class) + BLOCK]);
-        let start = bytes.as_ptr().align_offset(BLOCK);
-        assert!(start <= BLOCK, "a byte pointer can always be aligned");
-        (AlignedBuf { bytes, start, length }, used)
+        let start = first_aligned(&bytes);
+        (AlignedBuf { bytes: Bytes::Own(bytes), start, length }, used)
     }
+}
+
+/// Where the part of `bytes` begins that starts at a multiple of [`BLOCK`].
+fn first_aligned(bytes: &[u8]) -> usize {
+    let start = bytes.as_ptr().align_offset(BLOCK);
+    assert!(start <= BLOCK, "a byte pointer can always be aligned");
+    start
 }
 
 /// How many buffers of a class wait on a thread.
@@ -74,8 +111,8 @@ fn class_of(length: usize) -> Option<usize> {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        let Some(class) = class_of(self.length) else { return };
-        let bytes = std::mem::take(&mut self.bytes);
+        let (Some(class), Bytes::Own(bytes)) = (class_of(self.length), &mut self.bytes) else { return };
+        let bytes = std::mem::take(bytes);
         // A thread that ends has no list any more.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
@@ -89,13 +126,19 @@ impl Drop for AlignedBuf {
 impl Deref for AlignedBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.length]
+        &self.bytes.all()[self.start..self.start + self.length]
     }
 }
 
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.length]
+        if let Bytes::Zeros(_) = self.bytes {
+            *self = AlignedBuf::zeroed(self.length);
+        }
+        match &mut self.bytes {
+            Bytes::Own(bytes) => &mut bytes[self.start..self.start + self.length],
+            Bytes::Zeros(_) => unreachable!("they were replaced"),
+        }
     }
 }
 
@@ -140,6 +183,12 @@ mod tests {
             assert!(buffer.iter().all(|b| *b == 0));
             buffer.fill(7);
         }
+        let (mut one, other) = (AlignedBuf::zeros(BLOCK + 1), AlignedBuf::zeros(ZEROS));
+        assert_eq!((one.len(), one.as_ptr() as usize % BLOCK, other.len()), (2 * BLOCK, 0, ZEROS));
+        assert_eq!(one.as_ptr(), other.as_ptr());
+        one.fill(7);
+        assert!(one.iter().all(|b| *b == 7) && other.iter().all(|b| *b == 0), "who writes to them has them alone");
+        assert!(AlignedBuf::zeros(ZEROS + 1).iter().all(|b| *b == 0));
         let copy = AlignedBuf::copy_of(b"abc");
         assert_eq!(copy.len(), BLOCK);
         assert_eq!(copy[..3], *b"abc");

@@ -439,7 +439,7 @@ impl<E: Env> Wal<E> {
             let late = self.is_late((offset + CHUNK).min(end), capacity);
             let length = if late { LARGE_CHUNK } else { CHUNK }.min(end - offset);
             let started = self.env.now();
-            file.write_at(AlignedBuf::zeroed(length as usize), offset).await?;
+            file.write_at(AlignedBuf::zeros(length as usize), offset).await?;
             offset += length;
             if late || offset == end {
                 self.env.give_way().await;
