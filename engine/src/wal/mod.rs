@@ -323,9 +323,6 @@ impl<E: Env> Wal<E> {
 
     /// Reserves space, making a spare segment where none is large enough. The one place where a full disk shows.
     pub async fn reserve(&self, cost: u64) -> Result<(), Error> {
-        if self.try_reserve(cost) {
-            return Ok(());
-        }
         while !self.try_reserve(cost) {
             let _turn = self.take_turn().await;
             if self.try_reserve(cost) {
@@ -377,11 +374,13 @@ impl<E: Env> Wal<E> {
     }
 
     /// Whether a spare of `capacity` is late that has `made` bytes: somebody waits for it, or at this pace it would not be complete
-    /// when the active segment is a quarter full.
+    /// when a quarter of the active segment is taken.
     fn is_late(&self, made: u64, capacity: u32) -> bool {
-        let used = |active: &Active<E>| (u64::from(active.end), u64::from(active.capacity));
-        let active = self.state.borrow().active.as_ref().map(used);
-        let behind = active.is_some_and(|(used, of)| used * 4 * u64::from(capacity) > made * of);
+        let state = self.state.borrow();
+        let taken = |active: &Active<E>| (u64::from(active.end) + state.outstanding, u64::from(active.capacity));
+        let behind = state.active.as_ref().map(taken).is_some_and(|(taken, of)| {
+            u128::from(taken) * 4 * u128::from(capacity) > u128::from(made) * u128::from(of)
+        });
         self.waiting.get() > 0 || behind
     }
 
@@ -428,7 +427,7 @@ impl<E: Env> Wal<E> {
         const LARGE_CHUNK: u64 = 1 << 20;
         /// The pause behind a chunk, in times that it took.
         const PAUSE: u32 = 15;
-        const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+        const LONGEST_PAUSE: Duration = Duration::from_millis(10);
         let file = self.env.disk().open(name, OpenMode::Create, IoClass::Foreground).await?;
         file.allocate(u64::from(capacity)).await?;
         let (mut offset, end) = (0, u64::from(capacity));

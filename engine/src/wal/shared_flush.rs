@@ -5,7 +5,7 @@
 //! *round*: all are written, and when the last is complete one flush covers them. What comes meanwhile is the next round;
 //! there is no timer. A round of one write is one request that writes and flushes.
 //!
-//! Each log that takes part costs a write, so a log should bring much at a time. While a round of several is under way a log
+//! Each log that takes part costs a write, so a log should bring much at a time. While rounds of several follow each other a log
 //! closes no batch that fits a block ([`SharedFlush::turn`]): what its clients send meanwhile joins it. Under load the logs
 //! part into two halves that take turns, each with twice the commits, and a round has half the writes. Which logs wait
 //! together stays as it once fell out, so a round that would be much larger than the one before leaves some to its successor:
@@ -101,8 +101,10 @@ impl<F: File> SharedFlush<F> {
     /// Lets those close their batches that waited for the end of a round of `writes`: all, or where they are more than half as
     /// many again, so many of them that the next round and the one behind it are equal if everybody comes back and waits.
     fn call(&self, writes: u64) {
+        /// So many are written together in any case.
+        const FEW: u64 = 4;
         let waiting = self.asked.get() - self.called.get();
-        let next = if 2 * waiting > 3 * writes { (waiting + writes).div_ceil(2) } else { waiting };
+        let next = if waiting > FEW && 2 * waiting > 3 * writes { (waiting + writes).div_ceil(2) } else { waiting };
         self.called.raise(self.called.get() + next);
     }
 

@@ -279,7 +279,8 @@ impl Ring {
             let total = buffer.len();
             let (result, back) = self
                 .file_operation(Some(buffer), |buffer| {
-                    let bytes: &mut [u8] = buffer.expect("given");
+                    // Shared: zeros that are only written lie in memory that others write, too.
+                    let bytes: &[u8] = buffer.expect("given");
                     let rest = &bytes[done..];
                     opcode::Write::new(raw, rest.as_ptr(), rest.len() as u32)
                         .offset(offset + done as u64)

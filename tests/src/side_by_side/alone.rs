@@ -5,9 +5,6 @@ use super::{Block, Settings, Workload, block, generate, median};
 use crate::real::{TestHome, binary, figure};
 use turnstone_net::tls::Role;
 
-/// A sixteenth of [`super::KEYS`].
-const KEYS_OF_16: &str = "6250";
-
 /// A load with its name.
 struct Alone<'a> {
     name: &'static str,
@@ -24,14 +21,11 @@ pub fn dialects_and_partitions(home: &TestHome, ours: &servers::Ours, settings: 
         let workload = Workload { name: "", connections, depth, reads: false };
         Alone { name, workload, flags, partitions }
     };
-    // The same keys once in one partition and once spread, and then as many in each as in the one: 16 times the data.
-    let spread = &["--partition", "1-16", "--keys", KEYS_OF_16][..];
-    let one = "turnstone/2 SET, 64 clients, 1 partition";
     let pairs = [
-        (set(one, 64, 1, &[][..], &[1][..]), set("the same keys in 16 partitions", 64, 1, spread, &all)),
         (
-            set(one, 64, 1, &[], &[1]),
-            set("as many keys in each of 16 partitions", 64, 1, &["--partition", "1-16"], &all),
+            set("turnstone/2 SET, 64 clients, 1 partition", 64, 1, &[][..], &[1][..]),
+            // The same keys in all: a connection has its share of them, in one partition.
+            set("turnstone/2 SET, 64 clients, 16 partitions", 64, 1, &["--partition", "1-16"], &all),
         ),
         (
             set("turnstone/2 SET, 50 clients, depth 1", 50, 1, &[], &[1]),

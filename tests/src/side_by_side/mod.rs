@@ -99,8 +99,7 @@ fn generate(home: &TestHome, address: &str, extra: &[&str]) -> Result<Value, Str
     let output = Command::new(binary("turnstone-bench"))
         .arg("--home")
         .arg(home.path())
-        .args(["--host", address, "--cores", CLIENT_CPU, "--json"])
-        .args(if extra.contains(&"--keys") { &[][..] } else { &["--keys", KEYS] })
+        .args(["--host", address, "--keys", KEYS, "--cores", CLIENT_CPU, "--json"])
         .args(extra)
         .output()
         .map_err(|e| format!("turnstone-bench: {e}"))?;
