@@ -10,6 +10,7 @@ use turnstone_engine::settings::Settings;
 use turnstone_engine::stats::Status;
 use turnstone_engine::wal::shared_flush::SharedFlush;
 use turnstone_engine::{Error, Partition, Ticket, Write};
+use turnstone_tests::sim::disk::SimFile;
 use turnstone_tests::sim::world::End;
 use turnstone_tests::sim::{SimEnv, World};
 
@@ -265,20 +266,30 @@ struct Written {
     batches: u64,
 }
 
+/// Partitions of one core, with disks of their own, whose logs are begun and share their flushes.
+async fn that_share(
+    world: &Rc<World>,
+    shared: &Rc<SharedFlush<SimFile>>,
+    logs: u8,
+) -> Result<Vec<Partition<SimEnv>>, Error> {
+    let mut partitions = Vec::new();
+    for log in 1..=logs {
+        let env = SimEnv { shared: Some(shared.clone()), ..SimEnv::fresh(world, None) };
+        let partition = Partition::open(env, log, Settings::default()).await?;
+        // It begins the log.
+        partition.flush_all().await?;
+        partitions.push(partition);
+    }
+    Ok(partitions)
+}
+
 /// Clients of several logs of one core, each waiting for its answers; the first log has `clients`, with values of `length`.
 fn share_flushes(seed: u64, clients: u32, length: usize) -> Written {
     let world = World::new(seed);
     let shared: Rc<SharedFlush<_>> = Rc::default();
     let clock = world.clone();
     let end = world.run(async move {
-        let mut partitions = Vec::new();
-        for log in 1..=LOGS {
-            let env = SimEnv { shared: Some(shared.clone()), ..SimEnv::fresh(&clock, None) };
-            let partition = Partition::open(env, log, Settings::default()).await?;
-            // It begins the log.
-            partition.flush_all().await?;
-            partitions.push(partition);
-        }
+        let partitions = that_share(&clock, &shared, LOGS).await?;
         let sum = |of: fn(&Status) -> u64| partitions.iter().map(|p| of(&p.status())).sum::<u64>();
         let first = |of: fn(&Status) -> u64| of(&partitions[0].status());
         let (counts, commits, batches) = (shared.counts(), sum(|s| s.commits), first(|s| s.batches));
@@ -337,13 +348,7 @@ fn logs_take_turns_in_halves_that_are_equal() {
         let shared: Rc<SharedFlush<_>> = Rc::default();
         let clock = world.clone();
         let end = world.run(async move {
-            let mut partitions = Vec::new();
-            for log in 1..=LOGS {
-                let env = SimEnv { shared: Some(shared.clone()), ..SimEnv::fresh(&clock, None) };
-                let partition = Partition::open(env, log, Settings::default()).await?;
-                partition.flush_all().await?;
-                partitions.push(partition);
-            }
+            let partitions = that_share(&clock, &shared, LOGS).await?;
             let start = |partition: &Partition<SimEnv>| {
                 for client in 0..CLIENTS {
                     let partition = partition.clone();
