@@ -270,7 +270,9 @@ impl<E: Env> Core<E> {
                 cached.push((key.clone(), known(&settled, entry.clone())));
                 if chunk.len() >= CHUNK_BYTES {
                     self.push_chunk(&mut writer, &chunk).await?;
-                    chunks.push(std::mem::take(&mut chunk));
+                    // As long as the one before it: what grows is copied at every step.
+                    let next = Vec::with_capacity(chunk.len() + chunk.len() / 8);
+                    chunks.push(std::mem::replace(&mut chunk, next));
                 }
             }
         }

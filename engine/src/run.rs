@@ -90,14 +90,16 @@ pub struct RunWriter<E: Env> {
     offset: u64,
 }
 
-const WRITE_BYTES: usize = 1 << 20;
+/// Bytes that are written at once. They are copied on the way, into memory that may be fresh: more of them would keep the core
+/// for milliseconds.
+const WRITE_BYTES: usize = 256 << 10;
 
 impl<E: Env> RunWriter<E> {
     /// Creates the file.
     pub async fn create(env: &E, partition: PartitionId, number: u32) -> Result<RunWriter<E>, Error> {
         let file = env.disk().open(&names::run(number), OpenMode::Create, IoClass::Bulk).await?;
         file.write_at(header::encode(FileKind::Run, partition, u64::from(number)), 0).await?;
-        Ok(RunWriter { file, pending: Vec::new(), offset: BLOCK as u64 })
+        Ok(RunWriter { file, pending: Vec::with_capacity(WRITE_BYTES + 2 * CHUNK_BYTES), offset: BLOCK as u64 })
     }
 
     /// Adds a chunk of entries.

@@ -26,7 +26,8 @@ pub enum Known {
 /// Larger values stay out, bytes.
 const LARGEST: usize = 64 << 10;
 const OVERHEAD: usize = 96;
-const SHARDS: usize = 16;
+/// A table grows as a whole; with fewer shards that of a large cache took megabytes of fresh memory at once.
+const SHARDS: usize = 128;
 /// Keys that are freed for each one that enters.
 const FREED: usize = 4;
 
@@ -151,11 +152,13 @@ impl HotCache {
 
     /// Takes in an answer; `hash` is the key's.
     pub fn insert(&mut self, key: Key, hash: u64, known: Known) {
+        let half_bytes = self.half_bytes / SHARDS as u64;
+        // Of a value that is too large for its shard at least the place stays.
+        let largest = LARGEST.min((half_bytes as usize).saturating_sub(key.len() + OVERHEAD));
         let known = match known {
-            Known::Value(pointer, value) if value.len() > LARGEST => Known::Pointer(pointer),
+            Known::Value(pointer, value) if value.len() > largest => Known::Pointer(pointer),
             other => other,
         };
-        let half_bytes = self.half_bytes / SHARDS as u64;
         self.shards[shard_of(hash)].insert(Slot { hash, key, known }, half_bytes);
     }
 
@@ -177,12 +180,12 @@ mod tests {
 
     #[test]
     fn it_stays_within_bounds_and_keeps_what_is_used() {
-        const BYTES: u64 = 64 << 10;
+        const BYTES: u64 = 512 << 10;
         let hasher = KeyHasher::new(7);
         let mut cache = HotCache::new(BYTES);
         let hot: Key = b"hot".as_slice().into();
         cache.insert(hot.clone(), hasher.of(&hot).hash, Known::Absent);
-        for i in 0..10_000u32 {
+        for i in 0..40_000u32 {
             let key = i.to_le_bytes();
             cache.insert(key.as_slice().into(), hasher.of(&key).hash, Known::Absent);
             assert_eq!(cache.get(hasher.of(&hot)), Some(Known::Absent), "used all the time, so kept");
@@ -193,10 +196,25 @@ mod tests {
         assert_eq!(cache.get(hasher.of(&hot)), None);
     }
 
+    /// What touching fresh memory takes is the machine's; how much is touched by one call is not.
+    #[test]
+    fn no_table_that_grows_is_larger_than_a_megabyte() {
+        let hasher = KeyHasher::new(7);
+        // What a node gives at most to one partition of 16: half of 256 MiB, and its part of the other half.
+        let mut cache = HotCache::new(136 << 20);
+        for i in 0..1_500_000u32 {
+            let key = i.to_le_bytes();
+            cache.insert(key.as_slice().into(), hasher.of(&key).hash, Known::Absent);
+        }
+        let largest = cache.shards.iter().map(|shard| shard.young.allocation_size().max(shard.old.allocation_size()));
+        let largest = largest.max().expect("there are shards");
+        assert!((256 << 10..=1 << 20).contains(&largest), "{largest} bytes");
+    }
+
     #[test]
     fn a_newer_answer_replaces_the_older_one_in_whichever_half_it_is() {
         let hasher = KeyHasher::new(7);
-        let mut cache = HotCache::new(64 << 10);
+        let mut cache = HotCache::new(512 << 10);
         let key: Key = b"k".as_slice().into();
         let pointer = |offset| Known::Pointer(ValuePointer { file: 1, offset, length: 1, checksum: 0 });
         for offset in 0..3 {
@@ -206,6 +224,10 @@ mod tests {
         let value: Value = vec![0; 10_000].into();
         let Known::Pointer(place) = pointer(9) else { unreachable!("made above") };
         cache.insert(key.clone(), hasher.of(&key).hash, Known::Value(place, value));
-        assert_eq!(cache.get(hasher.of(&key)), None, "what is too large to be kept still replaces");
+        assert_eq!(cache.get(hasher.of(&key)), Some(pointer(9)), "of what is too large the place is kept");
+        let long: Key = vec![b'k'; 10_000].into();
+        cache.insert(long.clone(), hasher.of(&long).hash, pointer(10));
+        assert_eq!(cache.get(hasher.of(&long)), None, "neither is kept of a key that is too large");
+        assert_eq!(cache.get(hasher.of(&key)), Some(pointer(9)));
     }
 }

@@ -635,14 +635,16 @@ impl Ring {
                 pace::give_way().await;
                 continue;
             }
-            pace::end_stretch();
             if !waited && pace::waiting() == 0 {
+                pace::end_stretch();
                 waited = !self.wait()?;
+                pace::end_stretch();
             } else {
+                pace::set_asleep(true);
                 self.sleep(&mut sleepers).await?;
+                pace::set_asleep(false);
                 waited = false;
             }
-            pace::end_stretch();
         }
     }
 
