@@ -47,8 +47,8 @@ thread_local! {
     static STRETCHES: Cell<Stretches> = Cell::default();
 }
 
-/// How long tasks of this core went on without giving way: their own processor time, not what the machine took; at most
-/// half a millisecond too much.
+/// How long tasks of this core went on without giving way: their own processor time, not that of other threads; at most
+/// half a millisecond too much, and what a host takes from a virtual machine without telling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stretches {
     /// The longest.
