@@ -48,7 +48,8 @@ thread_local! {
 }
 
 /// How long tasks of this core went on without giving way: their own processor time, not that of other threads; at most
-/// half a millisecond too much, and what a host takes from a virtual machine without telling.
+/// half a millisecond too much, on an idle core what timers wake within a beat, and what a host takes from a virtual machine
+/// without telling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stretches {
     /// The longest.
@@ -123,8 +124,8 @@ pub(crate) fn set_asleep(asleep: bool) {
     ASLEEP.set(asleep);
 }
 
-/// Beats as long as the core lives. While the driver sleeps, what timers wake in between is no stretch: a second of it,
-/// some milliseconds on an idle node, was once taken for one.
+/// Beats as long as the core lives. While the driver sleeps, tasks that timers wake do not pass it: what they take in a beat
+/// counts together, and no more than that; a second of it, some milliseconds on an idle node, was once taken for a stretch.
 pub async fn heartbeat() {
     loop {
         glommio::timer::sleep(BEAT).await;

@@ -5,7 +5,9 @@
 //! never newer or older than the index, by the fill rule that [`crate::partition`] enforces: an answer enters only if the
 //! key is not in the overlay and no checkpoint ended since the index was asked.
 //!
-//! It is cut into [`SHARDS`] by the keys' hashes, and what goes is freed a few keys at a time: no call takes long.
+//! It is cut into [`SHARDS`] by the keys' hashes, and what goes is freed a few keys at a time: no call takes long. The bound
+//! is on all of them together, so a small cache still takes a large value; a shard follows the turn of the halves when it is
+//! next asked.
 
 use super::hash::Hashed;
 use super::warm::{touch_key, touch_value};
@@ -26,7 +28,7 @@ pub enum Known {
 /// Larger values stay out, bytes.
 const LARGEST: usize = 64 << 10;
 const OVERHEAD: usize = 96;
-/// A table grows as a whole; with fewer shards that of a large cache took megabytes of fresh memory at once.
+/// A table grows as a whole; with 16 shards that of a large cache took megabytes of fresh memory at once.
 const SHARDS: usize = 128;
 /// Keys that are freed for each one that enters.
 const FREED: usize = 4;
@@ -43,7 +45,8 @@ struct Shard {
     young: HashTable<Slot>,
     old: HashTable<Slot>,
     going: Option<hash_table::IntoIter<Slot>>,
-    young_bytes: u64,
+    /// The turn that it has followed; see [`HotCache::turn`].
+    turn: u64,
 }
 
 fn is(key: Hashed<'_>) -> impl Fn(&Slot) -> bool + '_ {
@@ -67,34 +70,23 @@ fn take(table: &mut HashTable<Slot>, key: Hashed<'_>) -> Option<Slot> {
 }
 
 impl Shard {
-    /// Takes a key out of the half that has it: there is one at most.
-    fn remove(&mut self, key: Hashed<'_>) -> Option<Slot> {
-        if let Some(slot) = take(&mut self.young, key) {
-            self.young_bytes -= slot.bytes();
-            return Some(slot);
-        }
-        take(&mut self.old, key)
-    }
-
-    fn insert(&mut self, slot: Slot, half_bytes: u64) {
-        let bytes = slot.bytes();
-        self.remove(Hashed { key: &slot.key, hash: slot.hash });
-        if half_bytes < bytes {
+    fn follow(&mut self, turn: u64) {
+        if self.turn == turn {
             return;
         }
-        if self.young_bytes + bytes > half_bytes {
-            let room = HashTable::with_capacity(self.young.len());
-            let old = std::mem::replace(&mut self.old, std::mem::replace(&mut self.young, room));
-            self.going = Some(old.into_iter());
-            self.young_bytes = 0;
-        }
+        self.turn = turn;
+        // All shards follow within some hundred requests: the room for as many keys again is not taken at once.
+        let room = HashTable::with_capacity(self.young.len() / 8);
+        let old = std::mem::replace(&mut self.old, std::mem::replace(&mut self.young, room));
+        self.going = Some(old.into_iter());
+    }
+
+    fn free_some(&mut self) {
         if let Some(going) = &mut self.going
             && going.by_ref().take(FREED).count() < FREED
         {
             self.going = None;
         }
-        self.young_bytes += bytes;
-        self.young.insert_unique(slot.hash, slot, |slot| slot.hash);
     }
 }
 
@@ -102,6 +94,10 @@ impl Shard {
 pub struct HotCache {
     shards: Vec<Shard>,
     half_bytes: u64,
+    /// Of the young halves of all shards.
+    young_bytes: u64,
+    /// How often the young half has become the old one.
+    turn: u64,
     /// Look-ups that were answered.
     pub hits: u64,
     /// Look-ups that were not.
@@ -117,7 +113,7 @@ impl HotCache {
     /// A cache of about `bytes` bytes.
     pub fn new(bytes: u64) -> HotCache {
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        HotCache { shards, half_bytes: bytes / 2, hits: 0, misses: 0 }
+        HotCache { shards, half_bytes: bytes / 2, young_bytes: 0, turn: 0, hits: 0, misses: 0 }
     }
 
     /// Changes how much it holds; what is too much goes as new answers come.
@@ -125,13 +121,19 @@ impl HotCache {
         self.half_bytes = bytes / 2;
     }
 
+    fn shard(&mut self, hash: u64) -> &mut Shard {
+        let shard = &mut self.shards[shard_of(hash)];
+        shard.follow(self.turn);
+        shard
+    }
+
     /// What is known of `key`.
     pub fn get(&mut self, key: Hashed<'_>) -> Option<Known> {
-        let half_bytes = self.half_bytes / SHARDS as u64;
-        let shard = &mut self.shards[shard_of(key.hash)];
+        let shard = self.shard(key.hash);
         if let Some(slot) = shard.young.find(key.hash, is(key)) {
+            let known = slot.known.clone();
             self.hits += 1;
-            return Some(slot.known.clone());
+            return Some(known);
         }
         let Some(slot) = take(&mut shard.old, key) else {
             self.misses += 1;
@@ -139,8 +141,40 @@ impl HotCache {
         };
         self.hits += 1;
         let known = slot.known.clone();
-        shard.insert(slot, half_bytes);
+        self.enter(slot);
         Some(known)
+    }
+
+    /// Puts what neither half has into the young one.
+    fn enter(&mut self, mut slot: Slot) {
+        let too_large = |slot: &Slot| slot.bytes() > self.half_bytes;
+        if let Known::Value(pointer, value) = &slot.known
+            && (value.len() > LARGEST || too_large(&slot))
+        {
+            slot.known = Known::Pointer(*pointer);
+        }
+        if too_large(&slot) {
+            return;
+        }
+        let bytes = slot.bytes();
+        if self.young_bytes + bytes > self.half_bytes {
+            self.turn += 1;
+            self.young_bytes = 0;
+        }
+        self.young_bytes += bytes;
+        let shard = self.shard(slot.hash);
+        shard.free_some();
+        shard.young.insert_unique(slot.hash, slot, |slot| slot.hash);
+    }
+
+    /// Takes a key out of the half that has it: there is one at most.
+    fn take_out(&mut self, key: Hashed<'_>) -> Option<Slot> {
+        let shard = self.shard(key.hash);
+        if let Some(slot) = take(&mut shard.young, key) {
+            self.young_bytes -= slot.bytes();
+            return Some(slot);
+        }
+        take(&mut shard.old, key)
     }
 
     /// What is there for a key with this hash: almost always that key.
@@ -152,24 +186,20 @@ impl HotCache {
 
     /// Takes in an answer; `hash` is the key's.
     pub fn insert(&mut self, key: Key, hash: u64, known: Known) {
-        let half_bytes = self.half_bytes / SHARDS as u64;
-        // Of a value that is too large for its shard at least the place stays.
-        let largest = LARGEST.min((half_bytes as usize).saturating_sub(key.len() + OVERHEAD));
-        let known = match known {
-            Known::Value(pointer, value) if value.len() > largest => Known::Pointer(pointer),
-            other => other,
-        };
-        self.shards[shard_of(hash)].insert(Slot { hash, key, known }, half_bytes);
+        self.take_out(Hashed { key: &key, hash });
+        self.enter(Slot { hash, key, known });
     }
 
     /// Forgets a key that is being written; answers what was known of it.
     pub fn remove(&mut self, key: Hashed<'_>) -> Option<Known> {
-        self.shards[shard_of(key.hash)].remove(key).map(|slot| slot.known)
+        self.take_out(key).map(|slot| slot.known)
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.shards.iter_mut().for_each(|shard| *shard = Shard::default());
+        let turn = self.turn;
+        self.shards.iter_mut().for_each(|shard| *shard = Shard { turn, ..Shard::default() });
+        self.young_bytes = 0;
     }
 }
 
@@ -180,12 +210,12 @@ mod tests {
 
     #[test]
     fn it_stays_within_bounds_and_keeps_what_is_used() {
-        const BYTES: u64 = 512 << 10;
+        const BYTES: u64 = 64 << 10;
         let hasher = KeyHasher::new(7);
         let mut cache = HotCache::new(BYTES);
         let hot: Key = b"hot".as_slice().into();
         cache.insert(hot.clone(), hasher.of(&hot).hash, Known::Absent);
-        for i in 0..40_000u32 {
+        for i in 0..10_000u32 {
             let key = i.to_le_bytes();
             cache.insert(key.as_slice().into(), hasher.of(&key).hash, Known::Absent);
             assert_eq!(cache.get(hasher.of(&hot)), Some(Known::Absent), "used all the time, so kept");
@@ -214,20 +244,41 @@ mod tests {
     #[test]
     fn a_newer_answer_replaces_the_older_one_in_whichever_half_it_is() {
         let hasher = KeyHasher::new(7);
-        let mut cache = HotCache::new(512 << 10);
+        let mut cache = HotCache::new(64 << 10);
         let key: Key = b"k".as_slice().into();
         let pointer = |offset| Known::Pointer(ValuePointer { file: 1, offset, length: 1, checksum: 0 });
         for offset in 0..3 {
             cache.insert(key.clone(), hasher.of(&key).hash, pointer(offset));
             assert_eq!(cache.get(hasher.of(&key)), Some(pointer(offset)));
         }
-        let value: Value = vec![0; 10_000].into();
         let Known::Pointer(place) = pointer(9) else { unreachable!("made above") };
-        cache.insert(key.clone(), hasher.of(&key).hash, Known::Value(place, value));
-        assert_eq!(cache.get(hasher.of(&key)), Some(pointer(9)), "of what is too large the place is kept");
-        let long: Key = vec![b'k'; 10_000].into();
-        cache.insert(long.clone(), hasher.of(&long).hash, pointer(10));
-        assert_eq!(cache.get(hasher.of(&long)), None, "neither is kept of a key that is too large");
+        let mut insert = |key: &Key, length| {
+            let value: Value = vec![0; length].into();
+            cache.insert(key.clone(), hasher.of(key).hash, Known::Value(place, value.clone()));
+            (cache.get(hasher.of(key)), Some(Known::Value(place, value)))
+        };
+        let (known, whole) = insert(&key, 30_000);
+        assert_eq!(known, whole, "a value may take nearly half of a cache, however many shards that has");
+        let (known, _) = insert(&key, 40_000);
+        assert_eq!(known, Some(pointer(9)), "of what is too large the place is kept");
+        let long: Key = vec![b'k'; 40_000].into();
+        let (known, _) = insert(&long, 1);
+        assert_eq!(known, None, "nothing is kept of a key that is too large");
         assert_eq!(cache.get(hasher.of(&key)), Some(pointer(9)));
+    }
+
+    #[test]
+    fn what_no_longer_fits_leaves_its_place_when_it_is_used() {
+        let hasher = KeyHasher::new(7);
+        let mut cache = HotCache::new(64 << 10);
+        let place = ValuePointer { file: 1, offset: 1, length: 1, checksum: 0 };
+        let keys: Vec<Key> = (0..2u32).map(|i| i.to_le_bytes().as_slice().into()).collect();
+        for key in &keys {
+            cache.insert(key.clone(), hasher.of(key).hash, Known::Value(place, vec![0; 20_000].into()));
+        }
+        // The first is in the old half by now.
+        cache.set_bytes(8 << 10);
+        assert!(matches!(cache.get(hasher.of(&keys[0])), Some(Known::Value(..))));
+        assert_eq!(cache.get(hasher.of(&keys[0])), Some(Known::Pointer(place)));
     }
 }

@@ -641,8 +641,9 @@ impl Ring {
                 pace::end_stretch();
             } else {
                 pace::set_asleep(true);
-                self.sleep(&mut sleepers).await?;
+                let slept = self.sleep(&mut sleepers).await;
                 pace::set_asleep(false);
+                slept?;
                 waited = false;
             }
         }
