@@ -7,7 +7,7 @@
 //!
 //! It is cut into [`SHARDS`] by the keys' hashes, and what goes is freed a few keys at a time: no call takes long. The bound
 //! is on all of them together, so a small cache still takes a large value; a shard follows the turn of the halves when it is
-//! next asked.
+//! next asked, and until then keeps what it had. Hashes are keyed, so that is soon.
 
 use super::hash::Hashed;
 use super::warm::{touch_key, touch_value};
