@@ -18,13 +18,21 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Builds the release binaries once per test process and answers where one is.
+/// Every build selects the whole workspace: another selection has other features, with which cargo compiles anew what is
+/// there already.
+const BUILD: [&str; 3] = ["build", "--release", "--workspace"];
+
+/// What is installed, but for the loader.
+const INSTALLED: [&str; 4] = ["turnstone", "turnstone-cli", "turnstone-bench", "turnstone-load"];
+
+/// Builds the installed programs once per test process, as they are released, and answers where one is.
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let directory = BUILT.get_or_init(|| {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
         let status = cargo()
-            .args(["build", "--release", "--bins", "-p", "turnstone-tools", "-p", "turnstone-tests"])
+            .args(BUILD)
+            .args(INSTALLED.map(|name| format!("--bin={name}")))
             .stderr(Stdio::null())
             .status()
             .expect("cargo runs");
@@ -40,18 +48,12 @@ pub fn loader() -> PathBuf {
     let program = BUILT.get_or_init(|| {
         let fetched = Command::new(root().join("tools/fetch-duckdb")).status().expect("a shell runs");
         assert!(fetched.success(), "tools/fetch-duckdb failed");
-        let mut build = cargo();
-        let build = build.args([
-            "build",
-            "--release",
-            "-p",
-            "turnstone-tools",
-            "--features",
-            "duck",
-            "--bin",
-            "turnstone-duck",
-        ]);
-        let status = build.stderr(Stdio::null()).status().expect("cargo runs");
+        let status = cargo()
+            .args(BUILD)
+            .args(["--features", "turnstone-tools/duck", "--bin", "turnstone-duck"])
+            .stderr(Stdio::null())
+            .status()
+            .expect("cargo runs");
         assert!(status.success(), "turnstone-duck does not build");
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
         target.join("release/turnstone-duck")

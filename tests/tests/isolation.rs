@@ -18,7 +18,7 @@ use turnstone_tests::crash::settings;
 use turnstone_tests::history::bank::{BankSnapshot, check_bank};
 use turnstone_tests::history::check::check;
 use turnstone_tests::history::{History, Op, Outcome, Transaction, decode_list, encode_list, list_key};
-use turnstone_tests::real::{TestHome, TestServer, binary};
+use turnstone_tests::real::{TestHome, TestServer};
 use turnstone_tests::sim::world::End;
 use turnstone_tests::sim::{Rng, SimEnv, World};
 
@@ -434,7 +434,7 @@ fn a_real_servers_histories_show_no_anomaly() {
 #[test]
 fn a_real_server_without_the_read_check_is_found_out() {
     let home = TestHome::new("sabotage");
-    let program = binary("turnstone-sabotaged");
+    let program = env!("CARGO_BIN_EXE_turnstone-sabotaged").into();
     let server = home.try_serve(program, &[]).expect("it gets ready");
     let history = History::from(run_real(&home, &server, 5_000, 8));
     let anomalies = check(&history).expect_err("it must be found out");

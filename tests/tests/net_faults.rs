@@ -2,7 +2,6 @@
 
 use std::process::Command;
 use turnstone_tests::net_faults::namespaces;
-use turnstone_tests::real::binary;
 
 #[test]
 fn a_few_rounds_lose_nothing() {
@@ -11,7 +10,10 @@ fn a_few_rounds_lose_nothing() {
         println!("NOT RUN: rounds of network faults: {why}");
         return;
     }
-    let output = Command::new(binary("net-faults")).args(["--rounds", "6", "--seed", "3"]).output().expect("it runs");
+    let output = Command::new(env!("CARGO_BIN_EXE_net-faults"))
+        .args(["--rounds", "6", "--seed", "3"])
+        .output()
+        .expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     println!("{text}");
     assert!(output.status.success(), "{text}");
