@@ -1,6 +1,6 @@
 //! Files as the engine sees them: one flat directory per partition, opened in direct mode.
 //!
-//! Contract, checked by one suite against every implementation (`tests/tests/disk_contract.rs`):
+//! Contract, checked by one suite against every implementation (`tests/tests/parallel/disk_contract.rs`):
 //! - Writes start at multiples of [`BLOCK`] and their buffers' lengths are multiples of it; a write is all or error.
 //! - What was written is lost by a crash, wholly or in parts, in any order, until a flush that covers it returned.
 //! - A new name, a rename and a removal are lost by a crash, in any combination, until `sync_names` returned.

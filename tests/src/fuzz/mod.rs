@@ -1,5 +1,5 @@
 //! Fuzz targets: functions that take any bytes and panic where a reader of them breaks its word. `tests/fuzz` runs them under
-//! libFuzzer; `tests/tests/fuzz_corpus.rs` runs them on what was found there, without it.
+//! libFuzzer; `tests/tests/parallel/fuzz_corpus.rs` runs them on what was found there, without it.
 //!
 //! Readers behind checksums see little of random bytes. Their targets therefore read the input as a script, in one of
 //! several modes: bytes as they are, bytes with their checksums mended, and whole files with one damage in them, where it is

@@ -10,7 +10,7 @@ use turnstone_net::client::Connection;
 use turnstone_net::tls::{ClientOffer, Role};
 use turnstone_tests::real::TestHome;
 
-const VECTORS: &str = include_str!("data/wire-vectors-seed.json");
+const VECTORS: &str = include_str!("../data/wire-vectors-seed.json");
 
 /// What is expected instead of the captured statuses.
 enum Instead {
