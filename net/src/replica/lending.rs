@@ -13,8 +13,6 @@ use turnstone_engine::manifest::Role;
 use turnstone_replication::SILENCE;
 use turnstone_replication::wire::{Copying, Frame, Hello, Reason, Welcome, put_entry};
 
-/// Bytes of keys and values in a frame.
-const CHUNK: usize = 256 << 10;
 /// Whose copy broke off, or who has one and does not come for the log, is waited for so long.
 const KEPT: Duration = Duration::from_secs(60);
 
@@ -79,7 +77,7 @@ impl<H: Host> Replication<H> {
         let (began, deposed) = (self.host.now(), partition.deposed());
         let mut heard = began;
         let mut bytes_sent = 0u64;
-        let rate = partition.settings().copy_rate;
+        let (rate, frame_bytes) = (partition.settings().copy_rate, self.host.copy_frame_bytes());
         loop {
             self.hear_receiver(&**link, &mut heard)?;
             if partition.deposed() != deposed || partition.is_closed() || partition.role() == Role::SteppedDown {
@@ -96,11 +94,11 @@ impl<H: Host> Replication<H> {
                 wait_for(partition.env(), &**link).await;
                 continue;
             }
-            let entries = copy.next(CHUNK).await.map_err(|e| e.to_string())?;
+            let entries = copy.next(frame_bytes).await.map_err(|e| e.to_string())?;
             if entries.is_empty() {
                 break;
             }
-            let mut bytes = Vec::with_capacity(CHUNK + CHUNK / 4);
+            let mut bytes = Vec::with_capacity(frame_bytes + frame_bytes / 4);
             entries.iter().for_each(|entry| put_entry(entry, &mut bytes));
             bytes_sent += bytes.len() as u64;
             link.say(&Frame::Keys(bytes));

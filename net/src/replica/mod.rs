@@ -5,6 +5,7 @@
 //! * [`following`]: a partition of this node follows: a task dials, applies and confirms.
 //! * [`leading`]: confirmations are counted, commits that wait for too long expire, a restarted leader comes back.
 //! * [`promotion`]: a node becomes leader by the promises of the others.
+//! * [`orders`]: what an operator orders about roles and members.
 //! * [`lending`] and [`copying`]: where the log does not reach back, a copy is sent and taken.
 //! * [`board`]: what `stat` shows of all that.
 
@@ -14,6 +15,7 @@ mod feed;
 mod following;
 mod leading;
 mod lending;
+mod orders;
 mod promotion;
 
 pub use board::{Board, Replica};
@@ -102,6 +104,10 @@ pub trait Host: 'static {
     /// Whether a follower gets a copy although the log would do: tests want to see more of them.
     fn rather_copies(&self) -> bool {
         false
+    }
+    /// Bytes of keys and values in one frame of a copy: tests want copies of little data to take many frames.
+    fn copy_frame_bytes(&self) -> usize {
+        256 << 10
     }
 }
 

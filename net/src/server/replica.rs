@@ -25,7 +25,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use turnstone_engine::env::Level;
 use turnstone_engine::sync::{Notify, first_of};
-use turnstone_engine::types::Version;
 use turnstone_engine::{Error, Partition};
 use turnstone_executor::RealEnv;
 use turnstone_replication::wire::{AROUND, BadFrame, Frame, PAYLOAD_MAX};
@@ -446,7 +445,7 @@ impl ServerCore {
         match order {
             Order::Follow(Some(upstream), force) => replication.begin_following(partition, upstream, force).await?,
             Order::Follow(None, _) => replication.stop_following(&partition).await?,
-            Order::StepDown => partition.step_down().await?,
+            Order::StepDown => replication.step_down(&partition).await?,
             Order::Role => return Ok(system::role_text(&partition)),
             Order::Replicas => return Ok(system::replicas_text(&partition, &self.replication.board)),
             Order::Digest => return digest(&partition).await,
@@ -459,37 +458,8 @@ impl ServerCore {
                     ));
                 }
             }
-            Order::MinReplicas(min_replicas) => {
-                let changed = partition.change_members(|members| {
-                    let mut next = members.clone();
-                    next.min_replicas = min_replicas;
-                    replication.join_own(partition.id(), &mut next);
-                    (next != *members).then_some(next)
-                });
-                settled(&partition, changed.await?).await?;
-            }
-            Order::Forget(node) => {
-                if node == self.settings.node {
-                    return Err(Trouble::Engine(Error::TooFewAgree("a leader does not forget itself".to_string())));
-                }
-                let known = partition.forget_peer(node).await?;
-                let is_member = partition.members().nodes.iter().any(|member| member.node == node);
-                if known && (!is_member || !partition.leads()) {
-                    return Ok(String::new());
-                }
-                let changed = partition.change_members(|members| {
-                    let mut next = members.clone();
-                    next.nodes.retain(|member| member.node != node);
-                    (next != *members).then_some(next)
-                });
-                match changed.await? {
-                    None => {
-                        let text = format!("no member has the number {node:016x}; `replicas` lists them");
-                        return Err(Trouble::Engine(Error::NoSuchMember(text)));
-                    }
-                    version => settled(&partition, version).await?,
-                }
-            }
+            Order::MinReplicas(min_replicas) => replication.change_min_replicas(&partition, min_replicas).await?,
+            Order::Forget(node) => replication.forget(&partition, node).await?,
         }
         Ok(String::new())
     }
@@ -499,14 +469,6 @@ impl ServerCore {
 async fn digest(partition: &Partition<RealEnv>) -> Result<String, Trouble> {
     let (version, digest) = partition.digest().await?;
     Ok(format!("{} {digest:016x}", partition.position(version)))
-}
-
-/// A change of the members is answered when it is in force.
-async fn settled(partition: &Partition<RealEnv>, version: Option<Version>) -> Result<(), Trouble> {
-    match version {
-        Some(version) => Ok(partition.wait_outcome(version).await?),
-        None => Ok(()),
-    }
 }
 
 fn connect(address: &Address) -> Result<OwnedFd, String> {

@@ -9,12 +9,15 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 use turnstone_engine::sync::Notify;
 use turnstone_net::replica::{Link, Speaks};
+use turnstone_net::wire::change;
 use turnstone_replication::wire::Frame;
 
 /// Bytes on their way at which a link counts as clogged.
 const CLOGGED: usize = 64 << 10;
 /// A direction that is cut is looked at again after this time.
 const LOOK: Duration = Duration::from_millis(7);
+/// A part of a long frame arrives at least this often.
+const PART: Duration = Duration::from_millis(200);
 
 /// What is wrong with the network, and what it carried.
 #[derive(Default)]
@@ -25,8 +28,12 @@ pub struct Weather {
     pub delay: Cell<Duration>,
     /// Percent of frames that take a hundred times as long.
     pub slow_percent: Cell<u64>,
+    /// Bytes per second that a direction of a connection carries; 0 for no limit.
+    pub bandwidth: Cell<u64>,
     /// Frames that were sent, by sender.
     pub sent: RefCell<BTreeMap<usize, u64>>,
+    /// Hellos that were sent, by follower and leader.
+    pub hellos: RefCell<BTreeMap<(usize, usize), u64>>,
 }
 
 impl Weather {
@@ -40,7 +47,8 @@ impl Weather {
 type Underway = Rc<RefCell<VecDeque<(Duration, Vec<u8>)>>>;
 
 struct Half {
-    inbox: RefCell<VecDeque<Frame>>,
+    /// Frames that arrived, encoded.
+    inbox: RefCell<VecDeque<Vec<u8>>>,
     heard: Cell<bool>,
     changed: Notify,
     gone: RefCell<Option<String>>,
@@ -52,6 +60,8 @@ pub struct SimLink {
     weather: Rc<Weather>,
     /// Whose end this is, and whose the other.
     pub ends: (usize, usize),
+    /// Stands for the public key that the other side has proved to have.
+    other_key: [u8; 32],
     own: Rc<Half>,
     /// Frames on their way to the other end: when they are due, and their bytes.
     outbox: Underway,
@@ -60,8 +70,13 @@ pub struct SimLink {
     closing: Rc<Cell<bool>>,
 }
 
-/// A new connection: the dialing end and the other.
-pub fn connect(world: &Rc<World>, weather: &Rc<Weather>, from: usize, to: usize) -> (Rc<SimLink>, Rc<SimLink>) {
+/// A new connection between two parties, each with its public key: the dialing end and the other.
+pub fn connect(
+    world: &Rc<World>,
+    weather: &Rc<Weather>,
+    (from, from_key): (usize, [u8; 32]),
+    (to, to_key): (usize, [u8; 32]),
+) -> (Rc<SimLink>, Rc<SimLink>) {
     let half = || {
         Rc::new(Half {
             inbox: RefCell::default(),
@@ -71,11 +86,12 @@ pub fn connect(world: &Rc<World>, weather: &Rc<Weather>, from: usize, to: usize)
         })
     };
     let (a, b) = (half(), half());
-    let end = |own: &Rc<Half>, other: &Rc<Half>, ends: (usize, usize)| {
+    let end = |own: &Rc<Half>, other: &Rc<Half>, ends: (usize, usize), other_key: [u8; 32]| {
         let link = Rc::new(SimLink {
             world: world.clone(),
             weather: weather.clone(),
             ends,
+            other_key,
             own: own.clone(),
             outbox: Rc::default(),
             underway: Rc::default(),
@@ -97,7 +113,7 @@ pub fn connect(world: &Rc<World>, weather: &Rc<Weather>, from: usize, to: usize)
         world.spawn_for(0, pump.run());
         link
     };
-    (end(&a, &b, (from, to)), end(&b, &a, (to, from)))
+    (end(&a, &b, (from, to), to_key), end(&b, &a, (to, from), from_key))
 }
 
 /// What carries one direction.
@@ -129,9 +145,16 @@ impl Pump {
                 self.wake.notified().await;
                 continue;
             };
-            let now = self.world.now();
-            if due > now {
-                self.world.sleep(due - now).await;
+            loop {
+                let left = due.saturating_sub(self.world.now());
+                if left.is_zero() {
+                    break;
+                }
+                self.world.sleep(left.min(PART)).await;
+                if self.weather.bandwidth.get() > 0 && !self.weather.is_cut(self.ends.0, self.ends.1) {
+                    self.other.heard.set(true);
+                    self.other.changed.notify();
+                }
             }
             while self.weather.is_cut(self.ends.0, self.ends.1) {
                 if self.other.gone.borrow().is_some() {
@@ -144,10 +167,7 @@ impl Pump {
             if self.other.gone.borrow().is_some() {
                 return;
             }
-            match Frame::decode(&bytes) {
-                Ok(Some((frame, _))) => self.other.inbox.borrow_mut().push_back(frame),
-                _ => self.end("a frame cannot be read"),
-            }
+            self.other.inbox.borrow_mut().push_back(bytes);
             self.other.heard.set(true);
             self.other.changed.notify();
             if let Some(own) = self.own.upgrade() {
@@ -171,34 +191,71 @@ impl SimLink {
     }
 }
 
-impl Speaks<Frame> for SimLink {
-    fn say(&self, frame: &Frame) {
+impl SimLink {
+    /// Sends an encoded frame.
+    fn send(&self, bytes: Vec<u8>) {
         if self.own.gone.borrow().is_some() || self.closing.get() {
             return;
         }
         *self.weather.sent.borrow_mut().entry(self.ends.0).or_default() += 1;
-        let mut bytes = Vec::new();
-        frame.encode(&mut bytes);
         let micros = self.weather.delay.get().as_micros() as u64;
         let mut delay = Duration::from_micros(20 + self.world.rng.below(micros));
         if self.world.rng.percent(self.weather.slow_percent.get()) {
             delay *= 100;
         }
         let mut outbox = self.outbox.borrow_mut();
-        let before = outbox.back().map_or(Duration::ZERO, |(due, _)| *due);
+        let mut before = outbox.back().map_or(Duration::ZERO, |(due, _)| *due);
+        if let Some(micros) = (bytes.len() as u64 * 1_000_000).checked_div(self.weather.bandwidth.get()) {
+            before = before.max(self.world.now()) + Duration::from_micros(micros);
+        }
         self.underway.set(self.underway.get() + bytes.len());
         outbox.push_back(((self.world.now() + delay).max(before), bytes));
         self.wake.notify();
     }
 
+    fn receive(&self) -> Option<Vec<u8>> {
+        self.own.inbox.borrow_mut().pop_front()
+    }
+}
+
+impl Speaks<Frame> for SimLink {
+    fn say(&self, frame: &Frame) {
+        if matches!(frame, Frame::Hello(_)) {
+            *self.weather.hellos.borrow_mut().entry(self.ends).or_default() += 1;
+        }
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.send(bytes);
+    }
+
     fn next(&self) -> Result<Option<Frame>, String> {
-        Ok(self.own.inbox.borrow_mut().pop_front())
+        let Some(bytes) = self.receive() else { return Ok(None) };
+        match Frame::decode(&bytes) {
+            Ok(Some((frame, _))) => Ok(Some(frame)),
+            other => Err(format!("a frame cannot be read: {other:?}")),
+        }
+    }
+}
+
+impl Speaks<change::Frame> for SimLink {
+    fn say(&self, frame: &change::Frame) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.send(bytes);
+    }
+
+    fn next(&self) -> Result<Option<change::Frame>, String> {
+        let Some(bytes) = self.receive() else { return Ok(None) };
+        match change::Frame::decode(&bytes) {
+            Ok(Some((frame, _))) => Ok(Some(frame)),
+            other => Err(format!("a frame cannot be read: {other:?}")),
+        }
     }
 }
 
 impl Link for SimLink {
     fn key(&self) -> [u8; 32] {
-        [self.ends.1 as u8; 32]
+        self.other_key
     }
 
     fn heard(&self) -> bool {

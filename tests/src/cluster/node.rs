@@ -1,5 +1,6 @@
 //! Simulated nodes: a real partition and the server's real replication around it, on a disk that a crash leaves as it was.
 
+use super::features::{Feature, Features};
 use super::network::{SimLink, Weather, connect};
 use crate::sim::disk::Loss;
 use crate::sim::{Clock, DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
@@ -42,11 +43,17 @@ pub struct Cluster {
     skewed: bool,
     settings: Settings,
     sabotage: Option<Sabotage>,
+    /// What this run tries and checks beyond the plain faults.
+    pub features: Features,
+    /// How often each node was moved to another address.
+    moves: Vec<Cell<u32>>,
+    /// How often each node got a certificate with another key.
+    renewals: Vec<Cell<u8>>,
     lives: Cell<u32>,
     /// Of 100 followers that could have the log so many get a copy.
     pub copies_percent: u64,
     /// What logs had that copies took the place of.
-    pub archive: RefCell<BTreeMap<Version, Body>>,
+    pub archive: RefCell<BTreeMap<(Version, u64), Body>>,
     /// Copies that were taken.
     pub copied: Cell<u64>,
     /// What must not be.
@@ -63,6 +70,17 @@ pub struct SimHost {
 impl Cluster {
     /// So many nodes, none of which runs.
     pub fn new(world: Rc<World>, nodes: usize, settings: Settings, sabotage: Option<Sabotage>) -> Rc<Cluster> {
+        Cluster::with_features(world, nodes, settings, sabotage, Features::NONE)
+    }
+
+    /// The same, for a run that tries and checks more.
+    pub fn with_features(
+        world: Rc<World>,
+        nodes: usize,
+        settings: Settings,
+        sabotage: Option<Sabotage>,
+        features: Features,
+    ) -> Rc<Cluster> {
         let copies_percent = if world.rng.percent(30) { 10 + world.rng.below(60) } else { 0 };
         let skewed = world.rng.percent(30);
         Rc::new(Cluster {
@@ -77,6 +95,9 @@ impl Cluster {
             disks: (0..nodes).map(|_| RefCell::default()).collect(),
             settings,
             sabotage,
+            features,
+            moves: (0..nodes).map(|_| Cell::new(0)).collect(),
+            renewals: (0..nodes).map(|_| Cell::new(0)).collect(),
             lives: Cell::new(0),
             failure: RefCell::default(),
         })
@@ -90,6 +111,32 @@ impl Cluster {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
+    }
+
+    /// Where a node listens now.
+    pub fn address(&self, node: usize) -> String {
+        format!("n{node}:{}", 9 + self.moves[node].get())
+    }
+
+    /// From its next start on the node listens elsewhere. It must not run.
+    pub fn move_away(&self, node: usize) {
+        self.moves[node].set(self.moves[node].get() + 1);
+    }
+
+    /// The node's certificate is replaced by one with another key.
+    pub fn renew_key(&self, node: usize) {
+        self.renewals[node].set(self.renewals[node].get().wrapping_add(1));
+    }
+
+    fn key(&self, node: usize) -> [u8; 32] {
+        let mut key = [node as u8; 32];
+        key[1] = self.renewals[node].get();
+        key
+    }
+
+    /// Which node listens at an address now.
+    pub fn node_at(&self, address: &str) -> Option<usize> {
+        (0..self.len()).find(|node| self.address(*node) == address)
     }
 
     /// Says what must not be; the first time counts.
@@ -117,16 +164,26 @@ impl Cluster {
         self.running(node).and_then(|running| running.replication.borrow().clone())
     }
 
-    /// Keeps batches that were published; a version has one batch only.
+    /// Keeps batches that were published; a version of an epoch has one batch only.
     pub fn keep(&self, log: Vec<Body>) {
         let mut archive = self.archive.borrow_mut();
         for batch in log {
-            let first = batch.first_version;
-            if archive.get(&first).is_some_and(|known| *known != batch) {
-                self.fail(format!("two nodes have shown different batches with version {first}"));
+            let place = (batch.first_version, batch.epoch.id);
+            if archive.get(&place).is_some_and(|known| *known != batch) && !self.may_lose() {
+                self.fail(format!("two nodes have shown different batches with version {}", batch.first_version));
             }
-            archive.insert(first, batch);
+            archive.insert(place, batch);
         }
+    }
+
+    /// Whether what was shown may be lost in this run, and histories part.
+    fn may_lose(&self) -> bool {
+        self.features.has(Feature::ZeroReplicas) || self.features.has(Feature::Force)
+    }
+
+    /// The index of a node that runs.
+    pub fn index(&self, node: usize) -> Option<SimIndex> {
+        self.running(node).map(|running| running.env.index.clone())
     }
 
     /// Starts a node on what its disk has.
@@ -261,8 +318,7 @@ impl Host for SimHost {
 
     async fn dial(&self, address: String, _: u8) -> Result<Rc<SimLink>, String> {
         let cluster = self.cluster.upgrade().ok_or("over")?;
-        let digits = address.trim_start_matches('n').split(':').next().unwrap_or_default();
-        let to: usize = digits.parse().map_err(|_| format!("{address} is nowhere"))?;
+        let to = cluster.node_at(&address).ok_or_else(|| format!("{address} refuses"))?;
         let world = cluster.world.clone();
         world.sleep(Duration::from_micros(100 + world.rng.below(2000))).await;
         if cluster.weather.is_cut(self.node, to) || cluster.weather.is_cut(to, self.node) {
@@ -273,7 +329,10 @@ impl Host for SimHost {
         let Some(replication) = there.replication.borrow().clone() else {
             return Err(format!("{address} is not ready"));
         };
-        let (near, far) = connect(&world, &cluster.weather, self.node, to);
+        let (near, far) = {
+            let (from, to) = ((self.node, cluster.key(self.node)), (to, cluster.key(to)));
+            connect(&world, &cluster.weather, from, to)
+        };
         if let Some(here) = self.running() {
             here.links.borrow_mut().push(Rc::downgrade(&near));
         }
@@ -295,7 +354,7 @@ impl Host for SimHost {
     }
 
     fn address(&self) -> String {
-        format!("n{}:9", self.node)
+        self.cluster.upgrade().map_or_else(String::new, |cluster| cluster.address(self.node))
     }
 
     fn now(&self) -> Duration {
@@ -305,6 +364,11 @@ impl Host for SimHost {
 
     fn stopping(&self) -> bool {
         self.running().is_none()
+    }
+
+    fn copy_frame_bytes(&self) -> usize {
+        let long = self.cluster.upgrade().is_some_and(|cluster| cluster.features.has(Feature::LongCopies));
+        if long { 1 << 10 } else { 256 << 10 }
     }
 
     fn rather_copies(&self) -> bool {

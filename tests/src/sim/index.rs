@@ -84,6 +84,8 @@ struct Shared {
     ingesting: RefCell<Option<(Keys, Mark)>>,
     poisoned: Cell<bool>,
     faults: Cell<bool>,
+    /// It takes no ingestion.
+    refuses: Cell<bool>,
     rotted: Cell<bool>,
     observer: RefCell<Option<Observer>>,
 }
@@ -102,6 +104,7 @@ impl SimIndex {
             ingesting: RefCell::default(),
             poisoned: Cell::new(false),
             faults: Cell::new(faults),
+            refuses: Cell::new(false),
             rotted: Cell::new(false),
             observer: RefCell::default(),
         }))
@@ -120,6 +123,11 @@ impl SimIndex {
     /// The state now.
     pub fn image(&self) -> IndexImage {
         self.0.image.borrow().clone()
+    }
+
+    /// Whether it takes no ingestion, until told otherwise.
+    pub fn refuse(&self, refuses: bool) {
+        self.0.refuses.set(refuses);
     }
 
     fn step(&self, kind: &'static str) {
@@ -240,7 +248,7 @@ impl Index for SimIndex {
         let Some((keys, mark)) = self.0.ingesting.borrow_mut().take() else {
             return Err(IndexError("no ingestion".into()));
         };
-        if self.fails(4) {
+        if self.0.refuses.get() || self.fails(4) {
             return Err(IndexError("the ingestion failed (simulated)".into()));
         }
         if let Some(directory) = self.0.image.borrow_mut().directories.get_mut(&number) {
