@@ -19,7 +19,7 @@ use crate::manifest::{Manifest, Mark, RunSummary, ValueFile, sync_names};
 use crate::memory::hot::Known;
 use crate::memory::overlay::{Generation, Place, Prior};
 use crate::memory::warm::TOGETHER;
-use crate::partition::{BatchEnd, Core, Partition, warm};
+use crate::partition::{BatchEnd, Core, Partition, SettledValues, warm};
 use crate::run::{CHUNK_BYTES, RunWriter, encode_entry};
 use crate::run_merge::{Merge, tiers};
 use crate::stats::add;
@@ -129,14 +129,13 @@ impl<E: Env> Core<E> {
                 return Err(error);
             }
             self.overlay.borrow_mut().settle();
+            *self.settled_values.borrow_mut() = SettledValues::default();
         }
         // In one step with the overlay: an answer that the index gave before must not enter the cache after.
         self.checkpoints.raise(self.checkpoints.get() + 1);
         self.remember_settled(cached).await;
         add(&self.stats.checkpoints, 1);
-        if let Err(error) = self.tidy().await {
-            self.log(Level::Warn, format_args!("what a checkpoint made superfluous is kept for now: {error}"));
-        }
+        self.tidy().await;
         Ok(())
     }
 
@@ -146,16 +145,38 @@ impl<E: Env> Core<E> {
         self.manifest.reserve().await?;
         let _feeding = self.ingest_gate.enter().await;
         self.ingest(run).await?;
-        self.adopt_run(&run.summary).await;
-        Ok(())
+        self.adopt_run(&run.summary).await
     }
 
-    async fn tidy(self: &Rc<Self>) -> Result<(), Error> {
-        if !self.merge_runs().await? {
-            self.merge_tier().await?;
-        }
+    /// Lets go of what a checkpoint made superfluous. Log goes first: it asks for no space, and nothing that is wrong with a run
+    /// keeps it.
+    async fn tidy(self: &Rc<Self>) {
+        let warn = |what: &str, error: Error| self.log(Level::Warn, format_args!("{what} for now: {error}"));
         // In replay there is no log yet to let go of.
-        if self.wal.get().is_some() { self.purge().await } else { Ok(()) }
+        if self.wal.get().is_some()
+            && let Err(error) = self.purge().await
+        {
+            warn("log that is not needed any more is kept", error);
+        }
+        let merged = match self.merge_runs(false).await {
+            Ok(true) => Ok(()),
+            Ok(false) => self.merge_tier().await,
+            Err(error) => Err(error),
+        };
+        let merged = match merged {
+            Err(error @ Error::Corrupt { .. }) => {
+                // The index has what the runs have: with one run of all of it the damaged one is not needed any more.
+                self.log(
+                    Level::Error,
+                    format_args!("{error}; a run is written from the index in the place of all runs"),
+                );
+                self.merge_runs(true).await.map(drop)
+            }
+            other => other,
+        };
+        if let Err(error) = merged {
+            warn("runs are not merged", error);
+        }
     }
 
     /// What was just settled is likely to be read. A commit that comes in between takes its key out again, and no other
@@ -230,7 +251,9 @@ impl<E: Env> Core<E> {
                 }));
                 self.env.give_way().await;
             }
-            let places = self.values.append(&self.manifest, Stream::Checkpoint, &small).await?;
+            let from = placed.len();
+            self.settle_values(generation.last, from, &small).await?;
+            let places = self.settled_values.borrow().places[from..from + small.len()].to_vec();
             placed.extend_from_slice(&places);
             let mut places = places.into_iter();
             for (i, slot) in group.iter().map(|place| generation.at(*place)).enumerate() {
@@ -288,6 +311,20 @@ impl<E: Env> Core<E> {
         writer.finish(&summary).await?;
         sync_names(&self.env).await?;
         Ok(SettledRun { chunks, summary, cached })
+    }
+
+    /// Small values of a generation, from the `from`th on, have places: those that a failed try wrote, or new ones.
+    async fn settle_values(&self, generation: Version, from: usize, small: &[(Key, Value)]) -> Result<(), Error> {
+        let there = {
+            let mut settled = self.settled_values.borrow_mut();
+            if settled.generation != generation {
+                *settled = SettledValues { generation, places: Vec::new() };
+            }
+            settled.places.len().saturating_sub(from).min(small.len())
+        };
+        let places = self.values.append(&self.manifest, Stream::Checkpoint, &small[there..]).await?;
+        self.settled_values.borrow_mut().places.extend(places);
+        Ok(())
     }
 
     async fn push_chunk(&self, writer: &mut RunWriter<E>, chunk: &[u8]) -> Result<(), Error> {
@@ -368,7 +405,7 @@ impl<E: Env> Core<E> {
     }
 
     /// The manifest follows the index.
-    pub(crate) async fn adopt_run(&self, summary: &RunSummary) {
+    pub(crate) async fn adopt_run(&self, summary: &RunSummary) -> Result<(), Error> {
         self.update_manifest_reserved(|m| {
             m.mark = summary.mark;
             m.keys = summary.keys;
@@ -378,16 +415,16 @@ impl<E: Env> Core<E> {
             }
             m.runs.push(summary.clone());
         })
-        .await;
+        .await
     }
 
-    /// Writes a base run when the runs have become much longer than what is alive; answers whether it did.
-    async fn merge_runs(self: &Rc<Self>) -> Result<bool, Error> {
+    /// Writes a base run when the runs have become much longer than what is alive, or in any case; answers whether it did.
+    async fn merge_runs(self: &Rc<Self>, always: bool) -> Result<bool, Error> {
         let (entries, keys, runs, mark) = {
             let m = self.manifest.get();
             (m.runs.iter().map(|r| r.entries).sum::<u64>(), m.keys, m.runs.len(), m.mark)
         };
-        if runs < 2 || entries <= 2 * keys + self.settings.base_run_slack {
+        if runs == 0 || (!always && (runs < 2 || entries <= 2 * keys + self.settings.base_run_slack)) {
             return Ok(false);
         }
         let number = self.manifest.update(Manifest::take_number).await?;
@@ -543,7 +580,10 @@ impl<E: Env> Core<E> {
     }
 
     /// The same where there is no way back; space was set aside by [`crate::manifest::ManifestStore::reserve`].
-    pub(crate) async fn update_manifest_reserved<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> T {
+    pub(crate) async fn update_manifest_reserved<T>(
+        &self,
+        change: impl FnOnce(&mut Manifest) -> T,
+    ) -> Result<T, Error> {
         self.manifest
             .update_reserved(|m| {
                 self.bring_up_to_date(m);

@@ -115,7 +115,7 @@ impl<E: Env> Partition<E> {
         let numbers: Vec<u32> = segments.iter().map(|s| s.number).collect();
         let first = segments.iter().rev().find(|s| s.first_version <= parted + 1).or(segments.first());
         let start = first.map_or(core.wal().end(), |s| LogPosition::new(s.number, BLOCK as u32));
-        let number = core.manifest.update(Manifest::take_number).await?;
+        let number = core.manifest.update_closed(Manifest::take_number).await?;
         let name = names::cut(number);
         let mut aside = Aside::create(&core.env, &name).await?;
         let oldest = self.oldest_version();
@@ -156,7 +156,7 @@ impl<E: Env> Partition<E> {
         let mut scanner = Scanner::new(&core.env, core.id, &manifest, &numbers, mark.position, Some(mark.chain));
         let (mut end, mut last) = (mark.position, mark.version);
         let mut aside: Option<Aside<E>> = None;
-        let number = core.manifest.update(Manifest::take_number).await?;
+        let number = core.manifest.update_closed(Manifest::take_number).await?;
         let name = names::cut(number);
         let mut versions = 0;
         while let Some(batch) = scanner.next().await? {
@@ -178,7 +178,7 @@ impl<E: Env> Partition<E> {
         }
         let agree = |m: &mut Manifest| m.adopted = adopted.unwrap_or(m.adopted);
         let Some(aside) = aside else {
-            core.manifest.update(agree).await?;
+            core.manifest.update_closed(agree).await?;
             core.manifest.seal();
             return Ok(Cut { last, versions: 0, file: None });
         };
@@ -186,7 +186,7 @@ impl<E: Env> Partition<E> {
         sync_names(&core.env).await?;
         let fresh = Generation { secret: core.env.random(), start: end };
         core.manifest
-            .update(|m| {
+            .update_closed(|m| {
                 agree(m);
                 m.durable = end;
                 m.generations.retain(|g| g.start < end);

@@ -68,11 +68,21 @@ pub enum Error {
     /// The commit is in this node's log, and too few followers confirmed it in time: whether it stays is not known yet. Ask
     /// for its position later.
     UnknownOutcome(CommitPosition),
+    /// The node was restarted, and does not know yet how much of its log's end was published: ask again when its leader, or
+    /// enough members, have told it.
+    NotReadable {
+        /// What it knows to be published.
+        published: Version,
+        /// What its log has.
+        found: Version,
+    },
     /// Another reign was agreed to meanwhile.
     Fenced {
         /// The highest one that this node agreed to.
         adopted: Epoch,
     },
+    /// Another order about the partition's role came meanwhile, and stands; nothing was changed by this one.
+    Superseded,
     /// Who calls itself a node of that number has another key than the node that was met before.
     Stranger(String),
     /// No member of that number.
@@ -172,9 +182,19 @@ impl fmt::Display for Error {
             Error::UnknownOutcome(at) => {
                 write!(f, "too few followers confirmed {at} in time; it may still become visible: ask with `wait {at}`")
             }
+            Error::NotReadable { published, found } => write!(
+                f,
+                "after its restart this node does not know yet which of the versions {} to {found} are published; reads go on \
+                 when its leader or enough members have told it, retry later or elsewhere",
+                published + 1
+            ),
             Error::Fenced { adopted } => {
                 write!(f, "this node has agreed to epoch {}, an older leader counts no more", adopted.number)
             }
+            Error::Superseded => write!(
+                f,
+                "another order about this partition's role came meanwhile and stands; ask again if this one is still wanted"
+            ),
             Error::ShuttingDown => write!(f, "the server is shutting down; retry elsewhere or later"),
             Error::Corrupt { file, offset, what } => write!(f, "{file} is damaged at offset {offset}: {what}"),
             Error::Newer { file, format, known } => write!(

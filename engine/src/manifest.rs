@@ -478,8 +478,18 @@ pub struct ManifestStore<E: Env> {
     data: RefCell<Manifest>,
     gate: Gate,
     reserved: RefCell<Option<Reserved<E>>>,
-    /// Another one has taken its place.
-    sealed: Cell<bool>,
+    access: Cell<Access>,
+}
+
+/// Who may replace the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// The open partition.
+    Open,
+    /// The partition is closed: only a cut or a copy that takes its place, before it is opened anew.
+    Closed,
+    /// The next opening alone.
+    Replaced,
 }
 
 /// A file with space for a manifest.
@@ -500,7 +510,7 @@ impl<E: Env> ManifestStore<E> {
             data: RefCell::new(data),
             gate: Gate::default(),
             reserved: RefCell::default(),
-            sealed: Cell::new(false),
+            access: Cell::new(Access::Open),
         }
     }
 
@@ -530,8 +540,17 @@ impl<E: Env> ManifestStore<E> {
     /// Changes it, on disk first. After a lack of space nothing has changed; after any other failure of the disk the
     /// process ends, since nobody can know which of the two manifests a restart would find.
     pub async fn update<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
+        self.update_as(Access::Open, change).await
+    }
+
+    /// The same for a cut, or a copy that takes the place of everything, of a partition that is closed.
+    pub async fn update_closed<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
+        self.update_as(Access::Closed, change).await
+    }
+
+    async fn update_as<T>(&self, access: Access, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
         let _turn = self.gate.enter().await;
-        if self.sealed.get() {
+        if self.access.get() != access {
             return Err(Error::ShuttingDown);
         }
         let mut next = self.data.borrow().clone();
@@ -545,15 +564,27 @@ impl<E: Env> ManifestStore<E> {
         Ok(answer)
     }
 
+    /// The partition is closed: when this returns no change is under way, and none comes but by
+    /// [`ManifestStore::update_closed`]. The next opening of the directory replaces the same files.
+    pub async fn close(&self) {
+        let _turn = self.gate.enter().await;
+        if self.access.get() == Access::Open {
+            self.access.set(Access::Closed);
+        }
+    }
+
     /// The last change was made: the file is another opening's now.
     pub fn seal(&self) {
-        self.sealed.set(true);
+        self.access.set(Access::Replaced);
     }
 
     /// Sets space aside for one [`ManifestStore::update_reserved`]. Called before a point of no return, where a lack of
     /// space can still be answered.
     pub async fn reserve(&self) -> Result<(), Error> {
         let _turn = self.gate.enter().await;
+        if self.access.get() != Access::Open {
+            return Err(Error::ShuttingDown);
+        }
         let wanted = 2 * (BLOCK as u64 + self.data.borrow().encode().len() as u64) + RESERVED_SLACK;
         if self.reserved.borrow().as_ref().is_some_and(|r| r.capacity >= wanted) {
             return Ok(());
@@ -565,9 +596,12 @@ impl<E: Env> ManifestStore<E> {
     }
 
     /// Changes it where there is no way back: into the space that [`ManifestStore::reserve`] set aside, so that the disk
-    /// cannot be full. If it fails all the same the process ends.
-    pub async fn update_reserved<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> T {
+    /// cannot be full. If it fails all the same the process ends. The one error is that the partition is closed.
+    pub async fn update_reserved<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
         let _turn = self.gate.enter().await;
+        if self.access.get() != Access::Open {
+            return Err(Error::ShuttingDown);
+        }
         let mut next = self.data.borrow().clone();
         let answer = change(&mut next);
         let image = self.image(&next);
@@ -580,7 +614,7 @@ impl<E: Env> ManifestStore<E> {
             match self.env.halt(format!("the manifest could not be replaced: {error}")).await {}
         }
         *self.data.borrow_mut() = next;
-        answer
+        Ok(answer)
     }
 
     async fn write(&self, manifest: &Manifest) -> Result<(), crate::disk::DiskError> {

@@ -54,6 +54,14 @@ pub(crate) struct BatchEnd {
     pub chain: u32,
 }
 
+/// Small values of a frozen generation that a failed checkpoint has written, in the order of their keys: the next try takes
+/// these places, and writes no value twice. A generation is known by its last version.
+#[derive(Default)]
+pub(crate) struct SettledValues {
+    pub generation: Version,
+    pub places: Vec<ValuePointer>,
+}
+
 pub(crate) struct Core<E: Env> {
     pub id: PartitionId,
     pub env: E,
@@ -89,6 +97,9 @@ pub(crate) struct Core<E: Env> {
     pub confirmed: Cell<bool>,
     /// Too few followers are there: nothing is prepared.
     pub quorum_missing: Cell<bool>,
+    /// The newest version that the opening found in the log, where it cannot know how much of the log's end was published: until
+    /// that much is published, or a leader has said what is, a read could show less than an earlier one. 0 otherwise.
+    pub found_version: Cell<Version>,
     pub quorum_changed: Watch,
     /// Somebody has waited for followers since the opening.
     pub wanted: Cell<bool>,
@@ -122,6 +133,8 @@ pub(crate) struct Core<E: Env> {
     pub checkpoint_refused: RefCell<Option<Error>>,
     pub checkpoint_wanted: Cell<bool>,
     pub checkpoint_running: Cell<bool>,
+    /// Where values of the frozen generation lie already, from a checkpoint that failed behind them.
+    pub settled_values: RefCell<SettledValues>,
     pub housekeeping: Notify,
     /// Who mends the index; those who ask it wait behind it.
     pub index_gate: Gate,
@@ -324,6 +337,17 @@ impl<E: Env> Partition<E> {
         self.0.published.get()
     }
 
+    /// Refuses reads where this node, before it was restarted, may have shown more than it knows now to be published.
+    pub fn check_readable(&self) -> Result<(), Error> {
+        let core = &self.0;
+        let (found, published) = (core.found_version.get(), core.published.get());
+        if published >= found {
+            return Ok(());
+        }
+        let follows = matches!(core.manifest.get().role, crate::manifest::Role::Follower(_));
+        if follows || core.min_replicas() > 0 { Err(Error::NotReadable { published, found }) } else { Ok(()) }
+    }
+
     /// The newest version that is on this node's disk.
     pub fn flushed(&self) -> Version {
         self.0.flushed.get()
@@ -503,6 +527,8 @@ impl<E: Env> Partition<E> {
         core.wal().settled().await;
         core.flush_pass.borrow_mut().take();
         drop(core.checkpoint_gate.enter().await);
+        // The next opening replaces the same file.
+        core.manifest.close().await;
         core.ended.set(true);
         // Who asks now is refused; who mends it comes to an end first.
         drop(core.ingest_gate.enter().await);

@@ -205,6 +205,15 @@ impl<E: Env> Partition<E> {
         }
     }
 
+    /// The leader says that everything up to `version` is published. Where it knows all that was ever published (it `leads`, and
+    /// has published a version of its own epoch), this node knows that, too.
+    pub fn allow_as_follower(&self, version: Version, leads: bool) {
+        if leads {
+            self.0.found_version.set(0);
+        }
+        self.allow(version);
+    }
+
     /// Who waits for a version up to this one waits no longer: it may still be published.
     pub fn expire(&self, version: Version) {
         let version = version.min(self.0.prepared.get());

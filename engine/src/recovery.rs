@@ -25,7 +25,7 @@ use crate::memory::hash::KeyHasher;
 use crate::memory::hot::HotCache;
 use crate::memory::overlay::Overlay;
 use crate::names;
-use crate::partition::{BatchEnd, Core, Partition};
+use crate::partition::{BatchEnd, Core, Partition, SettledValues};
 use crate::publish::FlushDb;
 use crate::retention::keep_house;
 use crate::run::RunReader;
@@ -99,6 +99,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         deposed: Watch::new(0),
         confirmed: Cell::new(false),
         quorum_missing: Cell::new(false),
+        found_version: Cell::new(0),
         quorum_changed: Watch::new(0),
         wanted: Cell::new(false),
         fetching: RefCell::default(),
@@ -122,6 +123,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         checkpoint_refused: RefCell::new(None),
         checkpoint_wanted: Cell::new(false),
         checkpoint_running: Cell::new(false),
+        settled_values: RefCell::default(),
         housekeeping: Notify::default(),
         index_gate: Gate::default(),
         ingest_gate: Gate::default(),
@@ -208,7 +210,7 @@ impl<E: Env> Core<E> {
                 let passed = self.passed_segments(found.position.segment(), files).await?;
                 self.manifest.update(|m| m.segments.extend(passed)).await?;
                 self.manifest.reserve().await?;
-                self.adopt_run(&summary).await;
+                self.adopt_run(&summary).await?;
                 self.prepared.set(found.version);
                 self.appending.raise(found.version);
                 self.flushed.raise(found.version);
@@ -636,6 +638,7 @@ impl<E: Env> Core<E> {
     pub(crate) fn forget_memory(&self) {
         self.index_void.set(true);
         self.overlay.borrow_mut().clear();
+        *self.settled_values.borrow_mut() = SettledValues::default();
         self.hot.borrow_mut().clear();
         self.snapshots.give_up_below(Version::MAX);
         self.checkpoints.raise(self.checkpoints.get() + 1);
@@ -671,7 +674,7 @@ impl<E: Env> Core<E> {
                 file.retired.get_or_insert(at.end);
             }
         })
-        .await;
+        .await?;
         self.index_void.set(false);
         self.index_bad.set(false);
         self.index_epoch.set(self.index_epoch.get() + 1);

@@ -47,6 +47,7 @@ impl<E: Env> Core<E> {
         self.quorum_missing.set(leader && !alone);
         let free = alone && !matches!(self.manifest.get().role, Role::Follower(_));
         self.gate.set(if free { Version::MAX } else { self.published.get() });
+        self.found_version.set(if free { 0 } else { self.prepared.get() });
         self.publish();
     }
 
@@ -159,6 +160,11 @@ impl<E: Env> Partition<E> {
         }
     }
 
+    /// Whether another node was ever met here: as its leader, its follower or a candidate.
+    pub fn has_met_others(&self) -> bool {
+        !self.0.manifest.get().peers.is_empty()
+    }
+
     /// Forgets a node's key; answers whether it was known.
     pub async fn forget_peer(&self, node: u64) -> Result<bool, Error> {
         let known = self.0.manifest.get().peers.iter().any(|peer| peer.node == node);
@@ -225,8 +231,15 @@ impl<E: Env> Partition<E> {
     }
 
     /// Leads in an epoch that was agreed to, beginning with a record of who holds copies where followers are asked for.
-    /// `by_force` the lists before it count no more: too few of their members are left to ever change them.
-    pub async fn lead(&self, epoch: Epoch, members: Members, by_force: bool) -> Result<(), Error> {
+    /// `by_force` the lists before it count no more: too few of their members are left to ever change them. `is_wanted` is asked
+    /// in the step that makes it the leader: an order that came meanwhile stands.
+    pub async fn lead(
+        &self,
+        epoch: Epoch,
+        members: Members,
+        by_force: bool,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<(), Error> {
         let core = &self.0;
         let asks = members.min_replicas > 0 || core.min_replicas() > 0 || members != self.members();
         let cost = wal::cost(members_len(&members), 0);
@@ -250,6 +263,9 @@ impl<E: Env> Partition<E> {
                     .update_manifest(|m| {
                         if m.adopted != epoch {
                             return Err(Error::Fenced { adopted: m.adopted });
+                        }
+                        if !is_wanted() {
+                            return Err(Error::Superseded);
                         }
                         if !begun {
                             begin_generation(&mut m.generations, fresh, oldest);
@@ -316,7 +332,7 @@ impl<E: Env> Partition<E> {
     /// Begins a new epoch and takes writes again, asking nobody: for where no followers are asked for, or by force.
     pub async fn promote(&self) -> Result<(), Error> {
         let (epoch, _) = self.promise_next(0).await?;
-        self.lead(epoch, Members { min_replicas: 0, ..self.members() }, false).await
+        self.lead(epoch, Members { min_replicas: 0, ..self.members() }, false, || true).await
     }
 
     /// Changes who holds copies, or how many must: a record of the log, in force once enough hold it under the old rule and

@@ -53,6 +53,8 @@ pub struct Follower {
     epoch: Epoch,
     acked: Version,
     leader_published: Version,
+    /// The other side led when the stream began, in an epoch that begins with this version.
+    leads_from: Option<Version>,
     heard: Duration,
 }
 
@@ -61,7 +63,8 @@ impl Follower {
     pub fn open(hello: Hello, now: Duration) -> (Follower, Frame) {
         let hello = Hello { version: PROTOCOL, ..hello };
         let (stage, epoch) = (Stage::Asked, Epoch::default());
-        let follower = Follower { stage, leader: None, epoch, acked: 0, leader_published: 0, heard: now };
+        let (leader, acked, leader_published, leads_from) = (None, 0, 0, None);
+        let follower = Follower { stage, leader, epoch, acked, leader_published, leads_from, heard: now };
         (follower, Frame::Hello(hello))
     }
 
@@ -74,6 +77,8 @@ impl Follower {
                 self.leader = Some(node);
                 self.epoch = standing.adopted;
                 self.leader_published = standing.published;
+                let begun = standing.epochs.last().map_or(0, |epoch| epoch.first_version);
+                self.leads_from = standing.leads.then_some(begun);
                 Ok(Step::Adopt(standing.adopted, standing.epochs))
             }
             Frame::Refuse(reason, text) => Ok(Step::Refused(reason, text)),
@@ -128,6 +133,12 @@ impl Follower {
     /// What the leader shows.
     pub fn shown(&self) -> Version {
         self.leader_published
+    }
+
+    /// Whether that is all that was ever published: the leader leads, and has published a version of its epoch, which no leader
+    /// does before everything older is published.
+    pub fn shows_all(&self) -> bool {
+        self.leads_from.is_some_and(|begun| self.leader_published >= begun)
     }
 
     /// Bytes of the leader came, a whole frame or not: a large transaction takes its time.

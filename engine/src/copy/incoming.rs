@@ -104,7 +104,7 @@ impl<E: Env> Partition<E> {
         let lenient = core.env.sabotage() == Some(Sabotage::OldLeaderFollowed);
         let replaced = core
             .manifest
-            .update(|m| {
+            .update_closed(|m| {
                 if m.role != Role::Follower(copy.upstream.clone()) {
                     return Err(Error::Upstream("the partition follows this leader no more".to_string()));
                 }

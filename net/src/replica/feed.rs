@@ -13,6 +13,7 @@ use turnstone_engine::sync::first_of;
 use turnstone_engine::tail::{LogReader, Scope, Shipment};
 use turnstone_engine::types::{Member, Version};
 use turnstone_replication::leader::{Leader, Opening, View, is_stray};
+use turnstone_replication::quorum::Key;
 use turnstone_replication::wire::{Answer, Ask, Frame, Hello, PROTOCOL, Reason, Wish};
 
 /// Bytes of bodies that are read at once.
@@ -81,8 +82,9 @@ impl<H: Host> Replication<H> {
         if let Err(error) = partition.recognise(Peer { node: ask.node, key: link.key() }).await {
             return refuse(Reason::Stranger, error.to_string());
         }
-        let mut granted = false;
-        if ask.epoch.number > 0 {
+        // Who has agreed already has nothing to do: its stream, its copy and what it was ordered stay as they are.
+        let mut granted = ask.epoch.number > 0 && partition.adopted() == ask.epoch && partition.role() != Role::Leader;
+        if ask.epoch.number > 0 && !granted {
             let address = resolve(&ask.address, &link.peer());
             let upstream = Upstream { address, partition: ask.own };
             match partition.promise(ask.epoch, Some(upstream)).await {
@@ -97,6 +99,15 @@ impl<H: Host> Replication<H> {
         }
         link.say(&Frame::Answer(Answer { granted, standing: partition.standing() }));
         Ok(())
+    }
+
+    /// Remembers where a member is. Only of nodes that the list names: strangers cost no memory.
+    fn note_address(&self, partition: u8, member: Key, address: &str) {
+        let listed =
+            self.host.partition(partition).is_some_and(|p| p.members().nodes.iter().any(|m| m.key() == member));
+        if listed {
+            self.addresses.borrow_mut().insert((partition, member), address.to_string());
+        }
     }
 
     async fn feed(self: &Rc<Self>, link: &Rc<H::Link>, hello: &Hello) -> Result<(), String> {
@@ -159,6 +170,7 @@ impl<H: Host> Replication<H> {
         let text = format!("{peer} follows from version {} on", hello.last + 1);
         self.log(partition.id(), Level::Info, text);
         let address = resolve(&hello.address, &peer);
+        self.note_address(partition.id(), (hello.node, hello.own), &address);
         let member = Member { node: hello.node, partition: hello.own, address };
         let (stream, number) = (self.board.stream(), partition.id());
         let (dialed, life) = (hello.dialed.clone(), hello.life);
@@ -364,7 +376,14 @@ impl<H: Host> Stream<'_, H> {
         }
         let members = self.partition.members();
         let key = self.node.key(self.partition.id());
-        let own_known = members.nodes.iter().any(|m| m.key() == key && !m.address.is_empty());
+        let node = self.node.clone();
+        // The list may have an address of before this node was moved. Where followers come through other ports it stays.
+        let dialed = self.dialed.clone();
+        let is_old = move |address: &str| {
+            address.is_empty()
+                || (!node.listens_at(address) && (node.listens_at(&dialed) || !node.host.address().starts_with(':')))
+        };
+        let own_known = members.nodes.iter().any(|m| m.key() == key && !is_old(&m.address));
         if own_known && members.nodes.contains(&self.member) {
             return;
         }
@@ -378,7 +397,7 @@ impl<H: Host> Stream<'_, H> {
             let added = partition.change_members(|members| {
                 let mut next = members.clone();
                 match next.nodes.iter_mut().find(|m| m.key() == own.key()) {
-                    Some(known) if known.address.is_empty() => known.address = own.address.clone(),
+                    Some(known) if is_old(&known.address) => known.address = own.address.clone(),
                     Some(_) => {}
                     None => next.nodes.push(own.clone()),
                 }

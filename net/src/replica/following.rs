@@ -90,7 +90,8 @@ impl<H: Host> Replication<H> {
         if let Role::Follower(upstream) = partition.role() {
             let attempt = self.next_attempt(partition.id());
             let number = partition.id();
-            partition.env().spawn(keep_following(self.clone(), number, upstream, attempt, None, false));
+            let env = partition.env().clone();
+            partition.env().spawn(keep_following(self.clone(), env, number, upstream, attempt, None, false));
         }
     }
 
@@ -165,7 +166,8 @@ impl<H: Host> Replication<H> {
         }
         let attempt = self.next_attempt(number);
         let usable = opened.ok().filter(|stream| stream.last == partition.prepared() && stream.link.gone().is_none());
-        let task = keep_following(self.clone(), number, upstream, attempt, usable, replace);
+        let env = partition.env().clone();
+        let task = keep_following(self.clone(), env, number, upstream, attempt, usable, replace);
         partition.env().spawn(task);
         Ok(())
     }
@@ -291,7 +293,7 @@ impl<H: Host> Replication<H> {
             link.close();
             return Err(error.into());
         }
-        partition.allow(follower.shown());
+        partition.allow_as_follower(follower.shown(), follower.shows_all());
         let beats = Heartbeat::start(&link, partition);
         let applied = self.apply_frames(partition, upstream, &link, &mut follower, is_current, last).await;
         drop(beats);
@@ -341,7 +343,7 @@ impl<H: Host> Replication<H> {
             };
             match follower.take(frame, now).map_err(|violation| Trouble::Broken(violation.0))? {
                 Step::Nothing => {}
-                Step::Show(version) => partition.allow(version),
+                Step::Show(version) => partition.allow_as_follower(version, follower.shows_all()),
                 Step::Refused(reason, text) => return Err(Trouble::Refused(reason, text)),
                 Step::Parted(_) => return Err(Trouble::Broken("the leader's log has changed".to_string())),
                 Step::Copy(_) | Step::Keys(_) | Step::CopyEnd(_) => {
@@ -349,7 +351,7 @@ impl<H: Host> Replication<H> {
                 }
                 Step::Adopt(adopted, epochs) => {
                     partition.adopt_history(upstream, adopted, epochs).await?;
-                    partition.allow(follower.shown());
+                    partition.allow_as_follower(follower.shown(), follower.shows_all());
                 }
                 Step::Batch(bytes) => {
                     if unbroken >= PIECE {
@@ -444,6 +446,7 @@ pub(super) fn fenced(own: Epoch, theirs: Epoch) -> Trouble {
 /// Follows until the role changes.
 async fn keep_following<H: Host>(
     node: Rc<Replication<H>>,
+    env: H::Env,
     number: u8,
     upstream: Upstream,
     attempt: u64,
@@ -453,8 +456,12 @@ async fn keep_following<H: Host>(
     let (mut pause, mut told) = (PAUSE, None);
     loop {
         let Some(partition) = node.host.partition(number) else {
-            // It is being cut: whoever does that goes on when it is open.
-            return;
+            // It is being opened anew: for a cut, or for a copy of an attempt before this one.
+            if node.host.stopping() || node.following.borrow().get(&number) != Some(&attempt) {
+                return;
+            }
+            env.sleep(PAUSE).await;
+            continue;
         };
         if !node.is_current(&partition, &upstream, attempt) {
             opened.iter().for_each(|stream| stream.link.close());
@@ -504,7 +511,9 @@ async fn keep_following<H: Host>(
                 Err(other) => trouble = other,
             }
         }
-        if trouble == Trouble::Over || !node.is_current(&partition, &upstream, attempt) {
+        // What was to take the partition's place did not: it was closed for that, and is open anew.
+        let reopened = partition.is_closed() && node.following.borrow().get(&number) == Some(&attempt);
+        if !reopened && (trouble == Trouble::Over || !node.is_current(&partition, &upstream, attempt)) {
             if node.following.borrow().get(&number) == Some(&attempt) {
                 node.board.clear_upstream(number);
             }
@@ -516,7 +525,6 @@ async fn keep_following<H: Host>(
             told = Some(text.clone());
         }
         node.board.set_upstream(number, Following::Broken(text));
-        let env = partition.env().clone();
         drop(partition);
         env.sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);

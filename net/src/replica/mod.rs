@@ -43,6 +43,12 @@ use turnstone_replication::wire::Frame;
 /// How often a task that waits for a link looks at the time.
 const TICK: Duration = Duration::from_millis(100);
 
+/// A partition whose index does not take what it must at the opening is opened again after this time, and longer after each
+/// failure...
+const REOPEN: Duration = Duration::from_millis(500);
+/// ...up to this.
+const REOPEN_MAX: Duration = Duration::from_secs(10);
+
 /// Batches of so many bytes that are there already are sent, or taken, without giving way: they share a record of TLS, a write
 /// and a flush.
 const PIECE: usize = 16 << 10;
@@ -126,6 +132,8 @@ pub struct Replication<H: Host> {
     counting: RefCell<BTreeMap<u8, Counting>>,
     /// Followers that were refused because they had agreed to a candidate that does not lead, by partition.
     strays: RefCell<BTreeMap<u8, u32>>,
+    /// Where members were when they last said hello, by partition and member.
+    addresses: RefCell<BTreeMap<(u8, Key), String>>,
     /// Copies that nobody receives now, by partition and receiver.
     lent: RefCell<LentCopies<H::Env>>,
     /// Copies that broke off, by partition.
@@ -142,6 +150,7 @@ impl<H: Host> Replication<H> {
             orders: RefCell::default(),
             counting: RefCell::default(),
             strays: RefCell::default(),
+            addresses: RefCell::default(),
             lent: RefCell::default(),
             partial: RefCell::default(),
         })
@@ -206,6 +215,26 @@ impl Heartbeat {
 impl Drop for Heartbeat {
     fn drop(&mut self) {
         self.0.set(true);
+    }
+}
+
+/// Opens a partition that was closed a moment ago. An index that refuses is asked again, since it was well before; any other
+/// error stands.
+pub async fn open_again<P>(
+    mut open: impl AsyncFnMut() -> Result<P, Error>,
+    mut pause: impl AsyncFnMut(&Error, Duration) -> bool,
+) -> Result<P, Error> {
+    let mut wait = REOPEN;
+    loop {
+        match open().await {
+            Err(error @ Error::Index(_)) => {
+                if !pause(&error, wait).await {
+                    return Err(error);
+                }
+                wait = (wait * 2).min(REOPEN_MAX);
+            }
+            other => return other,
+        }
     }
 }
 

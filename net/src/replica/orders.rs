@@ -9,8 +9,9 @@ use turnstone_engine::types::Version;
 use turnstone_engine::{Error, Partition};
 
 impl<H: Host> Replication<H> {
-    /// `stepdown`: refuses writes from now on.
+    /// `stepdown`: refuses writes from now on. A promotion that is under way does not take that back.
     pub async fn step_down(&self, partition: &Partition<H::Env>) -> Result<(), Trouble> {
+        self.next_order(partition.id());
         Ok(partition.step_down().await?)
     }
 

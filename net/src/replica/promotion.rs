@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::error::Error;
-use turnstone_engine::manifest::{Peer, Upstream};
+use turnstone_engine::manifest::{Peer, Role, Upstream};
 use turnstone_engine::sync::all;
 use turnstone_engine::types::{Epoch, Member, Members, Version};
 use turnstone_engine::{Partition, Standing};
@@ -47,6 +47,10 @@ impl<H: Host> Replication<H> {
         let partition = self.open_partition(number)?;
         let election = self.ask_all(&partition, Epoch::default()).await;
         let partition = self.open_partition(number)?;
+        let no_members = partition.standing().members.iter().all(|record| record.members.nodes.is_empty());
+        if no_members && partition.role() != Role::Leader && partition.has_met_others() && !order.force {
+            return Err(no_list());
+        }
         let lenient = order.force || partition.env().sabotage() == Some(Sabotage::FenceSkipped);
         let in_reach = election.in_reach();
         if !in_reach.suffice() && !lenient {
@@ -102,7 +106,7 @@ impl<H: Host> Replication<H> {
             members.nodes.retain(|member| election.has_agreed(member.key()));
         }
         self.join_own(number, &mut members);
-        partition.lead(epoch, members, by_force).await?;
+        partition.lead(epoch, members, by_force, || self.check_order(number, mine).is_ok()).await?;
         self.count(number);
         Ok(Promoted { epoch, missing: promises.needed.saturating_sub(promises.there) })
     }
@@ -127,7 +131,7 @@ impl<H: Host> Replication<H> {
         if self.orders.borrow().get(&number) == Some(&order) {
             return Ok(());
         }
-        Err(Trouble::Broken("the partition's role was changed meanwhile; ask again".to_string()))
+        Err(Error::Superseded.into())
     }
 
     /// Asks every member, those that are only learned of meanwhile among them.
@@ -154,10 +158,13 @@ impl<H: Host> Replication<H> {
 
     async fn ask(&self, partition: &Partition<H::Env>, member: &Member, epoch: Epoch) -> Result<Answer, String> {
         let deadline = self.host.now() + ANSWER;
-        if member.address.is_empty() {
+        // What its newest hello said is newer than the list, which only a leader changes.
+        let address = self.addresses.borrow().get(&(partition.id(), member.key())).cloned();
+        let address = address.unwrap_or_else(|| member.address.clone());
+        if address.is_empty() {
             return Err("nobody has said where it is".to_string());
         }
-        let link = self.host.dial(member.address.clone(), member.partition).await?;
+        let link = self.host.dial(address, member.partition).await?;
         let ask = Ask {
             version: PROTOCOL,
             node: self.host.node(),
@@ -192,15 +199,18 @@ impl<H: Host> Replication<H> {
         answer
     }
 
-    /// Where others reach this node: as it says, or as the list of members has it.
+    /// Where others reach this node: as it says, or as the list of members has it, if that is where it listens now.
     fn own_address(&self, partition: &Partition<H::Env>) -> String {
         let own = self.host.address();
-        if !own.starts_with(':') {
-            return own;
-        }
         let key = self.key(partition.id());
         let known = partition.members().nodes.into_iter().find(|member| member.key() == key);
-        known.map(|member| member.address).filter(|address| !address.is_empty()).unwrap_or(own)
+        known.map(|member| member.address).filter(|address| self.listens_at(address)).unwrap_or(own)
+    }
+
+    /// Whether an address can be this node's: it is as the node says, or has the port that it listens on.
+    pub(super) fn listens_at(&self, address: &str) -> bool {
+        let own = self.host.address();
+        if own.starts_with(':') { address.ends_with(&own) } else { address == own }
     }
 
     /// Takes a member's log, up to `last`. What is durable of this node's role stays: if it ends meanwhile, it begins anew.
@@ -242,6 +252,13 @@ impl<H: Host> Replication<H> {
             }
         }
     }
+}
+
+/// A node that follows, or did, and has not got so far as to hold a list of the members does not know whose promises it needs.
+fn no_list() -> Trouble {
+    let text = "this node has followed another one and does not hold a list of the members, so it may lack what they hold: \
+                promote one that does; `promote force` leads all the same, and acknowledged writes may be lost";
+    Trouble::Engine(Error::TooFewAgree(text.to_string()))
 }
 
 fn too_few(promises: Promises) -> Trouble {

@@ -34,6 +34,13 @@ struct Waiting {
     bytes: Vec<u8>,
 }
 
+/// What a request that is not answered at once may have seen: everything up to its session's newest version.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight {
+    floor: Version,
+    resets: u64,
+}
+
 /// A request that has begun may take a second more for each so many bytes of it that came.
 const BYTES_PER_SECOND: u64 = 64 << 10;
 
@@ -82,6 +89,8 @@ pub struct Conversation<E: Env = RealEnv> {
     pub consumers: Rc<Consumers>,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    /// How often what this session has prepared was answered as unknown.
+    resets: u64,
     held: Option<Instant>,
 }
 
@@ -108,6 +117,7 @@ impl<E: Env> Conversation<E> {
             consumers: Rc::default(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            resets: 0,
             held: None,
         }
     }
@@ -116,6 +126,26 @@ impl<E: Env> Conversation<E> {
     pub fn park(self) -> Parked {
         assert!(self.is_settled() && self.transaction.is_none(), "a conversation moves between requests");
         Parked { session: self.session, input: self.input.into_bytes(), last_input: self.last_input }
+    }
+
+    /// What a request that begins now sees at most.
+    pub fn sight(&self) -> Sight {
+        let floor = self.partition.as_ref().map_or(0, |partition| self.ahead.tell_after(partition));
+        Sight { floor, resets: self.resets }
+    }
+
+    /// Appends the reply to a request that took its time. If what it saw may vanish meanwhile, because commits of this session
+    /// have timed out or the partition was closed, nothing of it is told: the outcome is unknown.
+    pub fn reply_later(&mut self, sight: Sight, id: u32, encode: impl FnOnce(&mut Vec<u8>)) {
+        let Some(partition) = self.partition.clone() else { return self.reply(encode) };
+        let vanishes = sight.floor > partition.published()
+            && (sight.resets != self.resets || partition.is_expired(sight.floor) || partition.is_closed());
+        if !vanishes {
+            return self.reply(encode);
+        }
+        let (dialect, error) = (self.session.dialect, Error::UnknownOutcome(partition.position(sight.floor)));
+        self.give_up_unpublished(&partition);
+        self.reply(|out| reply::encode_error(dialect, id, ErrorCode::UnknownOutcome, &error.to_string(), out));
     }
 
     /// Appends a reply, to leave when everything this session was shown is published.
@@ -206,6 +236,20 @@ impl<E: Env> Conversation<E> {
             rest = rest.get(dialect.header_bytes() + header.length as usize..).unwrap_or(&[]);
         }
         self.ahead = RunAhead::default();
+        self.resets += 1;
+        self.give_up_unpublished(partition);
+    }
+
+    /// A transaction comes back from a request that took its time.
+    pub fn take_back(&mut self, transaction: Transaction, sight: Sight) {
+        self.transaction = Some(transaction);
+        if let Some(partition) = self.partition.clone().filter(|_| sight.resets != self.resets) {
+            self.give_up_unpublished(&partition);
+        }
+    }
+
+    /// The open transaction sees no more what is not published.
+    fn give_up_unpublished(&mut self, partition: &Partition<E>) {
         if let Some(transaction) = self.transaction.as_mut().filter(|t| t.snapshot.version() > partition.published()) {
             transaction.snapshot.give_up();
         }

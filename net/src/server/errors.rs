@@ -24,8 +24,10 @@ pub fn code_of(error: &Error) -> ErrorCode {
         Error::BadHold(_) => ErrorCode::Malformed,
         Error::NoSuchHold(_) => ErrorCode::NoSuchHold,
         Error::NoQuorum { .. } | Error::TooFewAgree(_) => ErrorCode::NoQuorum,
+        Error::NotReadable { .. } => ErrorCode::NotYet,
         Error::UnknownOutcome(_) => ErrorCode::UnknownOutcome,
         Error::Fenced { .. } => ErrorCode::Fenced,
+        Error::Superseded => ErrorCode::Busy,
         Error::Stranger(_) => ErrorCode::Denied,
         Error::NoSuchMember(_) => ErrorCode::NoSuchReplica,
     }

@@ -85,10 +85,14 @@ fn ok<E: Env>(conversation: &mut Conversation<E>, id: u32, parts: &[&[u8]]) {
 
 fn value<E: Env>(conversation: &mut Conversation<E>, id: u32, found: Option<&[u8]>) {
     let dialect = conversation.session.dialect;
-    conversation.reply(|out| match found {
+    conversation.reply(|out| encode_value(dialect, id, found, out));
+}
+
+fn encode_value(dialect: Dialect, id: u32, found: Option<&[u8]>, out: &mut Vec<u8>) {
+    match found {
         Some(bytes) => reply::encode_ok(dialect, id, &[bytes], out),
         None => reply::encode_not_found(dialect, id, out),
-    });
+    }
 }
 
 /// The wire's form of a version's identity.
@@ -310,6 +314,7 @@ async fn hold<E: Env>(
 
 /// Looks a key up: within the open transaction, or as of now.
 fn look<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, key: &[u8]) -> Result<Lookup<E>, Error> {
+    partition.check_readable()?;
     match &mut conversation.transaction {
         Some(transaction) => partition.get(transaction, key),
         None => Ok(partition.get_at(conversation.ahead.snapshot(partition), key)),
@@ -321,7 +326,7 @@ fn get<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, id:
         Ok(Lookup::Found(found)) => value(conversation, id, Some(&found)),
         Ok(Lookup::Absent) => value(conversation, id, None),
         Ok(Lookup::Cold(cold)) => {
-            let again = alone(conversation, partition, &[key]);
+            let (again, sight) = (alone(conversation, partition, &[key]), conversation.sight());
             return Outcome::Later(Box::pin(async move {
                 let answer = match (cold.fetch().await, again) {
                     (Err(Error::SnapshotTooOld), Some(again)) => {
@@ -330,7 +335,10 @@ fn get<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, id:
                     (answer, _) => answer,
                 };
                 let finish: Finish<E> = Box::new(move |conversation| match answer {
-                    Ok(found) => value(conversation, id, found.as_deref()),
+                    Ok(found) => {
+                        let dialect = conversation.session.dialect;
+                        conversation.reply_later(sight, id, |out| encode_value(dialect, id, found.as_deref(), out));
+                    }
                     Err(error) => refuse(conversation, id, &error),
                 });
                 finish
@@ -357,7 +365,7 @@ fn get_many<E: Env>(
             }
         }
     }
-    let again = alone(conversation, partition, keys);
+    let (again, sight) = (alone(conversation, partition, keys), conversation.sight());
     Outcome::Later(Box::pin(async move {
         let answer = match (fetch_all(found).await, again) {
             (Err(Error::SnapshotTooOld), Some(again)) => again.read().await,
@@ -366,7 +374,7 @@ fn get_many<E: Env>(
         let finish: Finish<E> = Box::new(move |conversation| match answer {
             Ok(values) => {
                 let dialect = conversation.session.dialect;
-                conversation.reply(|out| reply::encode_mget(dialect, id, &values, out));
+                conversation.reply_later(sight, id, |out| reply::encode_mget(dialect, id, &values, out));
             }
             Err(error) => refuse(conversation, id, &error),
         });
@@ -487,7 +495,11 @@ fn delete_many<E: Env>(
     id: u32,
     keys: &[&[u8]],
 ) -> Outcome<E> {
-    let alone = conversation.transaction.is_none();
+    if let Err(error) = partition.check_readable() {
+        refuse(conversation, id, &error);
+        return Outcome::Done;
+    }
+    let (alone, sight) = (conversation.transaction.is_none(), conversation.sight());
     let mut transaction = conversation.transaction.take().unwrap_or_else(|| autocommit(partition, conversation.ahead));
     let mut lookups = Vec::with_capacity(keys.len());
     let mut refused = None;
@@ -533,14 +545,18 @@ fn delete_many<E: Env>(
         };
         let finish: Finish<E> = Box::new(move |conversation| {
             let dialect = conversation.session.dialect;
-            conversation.transaction = transaction;
+            if let Some(transaction) = transaction {
+                conversation.take_back(transaction, sight);
+            }
             match outcome {
                 Ok((count, version)) => {
                     if let Some(version) = version {
                         conversation.ahead.prepared(version);
                     }
                     let position = version.map(|version| position(&partition, version));
-                    conversation.reply(|out| reply::encode_deleted(dialect, id, count, position, out));
+                    let encode = |out: &mut Vec<u8>| reply::encode_deleted(dialect, id, count, position, out);
+                    // The count tells what was there.
+                    conversation.reply_later(sight, id, encode);
                 }
                 Err(error) => refuse(conversation, id, &error),
             }

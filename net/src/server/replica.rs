@@ -12,7 +12,7 @@ use super::orders::Order;
 use super::refusals::Refusal;
 use super::system;
 use crate::client::Address;
-use crate::replica::{Host, Link, Promoted, Replication, Speaks, Trouble};
+use crate::replica::{Host, Link, Promoted, Replication, Speaks, Trouble, open_again};
 use crate::tls::{Role, follower_config};
 use crate::wire::change::{self, FROM_CONSUMER_MAX};
 use crate::wire::reply;
@@ -225,7 +225,18 @@ impl Host for Here {
         server.partitions.borrow_mut().insert(number, away);
         old.abandon().await;
         let changed = change(&old).await;
-        match super::open_keeping(&server.core, number, server.settings.engine.clone()).await {
+        let open = async || super::open_keeping(&server.core, number, server.settings.engine.clone()).await;
+        let pause = async |error: &Error, wait: Duration| {
+            let text = format!(
+                "partition {number} is offline: it does not open again ({why}) and is tried again in {} ms: {error}",
+                wait.as_millis()
+            );
+            server.core.log.line(Level::Warn, &text);
+            server.partitions.borrow_mut().insert(number, Slot::Offline(format!("{error}; it is tried again")));
+            server.core.sleep(wait).await;
+            server.stopping.get().is_none()
+        };
+        match open_again(open, pause).await {
             Ok(partition) => {
                 server.serve_partition(number, partition.clone());
                 // Where nothing could be changed it serves as it is.

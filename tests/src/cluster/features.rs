@@ -27,7 +27,7 @@ pub enum Feature {
     NewKey,
     /// Copies take virtual seconds.
     LongCopies,
-    /// One member stays away when the faults stop; streams and copies of the others last.
+    /// One member goes away after the faults; streams and copies of the others last.
     DeadMember,
     /// Connections carry little, and transactions are large.
     SlowLinks,

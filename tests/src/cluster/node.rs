@@ -12,7 +12,7 @@ use turnstone_engine::env::Sabotage;
 use turnstone_engine::types::Version;
 use turnstone_engine::wal::body::Body;
 use turnstone_engine::{Error, Partition, Settings};
-use turnstone_net::replica::{COPY_TAKES_PLACE, Host, Replication};
+use turnstone_net::replica::{COPY_TAKES_PLACE, Host, Replication, open_again};
 
 /// The partition that is replicated.
 pub const PARTITION: u8 = 1;
@@ -303,8 +303,12 @@ impl Host for SimHost {
         if changed.is_ok() && why == COPY_TAKES_PLACE {
             cluster.copied.set(cluster.copied.get() + 1);
         }
-        let opened = Partition::open(running.env.clone(), PARTITION, cluster.settings.clone()).await;
-        match opened {
+        let open = async || Partition::open(running.env.clone(), PARTITION, cluster.settings.clone()).await;
+        let pause = async |_: &Error, wait: Duration| {
+            cluster.world.sleep(wait).await;
+            true
+        };
+        match open_again(open, pause).await {
             Ok(partition) => {
                 *running.partition.borrow_mut() = Some(partition.clone());
                 changed.map(|()| partition)

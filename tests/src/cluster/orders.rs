@@ -221,7 +221,7 @@ fn check_is_complete(run: &Rc<Run>, node: usize, began: Duration) {
 }
 
 /// The node that a partition follows, if it follows one that there is.
-fn upstream_of(cluster: &Cluster, node: usize) -> Option<usize> {
+pub fn upstream_of(cluster: &Cluster, node: usize) -> Option<usize> {
     match cluster.partition(node)?.role() {
         Role::Follower(upstream) => cluster.node_at(&upstream.address),
         _ => None,
@@ -355,7 +355,8 @@ pub fn disturb(run: &Rc<Run>) {
 /// What an operator who repairs has ordered last, and when each node may be ordered again.
 #[derive(Default)]
 pub struct Repair {
-    busy: Cell<bool>,
+    /// An order is being answered.
+    pub busy: Cell<bool>,
     next: Cell<usize>,
 }
 
@@ -376,16 +377,31 @@ async fn repair_once(run: &Rc<Run>, state: &Repair) {
     let cluster = &run.cluster;
     let lossy = run.orders.losses.borrow().any();
     // Where histories have parted a leader gets no quorum before the others are made to follow it.
-    let leads = |node: &usize| cluster.partition(*node).is_some_and(|p| p.leads() && (lossy || !p.is_quorum_missing()));
+    let joined = |node: &usize| run.orders.joined[*node].get();
+    let leads = |node: &usize| {
+        joined(node) && cluster.partition(*node).is_some_and(|p| p.leads() && (lossy || !p.is_quorum_missing()))
+    };
+    // A node that is to join may be the follower that a leader lacks.
+    let leader = (0..cluster.len()).find(|node| joined(node) && cluster.partition(*node).is_some_and(|p| p.leads()));
+    if let (Some(leader), Some(late)) = (leader, (0..cluster.len()).find(|node| !joined(node))) {
+        give_and_wait(run, late, Order::Follow(leader, false)).await;
+    }
     let rank = |node: &usize| {
         cluster.partition(*node).map(|p| (p.members().min_replicas > 0, p.adopted().number, p.prepared()))
     };
     let Some(leader) = (0..cluster.len()).filter(leads).max_by_key(rank) else {
         let node = state.next.get();
         state.next.set((node + 1) % cluster.len());
-        let forgotten = run.orders.forgotten.borrow().contains(&node);
-        if cluster.partition(node).is_none() || forgotten || !run.orders.joined[node].get() {
+        let forgets = |node: usize| run.orders.forgotten.borrow().contains(&node) || !run.orders.joined[node].get();
+        if cluster.partition(node).is_none() || forgets(node) {
             return;
+        }
+        // Whoever follows an address where nobody is any more is told the new one first.
+        for other in (0..cluster.len()).filter(|other| *other != node && !forgets(*other)) {
+            let role = cluster.partition(other).map(|partition| partition.role());
+            if matches!(role, Some(Role::Follower(upstream)) if cluster.node_at(&upstream.address).is_none()) {
+                give_and_wait(run, other, Order::Follow(node, false)).await;
+            }
         }
         let answer = give_and_wait(run, node, Order::Promote(None, false)).await;
         if let Some(Err(Trouble::Engine(Error::TooFewAgree(why)))) = answer {
@@ -414,7 +430,7 @@ async fn repair_once(run: &Rc<Run>, state: &Repair) {
     }
 }
 
-/// A promotion must not be refused for want of promises where enough of those that count are there.
+/// A promotion must not be refused for want of promises where enough of those that count are there, and can be found.
 fn check_refusal(run: &Rc<Run>, node: usize, why: &str) {
     let (cluster, book) = (&run.cluster, &run.orders);
     if !book.in_step[node].get() || book.losses.borrow().any() {
@@ -423,13 +439,21 @@ fn check_refusal(run: &Rc<Run>, node: usize, why: &str) {
     let newest = (0..cluster.len()).filter_map(|n| cluster.partition(n)).map(|p| {
         let standing = p.standing();
         let version = standing.members.last().map_or(0, |record| record.version);
-        (p.position(version).epoch.number, version, p.members())
+        // A change that is not in force yet needs the old rule, too.
+        let n = standing.members.iter().map(|record| record.members.min_replicas).min().unwrap_or(0);
+        (p.position(version).epoch.number, version, p.members(), n)
     });
-    let Some((_, _, list)) = newest.max_by_key(|(epoch, version, _)| (*epoch, *version)) else { return };
+    let Some((_, _, list, n)) = newest.max_by_key(|(epoch, version, ..)| (*epoch, *version)) else { return };
     let of = |member: &turnstone_engine::types::Member| (member.node - 100) as usize;
     let voters: Vec<usize> = list.nodes.iter().map(of).filter(|node| book.in_step[*node].get()).collect();
-    let n = (list.min_replicas as usize).min(voters.len().saturating_sub(1));
-    let there = voters.iter().filter(|voter| cluster.partition(**voter).is_some()).count();
+    let n = (n as usize).min(voters.len().saturating_sub(1));
+    // A member is found at the address that the list has, or where it came from.
+    let present = cluster.replication(node).map(|r| r.board.present(PARTITION)).unwrap_or_default();
+    let is_found = |member: &turnstone_engine::types::Member| {
+        let known = cluster.node_at(&member.address) == Some(of(member)) || present.contains(&member.key());
+        cluster.partition(of(member)).is_some() && (of(member) == node || known)
+    };
+    let there = list.nodes.iter().filter(|m| book.in_step[of(m)].get() && is_found(m)).count();
     if n > 0 && voters.contains(&node) && there >= voters.len() - n {
         cluster.fail(format!(
             "a promotion of node {node} without force is refused although {there} of {} members that were in step are there: {why}",

@@ -296,6 +296,11 @@ impl SimDisk {
         self.0.image.borrow().clone()
     }
 
+    /// Flips bits of a flushed byte, under whoever reads it next.
+    pub fn rot(&self, name: &str, offset: u64, mask: u8) {
+        self.0.image.borrow_mut().rot(name, offset, mask);
+    }
+
     /// Whether allocations find no space.
     pub fn set_full(&self, full: bool) {
         self.0.full.set(full);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use turnstone_engine::env::Sabotage;
 use turnstone_tests::cluster::campaign::Campaign;
 use turnstone_tests::cluster::features::Features;
-use turnstone_tests::cluster::known::KNOWN;
+use turnstone_tests::cluster::known::{KNOWN, MENDED};
 use turnstone_tests::cluster::{Effort, run_seed};
 
 fn number(name: &str) -> Option<u64> {
@@ -37,6 +37,18 @@ fn each_known_fault_still_shows() {
         };
         assert!(what.contains(known.says), "{}: seed {} shows something else: {what}", known.fault, known.seed);
         println!("{}: shown by seed {}: {what}", known.fault, known.seed);
+    }
+}
+
+/// What a seed showed before its fault was mended it does not show any more.
+#[test]
+fn each_mended_fault_stays_away() {
+    for mended in MENDED {
+        let features = Some(Features::of(mended.features));
+        let effort = Effort { features, without: Features::NONE, ..Effort::default() };
+        if let Err(what) = run_seed(mended.seed, effort, None) {
+            panic!("{}: seed {}: {what}", mended.fault, mended.seed);
+        }
     }
 }
 

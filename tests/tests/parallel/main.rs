@@ -5,6 +5,7 @@
 //! its own beside this folder, and has the machine to itself. `--test parallel clusters::` runs the tests of one file.
 
 mod cdc;
+mod checkpoints;
 mod clusters;
 mod copies;
 mod crash_states;
