@@ -481,7 +481,7 @@ pub struct ManifestStore<E: Env> {
     access: Cell<Access>,
 }
 
-/// Who may replace the file.
+/// Which handle may replace the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
     /// The open partition.

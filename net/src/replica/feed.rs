@@ -82,7 +82,7 @@ impl<H: Host> Replication<H> {
         if let Err(error) = partition.recognise(Peer { node: ask.node, key: link.key() }).await {
             return refuse(Reason::Stranger, error.to_string());
         }
-        // Who has agreed already has nothing to do: its stream, its copy and what it was ordered stay as they are.
+        // A node that has agreed already has nothing to do: its stream, its copy and its orders stay as they are.
         let mut granted = ask.epoch.number > 0 && partition.adopted() == ask.epoch && partition.role() != Role::Leader;
         if ask.epoch.number > 0 && !granted {
             let address = resolve(&ask.address, &link.peer());

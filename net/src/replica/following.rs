@@ -511,7 +511,7 @@ async fn keep_following<H: Host>(
                 Err(other) => trouble = other,
             }
         }
-        // What was to take the partition's place did not: it was closed for that, and is open anew.
+        // The partition was closed for a copy that did not take its place in the end, and is open anew.
         let reopened = partition.is_closed() && node.following.borrow().get(&number) == Some(&attempt);
         if !reopened && (trouble == Trouble::Over || !node.is_current(&partition, &upstream, attempt)) {
             if node.following.borrow().get(&number) == Some(&attempt) {

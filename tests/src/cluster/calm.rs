@@ -3,7 +3,7 @@
 use super::features::Feature;
 use super::node::{Cluster, PARTITION, read_log};
 use super::orders::upstream_of;
-use super::{RECOVERY, Run, describe, lend_a_hand};
+use super::{RECOVERY, Run, describe, faults, lend_a_hand};
 use crate::sim::SimEnv;
 use std::rc::Rc;
 use std::time::Duration;
@@ -51,7 +51,7 @@ fn is_in_step(run: &Run) -> bool {
     let shown = |p: &Partition<SimEnv>| (p.published(), p.adopted());
     let mut all = parts.iter().map(|p| p.as_ref().map(shown));
     let Some(Some((version, epoch))) = all.next() else { return false };
-    // Who is a few commits behind is in step.
+    // A node that is a few commits behind is in step.
     all.all(|other| other.is_some_and(|(v, e)| e == epoch && v.abs_diff(version) <= 20))
         && parts.iter().flatten().any(|p| p.leads() && !p.is_quorum_missing())
 }
@@ -73,7 +73,7 @@ pub async fn last(run: &Rc<Run>) -> Result<(), String> {
         world.sleep(Duration::from_millis(20)).await;
     }
     let Some(dead) = choose_the_dead(run) else { return Ok(()) };
-    super::crash(run, dead);
+    faults::crash(run, dead);
     run.dead.set(Some(dead));
     began = world.now();
     while !is_in_step(run) {
@@ -140,7 +140,7 @@ pub fn refuse_ingestion(run: &Rc<Run>, node: usize) {
             return;
         }
         let grown = partition.status().value_used_bytes - used;
-        // Whoever closes it meanwhile ends the count.
+        // A partition that is closed meanwhile ends the count.
         let Ok(log) = read_log(&partition, mark + 1).await else { return };
         // Large values lie in files before their commits are published.
         let pending = if run.cluster.features.has(Feature::SlowLinks) { LARGE } else { 0 };

@@ -18,7 +18,7 @@ pub struct Ack {
     pub epoch: Epoch,
     /// What it wrote; `None` for a FlushDB.
     pub writes: Option<Writes>,
-    /// Who acknowledged it.
+    /// The node that acknowledged it.
     pub node: usize,
     /// Whether followers had to hold it, by the list in force at that node.
     pub safe: bool,

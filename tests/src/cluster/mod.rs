@@ -7,6 +7,9 @@
 
 mod calm;
 pub mod campaign;
+mod clients;
+mod comparison;
+mod faults;
 pub mod features;
 pub mod history;
 pub mod known;
@@ -15,25 +18,20 @@ pub mod node;
 mod orders;
 mod session;
 
-use crate::model::{KeyNumber, key_bytes};
-use crate::sim::disk::Loss;
 use crate::sim::world::End;
 use crate::sim::{SimEnv, World};
 use features::{Feature, Features};
-use history::{Ack, Read, Told, Writes};
-use node::{Cluster, PARTITION, read_log};
-use orders::{Book, Order, Repair};
+use history::Told;
+use node::{Cluster, PARTITION};
+use orders::{Book, Repair};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::Sabotage;
 use turnstone_engine::manifest::Upstream;
 use turnstone_engine::sync::first_of;
-use turnstone_engine::types::Version;
-use turnstone_engine::wal::body::Body;
-use turnstone_engine::{Error, Lookup, Partition, Settings, Write};
+use turnstone_engine::{Error, Partition, Settings};
 
 /// Keys that clients use.
 const KEYS: u32 = 12;
@@ -165,7 +163,7 @@ struct Run {
     candidate: Cell<usize>,
     /// What an operator is at after the faults.
     repair: Rc<Repair>,
-    /// Who stays away after the faults.
+    /// The node that is away after the faults.
     dead: Cell<Option<usize>>,
 }
 
@@ -276,7 +274,7 @@ async fn campaign(run: Rc<Run>, effort: Effort) -> Result<(), String> {
     (0..cluster.len()).for_each(|node| cluster.start(node));
     form(&run).await?;
     for client in 0..effort.clients {
-        world.spawn_for(0, use_it(run.clone(), client));
+        world.spawn_for(0, clients::use_it(run.clone(), client));
     }
     let features = cluster.features;
     if features.has(Feature::Sessions) {
@@ -293,13 +291,13 @@ async fn campaign(run: Rc<Run>, effort: Effort) -> Result<(), String> {
         if quarrel {
             world.sleep(Duration::from_millis(20 + world.rng.below(300))).await;
             let kind = [0, 5, 7, 10, 13, 15, 17, 17, 17, 17, 17, 19, 19, 19][world.rng.below(14) as usize];
-            disturb(&run, kind);
+            faults::disturb(&run, kind);
         } else {
             world.sleep(Duration::from_millis(50 + world.rng.below(900))).await;
-            disturb(&run, world.rng.below(22));
+            faults::disturb(&run, world.rng.below(22));
         }
         if features != Features::NONE && world.rng.percent(40) {
-            disturb_more(&run);
+            faults::disturb_more(&run);
         }
     }
     if cluster.failure.borrow().is_some() {
@@ -308,7 +306,7 @@ async fn campaign(run: Rc<Run>, effort: Effort) -> Result<(), String> {
     recover(&run).await?;
     calm::last(&run).await?;
     run.over.set(true);
-    settle(&run).await
+    comparison::settle(&run).await
 }
 
 /// Node 0 leads, the others follow it, and some of them must hold a commit.
@@ -369,227 +367,6 @@ async fn ask_for(leader: &Partition<SimEnv>, n: u32) -> Result<(), Error> {
     }
 }
 
-/// A client: writes where it is let, and reads anywhere.
-async fn use_it(run: Rc<Run>, client: u32) {
-    let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
-    let mut leader = 0;
-    while !run.over.get() && cluster.failure.borrow().is_none() {
-        world.sleep(Duration::from_millis(1 + world.rng.below(60))).await;
-        if world.rng.percent(30) {
-            read(&run, world.rng.below(cluster.len() as u64) as usize).await;
-            continue;
-        }
-        let joined = run.orders.joined[leader].get();
-        let Some(partition) = cluster.partition(leader).filter(|p| joined && p.writable()) else {
-            leader = world.rng.below(cluster.len() as u64) as usize;
-            continue;
-        };
-        if world.rng.percent(1) {
-            flush(&run, leader, partition).await;
-        } else {
-            write(&run, client, leader, partition).await;
-        }
-    }
-    run.clients.set(run.clients.get() - 1);
-}
-
-async fn read(run: &Rc<Run>, node: usize) {
-    let Some(partition) = run.cluster.partition(node).filter(|_| run.orders.joined[node].get()) else { return };
-    let key = run.cluster.world.rng.below(u64::from(KEYS)) as KeyNumber;
-    let (safe, floor) = (is_safe(run, node), run.told.borrow().floor(node));
-    let answer = run.on_node(node, async move {
-        partition.check_readable().ok()?;
-        let at = partition.published();
-        let epoch = partition.position(at).epoch;
-        let value = match partition.get_at(at, &key_bytes(key)) {
-            Lookup::Found(value) => Some(value.to_vec()),
-            Lookup::Absent => None,
-            Lookup::Cold(cold) => cold.fetch().await.ok()?.map(|value| value.to_vec()),
-        };
-        Some((at, epoch, value))
-    });
-    let Some(Some((version, epoch, value))) = answer.await else { return };
-    let lossy = run.orders.losses.borrow().any();
-    if version < floor && run.cluster.features.has(Feature::MonotonicReads) && !lossy {
-        run.cluster.fail(format!(
-            "reads at node {node} go back: version {floor} was told, and a read that came behind it saw version {version}"
-        ));
-    }
-    run.told.borrow_mut().read(Read { version, epoch, key, value, node, safe, at: run.cluster.world.now() });
-}
-
-async fn flush(run: &Rc<Run>, node: usize, partition: Partition<SimEnv>) {
-    match run.on_node(node, async move { partition.flush_all().await }).await {
-        Some(Ok(at)) => acknowledge(run, at, node, None),
-        _ => run.told.borrow_mut().unknown += 1,
-    }
-}
-
-/// A node acknowledged a commit.
-fn acknowledge(run: &Run, at: turnstone_engine::types::CommitPosition, node: usize, writes: Option<Writes>) {
-    let (safe, now) = (is_safe(run, node), run.cluster.world.now());
-    let ack = Ack { version: at.version, epoch: at.epoch, writes, node, safe, at: now };
-    run.check_ack(run.told.borrow_mut().ack(ack, run.orders.losses.borrow().any()));
-}
-
-fn some_writes(run: &Run, client: u32) -> Writes {
-    let rng = &run.cluster.world.rng;
-    let mut writes = Writes::new();
-    for _ in 0..1 + rng.below(3) {
-        let key = rng.below(u64::from(KEYS)) as KeyNumber;
-        if writes.iter().any(|(k, _)| *k == key) {
-            continue;
-        }
-        run.next.set(run.next.get() + 1);
-        let mut value = format!("client {client} wrote {}", run.next.get()).into_bytes();
-        if rng.percent(10) {
-            value.resize(600 + rng.below(2000) as usize, b'.');
-        }
-        if run.cluster.features.has(Feature::SlowLinks) && rng.percent(1) {
-            value.resize(50_000 + rng.below(100_000) as usize, b'.');
-        }
-        writes.push((key, (!rng.percent(15)).then_some(value)));
-    }
-    writes
-}
-
-async fn write(run: &Rc<Run>, client: u32, node: usize, partition: Partition<SimEnv>) {
-    let writes = some_writes(run, client);
-    let todo = writes.clone();
-    let outcome = run.on_node(node, async move {
-        let mut transaction = partition.begin(partition.published());
-        transaction.late = true;
-        for (key, value) in todo {
-            let write = value.map_or(Write::Delete, |value| Write::Set(value.as_slice().into()));
-            partition.write(&mut transaction, &key_bytes(key), write)?;
-        }
-        let version = partition.submit(transaction).prepared().await?;
-        let at = partition.position(version);
-        partition.wait_outcome(version).await?;
-        Ok::<_, Error>(at)
-    });
-    match outcome.await {
-        Some(Ok(at)) => acknowledge(run, at, node, Some(writes)),
-        Some(Err(Error::UnknownOutcome(_))) | None => run.told.borrow_mut().unknown += 1,
-        Some(Err(_)) => run.told.borrow_mut().refused += 1,
-    }
-}
-
-fn crash(run: &Run, node: usize) {
-    let rng = &run.cluster.world.rng;
-    let loss = match rng.below(6) {
-        0 | 1 => Loss::Everything,
-        2 => Loss::ProcessOnly,
-        3 => Loss::Nothing,
-        _ => Loss::Random(rng.next()),
-    };
-    run.cluster.crash(node, loss);
-    run.count(|tally| tally.crashes += 1);
-}
-
-/// One disturbance.
-fn disturb(run: &Rc<Run>, kind: u64) {
-    let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
-    let rng = &world.rng;
-    let count = cluster.len();
-    let any = || rng.below(count as u64) as usize;
-    let down: Vec<usize> = (0..count).filter(|node| cluster.running(*node).is_none()).collect();
-    match kind {
-        0..=3 => crash(run, any()),
-        4 => {
-            // The power of the whole place.
-            (0..count).for_each(|node| crash(run, node));
-        }
-        5..=6 => down.iter().for_each(|node| cluster.start(*node)),
-        7..=9 if !down.is_empty() => cluster.start(down[rng.below(down.len() as u64) as usize]),
-        10..=12 => {
-            let mut cut = cluster.weather.cut.borrow_mut();
-            cut.clear();
-            let (a, b) = (any(), any());
-            match rng.below(3) {
-                // One node alone.
-                0 => (0..count).filter(|n| *n != a).for_each(|n| cut.extend([(a, n), (n, a)])),
-                // One direction.
-                1 => cut.extend([(a, b)]),
-                // Two nodes that do not hear each other, and others that hear both.
-                _ => cut.extend([(a, b), (b, a)]),
-            }
-            drop(cut);
-            run.count(|tally| tally.cuts += 1);
-        }
-        13 | 14 => cluster.weather.cut.borrow_mut().clear(),
-        15 => cluster.reset(any()),
-        16 => {
-            cluster.weather.delay.set(Duration::from_micros(100 << rng.below(8)));
-            cluster.weather.slow_percent.set(rng.below(4));
-            world.slowness.set(1 << rng.below(9));
-        }
-        17 | 18 => promote(run, any()),
-        20 | 21 => {
-            // A node's partition gets another share of memory, whoever waits for room.
-            if let Some(partition) = cluster.partition(any()) {
-                partition.set_overlay_bytes(30_000 << rng.below(4));
-                partition.set_cache_bytes(5_000 << rng.below(8));
-            }
-        }
-        _ => {
-            let node = any();
-            let joined = run.orders.joined[node].get();
-            if let Some(partition) = cluster.partition(node).filter(|p| joined && p.leads()) {
-                let n = 1 + rng.below(2) as u32;
-                world.spawn_for(Cluster::owner(node), async move {
-                    // It may be refused.
-                    let _ = ask_for(&partition, n).await;
-                });
-            }
-        }
-    }
-}
-
-fn promote(run: &Rc<Run>, node: usize) {
-    let rng = &run.cluster.world.rng;
-    let min_replicas = rng.percent(20).then(|| 1 + rng.below(2) as u32);
-    if run.cluster.replication(node).is_none() || !run.orders.joined[node].get() {
-        return;
-    }
-    let run = run.clone();
-    let world = run.cluster.world.clone();
-    world.spawn_for(0, async move {
-        if let Some(Ok(())) = orders::give_and_wait(&run, node, Order::Promote(min_replicas, false)).await {
-            run.count(|tally| tally.promotions += 1);
-        }
-    });
-}
-
-/// One disturbance of those that features add.
-fn disturb_more(run: &Rc<Run>) {
-    let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
-    let (rng, features) = (&world.rng, cluster.features);
-    let node = rng.below(cluster.len() as u64) as usize;
-    match rng.below(8) {
-        0 if features.has(Feature::Move) && rng.percent(30) => {
-            crash(run, node);
-            cluster.move_away(node);
-        }
-        // All of them get new addresses.
-        1 if features.has(Feature::Move) && rng.percent(15) => (0..cluster.len()).for_each(|node| {
-            crash(run, node);
-            cluster.move_away(node);
-        }),
-        2 if features.has(Feature::NewKey) && rng.percent(20) => cluster.renew_key(node),
-        3 if features.has(Feature::SlowLinks) => cluster.weather.bandwidth.set(30_000 << rng.below(4)),
-        4 if features.has(Feature::IndexRefuses) => calm::refuse_ingestion(run, node),
-        5 if features.has(Feature::Holds) => calm::hold_and_release(run, node),
-        _ => {
-            let orders =
-                Features::of(&[Feature::Orders, Feature::ZeroReplicas, Feature::Forget, Feature::Join, Feature::Force]);
-            if features.without(orders) != features {
-                orders::disturb(run);
-            }
-        }
-    }
-}
-
 /// The faults stop; somebody promotes where nobody leads.
 async fn recover(run: &Rc<Run>) -> Result<(), String> {
     let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
@@ -635,7 +412,7 @@ fn lend_a_hand(run: &Rc<Run>, at: Duration) -> Duration {
     }
     let leads = |node| cluster.partition(node).is_some_and(|p| p.leads() && !p.is_quorum_missing());
     if !(0..cluster.len()).any(leads) {
-        promote(run, run.candidate.get());
+        faults::promote(run, run.candidate.get());
         run.candidate.set((run.candidate.get() + 1) % cluster.len());
     }
     now + LOOKS
@@ -659,103 +436,4 @@ fn describe(run: &Run) -> String {
         }
     };
     (0..run.cluster.len()).map(node).collect::<Vec<_>>().join("; ")
-}
-
-/// Everybody gets the same, and it is what was told.
-async fn settle(run: &Rc<Run>) -> Result<(), String> {
-    let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
-    let began = world.now();
-    let shown = |node: usize| cluster.partition(node).map(|p| (p.published(), p.standing().last));
-    let mut person = began + LOOKS;
-    // To read long logs takes its time, which is not the nodes'.
-    let (mut comparisons, mut between) = (0, String::new());
-    loop {
-        person = lend_a_hand(run, person);
-        if cluster.failure.borrow().is_some() {
-            return Ok(());
-        }
-        if comparisons == 0 && world.now() > began + RECOVERY * 4 {
-            return Err(format!("they do not come to the same within {:?}: {}", RECOVERY * 4, describe(run)));
-        }
-        if comparisons > COMPARISONS {
-            return Err(format!(
-                "{COMPARISONS} comparisons came to nothing, the last one for {between}: {}",
-                describe(run)
-            ));
-        }
-        let first = shown(0);
-        let whole = first.filter(|(published, last)| published == last && run.clients.get() == 0);
-        if let Some((last, _)) = whole
-            && (1..cluster.len()).all(|node| shown(node) == first)
-        {
-            comparisons += 1;
-            match compare(run, last).await? {
-                None => return Ok(()),
-                Some(why) => between = why,
-            }
-        }
-        world.sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// Compares the logs up to `last`, and what they make; answers what came in between, if anything did.
-async fn compare(run: &Rc<Run>, last: Version) -> Result<Option<String>, String> {
-    let cluster = run.cluster.clone();
-    let (mut logs, mut digests) = (Vec::new(), Vec::new());
-    for node in 0..cluster.len() {
-        let Some(partition) = cluster.partition(node) else { return Ok(Some(format!("node {node} is away"))) };
-        // Logs of ten minutes take their time.
-        let read = run.on_node_within(RECOVERY * 100, node, async move {
-            let digest = partition.digest().await?;
-            let log = read_log(&partition, partition.oldest_version()).await?;
-            Ok::<_, Error>((digest, log))
-        });
-        match read.await {
-            Some(Ok((digest, log))) => {
-                logs.push(log);
-                digests.push(digest);
-            }
-            // It was opened anew meanwhile.
-            None | Some(Err(Error::ShuttingDown)) => return Ok(Some(format!("node {node} was opened anew"))),
-            Some(Err(error)) => return Err(format!("the log of node {node} cannot be read: {error}")),
-        }
-    }
-    if digests.iter().any(|(version, _)| *version != last) {
-        return Ok(Some(format!("digests of {digests:?}, which should be of {last}")));
-    }
-    for node in 1..cluster.len() {
-        if digests[node] != digests[0] {
-            return Err(format!("nodes 0 and {node} have different contents: {digests:?}"));
-        }
-    }
-    let key_of = |bytes: &[u8]| (0..KEYS).find(|key| key_bytes(*key) == bytes);
-    // A log that a copy took the place of was kept; where nodes differ that is said there.
-    let mut whole: BTreeMap<Version, Body> = BTreeMap::new();
-    for log in logs {
-        whole.extend(log.iter().map(|batch| (batch.first_version, batch.clone())));
-        cluster.keep(log);
-    }
-    let Some(first) = cluster.partition(0) else { return Ok(Some("node 0 is away".to_string())) };
-    let archive = cluster.archive.borrow();
-    let losses = run.orders.losses.borrow();
-    let end = |batch: &Body| batch.first_version + batch.transactions.len() as u64;
-    for batch in archive.values() {
-        // What came behind the comparison is of no other history yet.
-        let is_final = |version| version > last || first.position(version).epoch == batch.epoch;
-        if !is_final(batch.first_version) || !is_final(end(batch) - 1) {
-            if !losses.any() {
-                return Err(format!("nodes have shown batches of two epochs with version {}", batch.first_version));
-            }
-            continue;
-        }
-        // What only archives have; where histories part, one of them may have a longer batch.
-        let before = whole.range(..=batch.first_version).next_back().is_some_and(|(_, b)| end(b) > batch.first_version);
-        let behind = whole.range(batch.first_version..).next().is_some_and(|(next, _)| *next < end(batch));
-        if !before && !behind {
-            whole.insert(batch.first_version, batch.clone());
-        }
-    }
-    let whole: Vec<Body> = whole.into_values().collect();
-    run.told.borrow().check(&whole, &losses, key_of)?;
-    Ok(None)
 }

@@ -4,7 +4,7 @@
 //!   follower of it (it is an order, too), but nothing makes a leader of it.
 //! - A member that was forgotten stays so until it is ordered to follow again.
 //! - A promotion without force leads with everything that followers had to hold when it was ordered.
-//! - Nobody follows in a circle.
+//! - Nodes do not follow each other in a circle.
 
 use super::Run;
 use super::features::Feature;
@@ -396,7 +396,7 @@ async fn repair_once(run: &Rc<Run>, state: &Repair) {
         if cluster.partition(node).is_none() || forgets(node) {
             return;
         }
-        // Whoever follows an address where nobody is any more is told the new one first.
+        // A follower of an address that is not in use any more is told the new one first.
         for other in (0..cluster.len()).filter(|other| *other != node && !forgets(*other)) {
             let role = cluster.partition(other).map(|partition| partition.role());
             if matches!(role, Some(Role::Follower(upstream)) if cluster.node_at(&upstream.address).is_none()) {
