@@ -341,11 +341,7 @@ impl<E: Env> Partition<E> {
     pub fn check_readable(&self) -> Result<(), Error> {
         let core = &self.0;
         let (found, published) = (core.found_version.get(), core.published.get());
-        if published >= found {
-            return Ok(());
-        }
-        let follows = matches!(core.manifest.get().role, crate::manifest::Role::Follower(_));
-        if follows || core.min_replicas() > 0 { Err(Error::NotReadable { published, found }) } else { Ok(()) }
+        if published >= found { Ok(()) } else { Err(Error::NotReadable { published, found }) }
     }
 
     /// The newest version that is on this node's disk.

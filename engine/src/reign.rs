@@ -160,11 +160,6 @@ impl<E: Env> Partition<E> {
         }
     }
 
-    /// Whether another node was ever met here: as its leader, its follower or a candidate.
-    pub fn has_met_others(&self) -> bool {
-        !self.0.manifest.get().peers.is_empty()
-    }
-
     /// Forgets a node's key; answers whether it was known.
     pub async fn forget_peer(&self, node: u64) -> Result<bool, Error> {
         let known = self.0.manifest.get().peers.iter().any(|peer| peer.node == node);

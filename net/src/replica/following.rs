@@ -137,6 +137,8 @@ impl<H: Host> Replication<H> {
                     return Err(fenced(own, stream.adopted));
                 }
                 close(stream);
+                // The task that follows now must not go on behind the cut.
+                self.next_attempt(number);
                 partition = self.cut(number, Version::MAX, Some(stream.adopted)).await?;
             }
         }

@@ -48,7 +48,13 @@ impl<H: Host> Replication<H> {
         let election = self.ask_all(&partition, Epoch::default()).await;
         let partition = self.open_partition(number)?;
         let no_members = partition.standing().members.iter().all(|record| record.members.nodes.is_empty());
-        if no_members && partition.role() != Role::Leader && partition.has_met_others() && !order.force {
+        let has_followed = match partition.role() {
+            Role::Leader => false,
+            Role::Follower(_) => true,
+            // It agreed to an epoch and has nothing of it.
+            Role::SteppedDown => partition.prepared() == 0 && partition.adopted().number > 0,
+        };
+        if no_members && has_followed && !order.force {
             return Err(no_list());
         }
         let lenient = order.force || partition.env().sabotage() == Some(Sabotage::FenceSkipped);
@@ -158,13 +164,17 @@ impl<H: Host> Replication<H> {
 
     async fn ask(&self, partition: &Partition<H::Env>, member: &Member, epoch: Epoch) -> Result<Answer, String> {
         let deadline = self.host.now() + ANSWER;
-        // What its newest hello said is newer than the list, which only a leader changes.
-        let address = self.addresses.borrow().get(&(partition.id(), member.key())).cloned();
-        let address = address.unwrap_or_else(|| member.address.clone());
-        if address.is_empty() {
-            return Err("nobody has said where it is".to_string());
+        // Where it said hello from, and, if that is of long ago, where the list has it.
+        let noted = self.addresses.borrow().get(&(partition.id(), member.key())).cloned();
+        let listed = Some(member.address.clone()).filter(|address| noted.as_ref() != Some(address));
+        let mut dialed = Err("its address is not known".to_string());
+        for address in noted.into_iter().chain(listed).filter(|address| !address.is_empty()) {
+            dialed = self.host.dial(address, member.partition).await;
+            if dialed.is_ok() {
+                break;
+            }
         }
-        let link = self.host.dial(address, member.partition).await?;
+        let link = dialed?;
         let ask = Ask {
             version: PROTOCOL,
             node: self.host.node(),

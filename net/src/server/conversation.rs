@@ -41,6 +41,13 @@ pub struct Sight {
     resets: u64,
 }
 
+impl Sight {
+    /// The same request has prepared a version, too.
+    pub fn including(self, version: Version) -> Sight {
+        Sight { floor: self.floor.max(version), ..self }
+    }
+}
+
 /// A request that has begun may take a second more for each so many bytes of it that came.
 const BYTES_PER_SECOND: u64 = 64 << 10;
 
@@ -138,8 +145,8 @@ impl<E: Env> Conversation<E> {
     /// have timed out or the partition was closed, nothing of it is told: the outcome is unknown.
     pub fn reply_later(&mut self, sight: Sight, id: u32, encode: impl FnOnce(&mut Vec<u8>)) {
         let Some(partition) = self.partition.clone() else { return self.reply(encode) };
-        let vanishes = sight.floor > partition.published()
-            && (sight.resets != self.resets || partition.is_expired(sight.floor) || partition.is_closed());
+        let vanishes =
+            sight.floor > partition.published() && (sight.resets != self.resets || partition.is_expired(sight.floor));
         if !vanishes {
             return self.reply(encode);
         }

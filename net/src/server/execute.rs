@@ -195,6 +195,10 @@ fn of_partition<E: Env>(
         }
         Request::MDel(keys) => return delete_many(conversation, partition, id, &keys),
         Request::Begin => {
+            if let Err(error) = partition.check_readable() {
+                refuse(conversation, id, &error);
+                return Outcome::Done;
+            }
             let snapshot = conversation.ahead.snapshot(partition);
             conversation.transaction = Some(partition.begin(snapshot));
             conversation.session.in_transaction = true;
@@ -258,7 +262,10 @@ fn administer<E: Env>(partition: &Partition<E>, id: u32, request: Request<'_>) -
             Command::Flush => partition.flush_all().await.map(|_| Vec::new()),
             Command::Hold(name, epoch, version, limit) => hold(&partition, &name, epoch, version, limit).await,
             Command::Release(name) => partition.release(&name).await.map(|()| Vec::new()),
-            Command::ReadLog(version, limit) => partition.read_log(version, limit).await.map(|p| system::log_text(&p)),
+            Command::ReadLog(version, limit) => match partition.check_readable() {
+                Ok(()) => partition.read_log(version, limit).await.map(|p| system::log_text(&p)),
+                Err(error) => Err(error),
+            },
             Command::Unknown => Err(Error::Diverged("this command is not in this version".to_string())),
         };
         let finish: Finish<E> = Box::new(move |conversation| match answer {
@@ -555,8 +562,8 @@ fn delete_many<E: Env>(
                     }
                     let position = version.map(|version| position(&partition, version));
                     let encode = |out: &mut Vec<u8>| reply::encode_deleted(dialect, id, count, position, out);
-                    // The count tells what was there.
-                    conversation.reply_later(sight, id, encode);
+                    // The count tells what was there, and the outcome is that of the deletion.
+                    conversation.reply_later(version.map_or(sight, |version| sight.including(version)), id, encode);
                 }
                 Err(error) => refuse(conversation, id, &error),
             }

@@ -478,6 +478,7 @@ impl ServerCore {
 
 /// A hash of everything that is shown, and the position that it is of.
 async fn digest(partition: &Partition<RealEnv>) -> Result<String, Trouble> {
+    partition.check_readable()?;
     let (version, digest) = partition.digest().await?;
     Ok(format!("{} {digest:016x}", partition.position(version)))
 }
