@@ -83,7 +83,8 @@ impl<H: Host> Replication<H> {
             return refuse(Reason::Stranger, error.to_string());
         }
         // A node that has agreed already has nothing to do: its stream, its copy and its orders stay as they are.
-        let mut granted = ask.epoch.number > 0 && partition.adopted() == ask.epoch && partition.role() != Role::Leader;
+        let asked_again = ask.epoch.number > 0 && partition.adopted() == ask.epoch && partition.role() != Role::Leader;
+        let mut granted = asked_again && partition.env().sabotage() != Some(Sabotage::OldLeaderFollowed);
         if ask.epoch.number > 0 && !granted {
             let address = resolve(&ask.address, &link.peer());
             let upstream = Upstream { address, partition: ask.own };
