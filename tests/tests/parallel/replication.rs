@@ -195,8 +195,16 @@ fn what_parts_is_refused_and_a_role_is_kept() {
     let port = pair.leader.port;
     replica_of(&mut follower, port, "1").expect("it follows");
     pair.caught_up(1);
-    // Its own writes, in a reign of its own, are no prefix of anything.
-    run(&mut follower, &Request::Promote { min_replicas: 0 }).expect("promoted");
+    // Its own writes, in a reign of its own, are no prefix of anything. Before it holds the list of the members, which the leader
+    // writes when it comes, it would lead by force only.
+    let mut promote = || run(&mut follower, &Request::Promote { min_replicas: 0 });
+    eventually("the follower holds the list of the members", || match promote() {
+        Ok(_) => true,
+        Err(error) => {
+            assert_eq!(error.code(), Some(ErrorCode::NoQuorum), "{error}");
+            false
+        }
+    });
     follower.set(b"b", b"here").expect("a leader takes writes");
     let refused = replica_of(&mut follower, port, "1");
     assert_eq!(code(refused), Some(ErrorCode::Diverged));
