@@ -90,7 +90,7 @@ pub async fn last(run: &Rc<Run>) -> Result<(), String> {
         person = lend_a_hand(run, person);
         world.sleep(Duration::from_millis(20)).await;
     }
-    // What was begun a moment ago may still break.
+    // A stream that began a moment ago may still break.
     world.sleep(Duration::from_secs(2)).await;
     let count = |cluster: &Cluster| {
         let hellos = cluster.weather.hellos.borrow();

@@ -89,7 +89,7 @@ async fn compare(run: &Rc<Run>, last: Version) -> Result<Option<String>, String>
     let losses = run.orders.losses.borrow();
     let end = |batch: &Body| batch.first_version + batch.transactions.len() as u64;
     for batch in archive.values() {
-        // What came behind the comparison is of no other history yet.
+        // A batch behind the comparison is of no other history yet.
         let is_final = |version| version > last || first.position(version).epoch == batch.epoch;
         if !is_final(batch.first_version) || !is_final(end(batch) - 1) {
             if !losses.any() {

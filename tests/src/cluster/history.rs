@@ -35,7 +35,7 @@ pub struct Read {
     pub epoch: Epoch,
     /// The key.
     pub key: KeyNumber,
-    /// What was there.
+    /// The key's value.
     pub value: Option<Vec<u8>>,
     /// Where.
     pub node: usize,
@@ -50,7 +50,7 @@ pub struct Read {
 pub struct Seen {
     /// The key.
     pub key: KeyNumber,
-    /// What was there.
+    /// The key's value.
     pub value: Vec<u8>,
     /// Where.
     pub node: usize,
