@@ -221,7 +221,7 @@ async fn reserve_and_prepare<E: Env>(
     begin_writing(core).await?;
     let turn = loop {
         wait_for_room(core, &transaction).await?;
-        core.wait_for_flush().await?;
+        core.wait_for_flush_as_leader().await?;
         let turn = core.slow_gate.enter().await;
         // Who went before may have taken the room.
         if has_room(core, &transaction) && !core.is_flushing() {

@@ -176,7 +176,10 @@ impl<E: Env> Partition<E> {
                 core.describe(&batch, last, aside).await?;
             }
         }
-        let agree = |m: &mut Manifest| m.adopted = adopted.unwrap_or(m.adopted);
+        let agree = |m: &mut Manifest| {
+            m.leadership.number += u64::from(adopted.is_some());
+            m.leadership.voted_epoch = adopted.unwrap_or(m.leadership.voted_epoch);
+        };
         let Some(aside) = aside else {
             core.manifest.update_closed(agree).await?;
             core.manifest.seal();

@@ -62,6 +62,12 @@ pub enum Sabotage {
     MemberCountedTwice,
     LowerPromise,
     CopyAheadOfItsRuns,
+    RaisedAlone,
+    OrderNotKept,
+    CircleNotLookedFor,
+    ForgottenNotKept,
+    NewcomerLeads,
+    RestartTellsLess,
 }
 
 impl Sabotage {
@@ -86,6 +92,16 @@ impl Sabotage {
         Sabotage::HistoryNotCompared,
         Sabotage::MemberCountedTwice,
         Sabotage::CopyAheadOfItsRuns,
+    ];
+
+    /// Those that show only where a run tries or checks more than plain faults.
+    pub const BEYOND_PLAIN: [Sabotage; 6] = [
+        Sabotage::RaisedAlone,
+        Sabotage::OrderNotKept,
+        Sabotage::CircleNotLookedFor,
+        Sabotage::ForgottenNotKept,
+        Sabotage::NewcomerLeads,
+        Sabotage::RestartTellsLess,
     ];
 
     /// Those that one partition shows by itself.

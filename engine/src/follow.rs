@@ -12,6 +12,7 @@ use crate::env::Sabotage;
 use crate::error::Error;
 use crate::manifest::{EpochStart, Generation, MembersRecord, Role, Upstream, reign};
 use crate::partition::{Core, Partition};
+use crate::sync::first_of;
 use crate::types::{Entry, Epoch, Key, LogPosition, Members, Value, ValuePointer, Version};
 use crate::vlog::Stream;
 use crate::wal;
@@ -35,7 +36,7 @@ pub struct Incoming<E: Env> {
 impl<E: Env> Partition<E> {
     /// What it is: leader, follower, or neither. Durable.
     pub fn role(&self) -> Role {
-        self.0.manifest.get().role.clone()
+        self.0.manifest.get().leadership.role.clone()
     }
 
     /// The reigns of its history, oldest first.
@@ -61,7 +62,7 @@ impl<E: Env> Partition<E> {
         if !core.takes_from(upstream) || core.closing.get() {
             return Err(Error::Upstream("the partition follows this leader no more".to_string()));
         }
-        let agreed = core.manifest.get().adopted;
+        let agreed = core.manifest.get().leadership.voted_epoch;
         let is_older = |ours: Epoch| adopted != ours && adopted.number <= ours.number;
         if is_older(agreed) && core.env.sabotage() != Some(Sabotage::OldLeaderFollowed) {
             return Err(Error::Fenced { adopted: agreed });
@@ -96,10 +97,11 @@ impl<E: Env> Partition<E> {
         let recorded = core
             .update_manifest(|m| {
                 // A promise may have come first.
-                if is_older(m.adopted) && !sabotaged {
-                    return Err(Error::Fenced { adopted: m.adopted });
+                if is_older(m.leadership.voted_epoch) && !sabotaged {
+                    return Err(Error::Fenced { adopted: m.leadership.voted_epoch });
                 }
-                m.adopted = adopted;
+                m.leadership.number += 1;
+                m.leadership.voted_epoch = adopted;
                 m.epochs = epochs;
                 // A list that is not in the log was lost, and must not come into force with what is written now.
                 m.members.retain(|record| record.version <= last);
@@ -207,7 +209,7 @@ impl<E: Env> Incoming<E> {
             return Err(Error::Upstream("a large value is not the one that its batch names".to_string()));
         }
         // A FlushDB that is being carried out retires every file that there is.
-        self.core.wait_for_flush().await?;
+        wait_for_flush(&self.core, &self.upstream, self.adopted).await?;
         let written = self.core.values.append(&self.core.manifest, Stream::Commit, &[(key, value)]).await;
         match written {
             Err(Error::Disk(error)) => {
@@ -248,8 +250,11 @@ impl<E: Env> Incoming<E> {
         let check = |core: &Rc<Core<E>>| continues(core, &self.upstream, self.adopted, next, epoch);
         if self.body.transactions.iter().flatten().any(|o| *o == Operation::Flush) {
             let bytes = self.bytes;
-            // A stream that was replaced may bring it first: that one is pending then, and holds checkpoints off.
-            let in_vain = core.appending.reached(first_version);
+            // A stream that was replaced may bring it first: that one is pending then, and holds checkpoints off. A checkpoint may
+            // wait for what a leader shows that this node takes nothing of any more.
+            let over = core.deposed.get() + 1;
+            still_follows(&core, &self.upstream, self.adopted)?;
+            let in_vain = first_of(core.appending.reached(first_version), core.deposed.reached(over));
             flush_with(&core, cost, check, in_vain, |core, _| {
                 push_batch(core, Content::Whole { bytes, first_version }, last, Vec::new(), cost);
             })
@@ -260,7 +265,7 @@ impl<E: Env> Incoming<E> {
         let _alone = loop {
             if !only_lists {
                 // The leader sends nothing else before it shows the flush.
-                core.wait_for_flush().await?;
+                wait_for_flush(&core, &self.upstream, self.adopted).await?;
             }
             // No promotion and no new history comes in between: what it begins, begins behind this batch.
             let alone = core.slow_gate.enter().await;
@@ -328,6 +333,31 @@ impl<E: Env> Incoming<E> {
     }
 }
 
+/// Whether batches of this leader and this epoch are taken.
+fn still_follows<E: Env>(core: &Rc<Core<E>>, upstream: &Upstream, adopted: Epoch) -> Result<(), Error> {
+    if core.closing.get() {
+        return Err(Error::ShuttingDown);
+    }
+    if !core.takes_from(upstream) {
+        return Err(Error::Upstream("the partition follows this leader no more".to_string()));
+    }
+    let voted = core.manifest.get().leadership.voted_epoch;
+    if voted != adopted && core.env.sabotage() != Some(Sabotage::OldLeaderFollowed) {
+        return Err(Error::Fenced { adopted: voted });
+    }
+    Ok(())
+}
+
+/// Waits until every FlushDB is carried out, for as long as this leader is followed: another one may yet take it back.
+async fn wait_for_flush<E: Env>(core: &Rc<Core<E>>, upstream: &Upstream, adopted: Epoch) -> Result<(), Error> {
+    while core.is_flushing() {
+        let seen = core.retired.get();
+        still_follows(core, upstream, adopted)?;
+        core.retired.reached(seen + 1).await;
+    }
+    Ok(())
+}
+
 /// Whether a batch of `upstream` may still be appended: roles change, and a stream that was replaced may not know yet.
 fn continues<E: Env>(
     core: &Rc<Core<E>>,
@@ -336,16 +366,8 @@ fn continues<E: Env>(
     first: Version,
     epoch: Epoch,
 ) -> Result<(), Error> {
-    if core.closing.get() {
-        return Err(Error::ShuttingDown);
-    }
+    still_follows(core, upstream, adopted)?;
     let manifest = core.manifest.get();
-    if !core.takes_from(upstream) {
-        return Err(Error::Upstream("the partition follows this leader no more".to_string()));
-    }
-    if manifest.adopted != adopted && core.env.sabotage() != Some(Sabotage::OldLeaderFollowed) {
-        return Err(Error::Fenced { adopted: manifest.adopted });
-    }
     if first != core.prepared.get() + 1 {
         return Err(Error::Upstream(format!("version {first} came where {} is next", core.prepared.get() + 1)));
     }

@@ -22,6 +22,7 @@ pub mod follow;
 pub mod header;
 pub mod index;
 mod index_care;
+pub mod leadership;
 pub mod manifest;
 pub mod memory;
 pub mod names;

@@ -12,6 +12,7 @@ use crate::disk::{BLOCK, Disk, DiskErrorKind, File, IoClass, OpenMode};
 use crate::env::{Env, Sabotage};
 use crate::error::Error;
 use crate::header::{self, FileKind};
+pub use crate::leadership::{Leadership, Role, Upstream};
 use crate::names;
 use crate::sync::Gate;
 use crate::types::{Epoch, LogPosition, Members, PartitionId, Version};
@@ -147,19 +148,21 @@ pub struct Hold {
 }
 
 /// A node that this one has met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its number.
     pub node: u64,
     /// SHA-256 of the public key that it proved to have.
     pub key: [u8; 32],
+    /// The name in its certificate, hosts and organisation included; empty where it was met before names were kept.
+    pub name: String,
 }
 
 impl Peer {
     fn decode(take: &mut Take<'_>) -> Result<Peer, Truncated> {
         let node = take.u64()?;
         let key = take.bytes(32)?.try_into().map_err(|_| Truncated)?;
-        Ok(Peer { node, key })
+        Ok(Peer { node, key, name: String::new() })
     }
 }
 
@@ -171,63 +174,15 @@ pub fn reign(history: &[EpochStart], version: Version) -> Option<Epoch> {
 /// Begins the next reign, above every one that this node has agreed to; one that has no commit is superseded.
 pub(crate) fn begin_epoch(manifest: &mut Manifest, id: u64, first_version: Version) {
     let newest = manifest.epochs.last().map_or(0, |e| e.epoch.number);
-    begin_agreed(manifest, Epoch { number: newest.max(manifest.adopted.number) + 1, id }, first_version);
+    begin_agreed(manifest, Epoch { number: newest.max(manifest.leadership.voted_epoch.number) + 1, id }, first_version);
 }
 
 /// Begins a reign that this node has agreed to.
 pub(crate) fn begin_agreed(manifest: &mut Manifest, epoch: Epoch, first_version: Version) {
     manifest.epochs.retain(|e| e.first_version < first_version);
     manifest.epochs.push(EpochStart { epoch, first_version });
-    manifest.adopted = epoch;
-}
-
-/// Whose log a partition follows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
-    /// The leader, `host:port`.
-    pub address: String,
-    /// The partition there.
-    pub partition: PartitionId,
-}
-
-/// What a partition is among the nodes that hold it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Role {
-    /// It takes writes.
-    #[default]
-    Leader,
-    /// It takes none until it is promoted, or follows.
-    SteppedDown,
-    /// Its log is another node's.
-    Follower(Upstream),
-}
-
-impl Role {
-    fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            Role::SteppedDown => out.put_u8(0),
-            Role::Leader => out.put_u8(1),
-            Role::Follower(upstream) => {
-                out.put_u8(2);
-                out.put_u8(upstream.partition);
-                out.put_u16(upstream.address.len() as u16);
-                out.put(upstream.address.as_bytes());
-            }
-        }
-    }
-
-    fn decode(take: &mut Take<'_>) -> Result<Role, Truncated> {
-        match take.u8()? {
-            0 => Ok(Role::SteppedDown),
-            1 => Ok(Role::Leader),
-            2 => {
-                let (partition, length) = (take.u8()?, usize::from(take.u16()?));
-                let address = String::from_utf8(take.bytes(length)?.to_vec()).map_err(|_| Truncated)?;
-                Ok(Role::Follower(Upstream { address, partition }))
-            }
-            _ => Err(Truncated),
-        }
-    }
+    manifest.leadership.number += 1;
+    manifest.leadership.voted_epoch = epoch;
 }
 
 /// The whole of it.
@@ -253,10 +208,8 @@ pub struct Manifest {
     pub holds: Vec<Hold>,
     /// The next file number (runs, value files, index directories).
     pub next_number: u32,
-    /// What it is among the nodes that hold it.
-    pub role: Role,
-    /// The highest reign that this node has agreed to: it helps no lower one any more.
-    pub adopted: Epoch,
+    /// Who leads it, as far as this node has written that down.
+    pub leadership: Leadership,
     /// Who holds copies: the record that is in force, and those behind it that are not published yet.
     pub members: Vec<MembersRecord>,
     /// Live keys as of the mark.
@@ -280,8 +233,7 @@ impl Default for Manifest {
             segments: Vec::new(),
             holds: Vec::new(),
             next_number: 1,
-            role: Role::Leader,
-            adopted: Epoch::default(),
+            leadership: Leadership::default(),
             members: Vec::new(),
             keys: 0,
             live: Vec::new(),
@@ -360,9 +312,7 @@ impl Manifest {
             out.put_u64(h.limit_bytes);
         });
         out.put_u32(self.next_number);
-        self.role.encode(&mut out);
-        out.put_u64(self.adopted.number);
-        out.put_u64(self.adopted.id);
+        self.leadership.encode_role(&mut out);
         put_list(&self.members, &mut out, |record, out| {
             out.put_u64(record.version);
             put_members(&record.members, out);
@@ -372,6 +322,11 @@ impl Manifest {
         put_list(&self.peers, &mut out, |peer, out| {
             out.put_u64(peer.node);
             out.put(&peer.key);
+        });
+        self.leadership.encode_rest(&mut out);
+        put_list(&self.peers, &mut out, |peer, out| {
+            out.put_u16(peer.name.len() as u16);
+            out.put(peer.name.as_bytes());
         });
         let mut whole = Vec::with_capacity(out.len() + 8);
         whole.put_u32(out.len() as u32);
@@ -393,7 +348,7 @@ impl Manifest {
     }
 
     fn payload(take: &mut Take<'_>) -> Result<Manifest, Truncated> {
-        let manifest = Manifest {
+        let mut manifest = Manifest {
             generations: list(take, |t| Ok(Generation { secret: t.u64()?, start: LogPosition(t.u64()?) }))?,
             epochs: list(take, |t| {
                 Ok(EpochStart { epoch: Epoch { number: t.u64()?, id: t.u64()? }, first_version: t.u64()? })
@@ -414,8 +369,7 @@ impl Manifest {
                 Ok(Hold { name, version: t.u64()?, limit_bytes: t.u64()? })
             })?,
             next_number: take.u32()?,
-            role: Role::decode(take)?,
-            adopted: Epoch { number: take.u64()?, id: take.u64()? },
+            leadership: Leadership::decode_role(take)?,
             members: list(take, |t| {
                 let version = t.u64()?;
                 Ok(MembersRecord { version, members: take_members(t)?.ok_or(Truncated)? })
@@ -425,8 +379,17 @@ impl Manifest {
             // Manifests of before there were any end here.
             peers: if take.left() == 0 { Vec::new() } else { list(take, Peer::decode)? },
         };
+        // Manifests of before there was more to leadership than a role end here.
         if take.left() != 0 {
-            return Err(Truncated);
+            manifest.leadership.decode_rest(take)?;
+            let names = list(take, |t| {
+                let length = usize::from(t.u16()?);
+                String::from_utf8(t.bytes(length)?.to_vec()).map_err(|_| Truncated)
+            })?;
+            if names.len() != manifest.peers.len() || take.left() != 0 {
+                return Err(Truncated);
+            }
+            manifest.peers.iter_mut().zip(names).for_each(|(peer, name)| peer.name = name);
         }
         Ok(manifest)
     }
@@ -448,12 +411,12 @@ impl Manifest {
 
     /// Whether it takes writes of its own.
     pub fn writable(&self) -> bool {
-        self.role == Role::Leader
+        self.leadership.role == Role::Leader
     }
 
     /// Why it does not.
     pub fn refusal(&self) -> Error {
-        match &self.role {
+        match &self.leadership.role {
             Role::Follower(upstream) => Error::Follower { leader: upstream.address.clone() },
             _ => Error::NotLeader,
         }
@@ -555,6 +518,9 @@ impl<E: Env> ManifestStore<E> {
         }
         let mut next = self.data.borrow().clone();
         let answer = change(&mut next);
+        if next == *self.data.borrow() {
+            return Ok(answer);
+        }
         match self.write(&next).await {
             Ok(()) => {}
             Err(error) if error.kind == DiskErrorKind::NoSpace => return Err(error.into()),
@@ -695,18 +661,26 @@ mod tests {
             segments: vec![Segment { number: 1, first_version: 1, used: 8192, checkpointed_ms: Some(7) }],
             holds: vec![Hold { name: "backup".into(), version: 4, limit_bytes: 1 << 20 }],
             next_number: 5,
-            role: Role::Follower(Upstream { address: "leader:6379".to_string(), partition: 3 }),
-            adopted: Epoch { number: 2, id: 12 },
+            leadership: Leadership {
+                number: 7,
+                role: Role::Follower(Upstream { address: "leader:6379".to_string(), partition: 3 }),
+                upstream_node: 5,
+                voted_epoch: Epoch { number: 2, id: 12 },
+                ordered: Some(1),
+                promoted: 1,
+                has_followed: true,
+            },
             members: vec![MembersRecord {
                 version: 8,
                 members: Members {
                     min_replicas: 1,
                     nodes: vec![Member { node: 5, partition: 3, address: "leader:6379".to_string() }],
+                    forgotten: vec![9],
                 },
             }],
             keys: 1,
             live: vec![(1, 100)],
-            peers: vec![Peer { node: 5, key: [9; 32] }],
+            peers: vec![Peer { node: 5, key: [9; 32], name: "b".to_string() }],
         }
     }
 

@@ -32,7 +32,7 @@ impl<E: Env> Core<E> {
             _ => self.flushed.get(),
         };
         let shown_early = self.env.sabotage() == Some(Sabotage::PendingShownByFollower)
-            && matches!(self.manifest.get().role, Role::Follower(_));
+            && matches!(self.manifest.get().leadership.role, Role::Follower(_));
         let to = if shown_early { flushed } else { flushed.min(self.gate.get()) };
         if to <= self.published.get() {
             return;
@@ -105,7 +105,8 @@ impl<E: Env> Core<E> {
         let records: Vec<MembersRecord> = manifest.members.iter().filter(|r| r.version <= prepared).cloned().collect();
         if records.is_empty() && prepared == 0 && self.settings.min_replicas > 0 && manifest.writable() {
             // A new partition asks for as many as its settings say.
-            let members = Members { min_replicas: self.settings.min_replicas, nodes: Vec::new() };
+            let members =
+                Members { min_replicas: self.settings.min_replicas, nodes: Vec::new(), forgotten: Vec::new() };
             return vec![MembersRecord { version: 0, members }];
         }
         let from = records.iter().rposition(|r| r.version <= published).unwrap_or(0);
@@ -121,7 +122,7 @@ impl<E: Env> Core<E> {
     pub(crate) fn counts_alone(&self) -> bool {
         let manifest = self.manifest.get();
         let sabotaged = self.env.sabotage() == Some(Sabotage::PendingShownAfterRestart);
-        (!matches!(manifest.role, Role::Follower(_)) && manifest.min_replicas() == 0) || sabotaged
+        (!matches!(manifest.leadership.role, Role::Follower(_)) && manifest.min_replicas() == 0) || sabotaged
     }
 
     /// Whether it leads, and has been agreed to.
@@ -168,6 +169,31 @@ impl<E: Env> Core<E> {
     /// Whether a FlushDB is yet to be carried out: nothing but lists of members is prepared behind it.
     pub(crate) fn is_flushing(&self) -> bool {
         self.flush_db.get() != FlushDb::None
+    }
+
+    /// The same for a write, which waits for followers no longer than a commit would, and only where it may still be prepared.
+    pub(crate) async fn wait_for_flush_as_leader(&self) -> Result<(), Error> {
+        let deadline = self.env.now() + self.settings.quorum_timeout;
+        while let FlushDb::Logged(_) = self.flush_db.get() {
+            if self.closing.get() {
+                return Err(Error::ShuttingDown);
+            }
+            if !self.manifest.get().writable() {
+                return Err(self.manifest.get().refusal());
+            }
+            let left = deadline.saturating_sub(self.env.now());
+            let alone = self.gate.get() == Version::MAX;
+            if !alone && (left.is_zero() || !self.leads()) {
+                return Err(self.no_quorum());
+            }
+            let changed = async {
+                let (retired, quorum) = (self.retired.get(), self.quorum_changed.get());
+                first_of(self.retired.reached(retired + 1), self.quorum_changed.reached(quorum + 1)).await;
+            };
+            // Where nobody else must hold it only the disk is waited for.
+            first_of(changed, self.env.sleep(if alone { self.settings.quorum_timeout } else { left })).await;
+        }
+        self.wait_for_flush().await
     }
 
     /// Waits until every FlushDB is carried out.

@@ -10,7 +10,7 @@
 use crate::commit::{begin_generation, begin_writing, enqueue};
 use crate::env::{Env, Level};
 use crate::error::Error;
-use crate::manifest::{EpochStart, Generation, MembersRecord, Peer, Role, Upstream, begin_agreed};
+use crate::manifest::{EpochStart, Generation, Leadership, MembersRecord, Peer, Role, Upstream, begin_agreed};
 use crate::partition::{Core, Partition};
 use crate::types::{Epoch, LogPosition, Members, Version};
 use crate::wal;
@@ -38,48 +38,13 @@ pub struct Standing {
     pub leads: bool,
 }
 
-impl<E: Env> Core<E> {
-    /// What an opening makes of the role that it finds.
-    pub(crate) fn take_up_role(self: &Rc<Self>) {
-        let leader = self.manifest.get().writable();
-        let alone = self.min_replicas() == 0;
-        self.confirmed.set(leader && alone);
-        self.quorum_missing.set(leader && !alone);
-        let free = alone && !matches!(self.manifest.get().role, Role::Follower(_));
-        self.gate.set(if free { Version::MAX } else { self.published.get() });
-        self.found_version.set(if free { 0 } else { self.prepared.get() });
-        self.publish();
-    }
-
-    /// It leads no more, or another one: what is pending has no known outcome, and the gate is shut.
-    async fn depose(self: &Rc<Self>) {
-        self.confirmed.set(false);
-        *self.fetching.borrow_mut() = None;
-        self.deposed.raise(self.deposed.get() + 1);
-        self.stop_waiting();
-        let (free, last) = (self.gate.get() == Version::MAX, self.prepared.get());
-        // Who waits for followers while holding the gate below lets go.
-        if !free && last > self.published.get() {
-            self.expired.raise(last.max(self.expired.get()));
-        }
-        // What is on its way to the log either sees the new role or is in it.
-        drop(self.slow_gate.enter().await);
-        self.flushed.reached(self.prepared.get()).await;
-        self.gate.set(self.published.get());
-        let last = self.prepared.get();
-        if last > self.published.get() {
-            self.expired.raise(last.max(self.expired.get()));
-        }
-    }
-}
-
 impl<E: Env> Partition<E> {
     /// What it has, and has agreed to.
     pub fn standing(&self) -> Standing {
         let core = &self.0;
         let manifest = core.manifest.get();
         Standing {
-            adopted: manifest.adopted,
+            adopted: manifest.leadership.voted_epoch,
             epochs: manifest.epochs.iter().filter(|e| e.first_version <= core.prepared.get()).copied().collect(),
             last: core.prepared.get(),
             published: core.published.get(),
@@ -95,23 +60,7 @@ impl<E: Env> Partition<E> {
 
     /// The highest epoch that it has agreed to.
     pub fn adopted(&self) -> Epoch {
-        self.0.manifest.get().adopted
-    }
-
-    /// A leader, or one that would be, follows another one, if it still is what it was when it learned of that.
-    pub async fn follow_newer(&self, upstream: Upstream, adopted: Epoch) -> Result<bool, Error> {
-        let follow = |m: &mut crate::manifest::Manifest| {
-            let same = m.role == Role::Leader && m.adopted == adopted;
-            if same {
-                m.role = Role::Follower(upstream);
-            }
-            same
-        };
-        let follows = !self.0.closing.get() && self.0.update_manifest(follow).await?;
-        if follows {
-            self.0.depose().await;
-        }
-        Ok(follows)
+        self.0.manifest.get().leadership.voted_epoch
     }
 
     /// A candidate takes the end of the log from there, whatever its role is; until it leads, or follows anybody.
@@ -134,30 +83,54 @@ impl<E: Env> Partition<E> {
         Ok(())
     }
 
-    /// A node says its number, and has proved to have this key: the first key that was met with a number stays.
-    pub async fn recognise(&self, peer: Peer) -> Result<(), Error> {
-        let known = |peers: &[Peer]| peers.iter().find(|known| known.node == peer.node).copied();
-        let mut found = known(&self.0.manifest.get().peers);
-        if found.is_none() {
-            let met = |m: &mut crate::manifest::Manifest| {
-                if known(&m.peers).is_none() && m.peers.len() < PEERS_MAX {
-                    m.peers.push(peer);
-                }
-                known(&m.peers)
-            };
-            found = self.0.update_manifest(met).await?;
+    /// A node says its number, and its certificate has this key and this name. The first name that was met with a number stays;
+    /// a new key under that name is taken, as certificates are renewed. Answers what people should know of.
+    pub async fn recognise(&self, peer: Peer) -> Result<Option<String>, Error> {
+        let find = |peers: &[Peer]| peers.iter().find(|known| known.node == peer.node).cloned();
+        let found = find(&self.0.manifest.get().peers);
+        let news = match &found {
+            Some(known) if *known == peer => return Ok(None),
+            // It was met before names were kept, and has proved to be the same.
+            Some(known) if known.key == peer.key && known.name.is_empty() => None,
+            Some(known) if known.key == peer.key => {
+                Some(format!("the certificate of node {:016x} has another name: '{}'", peer.node, peer.name))
+            }
+            Some(known) if known.name == peer.name && !peer.name.is_empty() => {
+                Some(format!("the certificate of node {:016x} has a new key; its name is the same", peer.node))
+            }
+            Some(known) => {
+                return Err(Error::Stranger(format!(
+                    "node {:016x} was met with another key and another name in its certificate before ('{}'; now '{}'); if it \
+                     is the same node, `replicas forget {:016x}` forgets it",
+                    peer.node, known.name, peer.name, peer.node
+                )));
+            }
+            None => {
+                let shared = |known: &&Peer| !known.name.is_empty() && known.name == peer.name;
+                self.0.manifest.get().peers.iter().find(shared).map(|other| {
+                    format!("nodes {:016x} and {:016x} have certificates with the same name", other.node, peer.node)
+                })
+            }
+        };
+        let met = |m: &mut crate::manifest::Manifest| {
+            let same = m.peers.iter().position(|known| known.node == peer.node);
+            match same {
+                // Another connection of the node may have come first.
+                Some(at) if found.as_ref() == Some(&m.peers[at]) => m.peers[at] = peer.clone(),
+                Some(at) => return m.peers[at] == peer,
+                None if found.is_none() && m.peers.len() < PEERS_MAX => m.peers.push(peer.clone()),
+                None => return false,
+            }
+            true
+        };
+        if self.0.update_manifest(met).await? {
+            return Ok(news);
         }
-        let forget = format!("`replicas forget {:016x}` forgets it", peer.node);
-        match found {
-            Some(known) if known.key == peer.key => Ok(()),
-            Some(_) => Err(Error::Stranger(format!(
-                "node {:016x} was met with another key before; if it has a new one, {forget}",
-                peer.node
-            ))),
-            None => Err(Error::Stranger(format!(
-                "{PEERS_MAX} nodes were met already; `replicas forget` one that is gone for good"
-            ))),
-        }
+        Err(Error::Stranger(format!(
+            "{PEERS_MAX} nodes were met already, or another one says to be node {:016x}; `replicas forget` one that is gone for \
+             good",
+            peer.node
+        )))
     }
 
     /// Forgets a node's key; answers whether it was known.
@@ -174,66 +147,15 @@ impl<E: Env> Partition<E> {
         self.0.deposed.get()
     }
 
-    /// Agrees to an epoch, and follows the one who asks (`None`: this node itself asks). On disk, with everything that was
-    /// prepared, when this returns; then nothing of a lower epoch comes behind it.
-    pub async fn promise(&self, epoch: Epoch, candidate: Option<Upstream>) -> Result<Standing, Error> {
-        let core = &self.0;
-        let ids_compared = core.env.sabotage() != Some(crate::env::Sabotage::EpochIdNotCompared);
-        let is_same = |adopted: Epoch| adopted == epoch || (!ids_compared && adopted.number == epoch.number);
-        if core.closing.get() {
-            return Err(Error::ShuttingDown);
-        }
-        let lenient = core.env.sabotage() == Some(crate::env::Sabotage::LowerPromise);
-        let is_lower = |adopted: Epoch| !is_same(adopted) && adopted.number >= epoch.number && !lenient;
-        let refused = |adopted: Epoch| is_lower(adopted).then_some(adopted);
-        let adopted = core.manifest.get().adopted;
-        if let Some(adopted) = refused(adopted) {
-            return Err(Error::Fenced { adopted });
-        }
-        let stays = core.env.sabotage() == Some(crate::env::Sabotage::OldLeaderFollowed);
-        // A first write that is about to begin an epoch of its own does so before this, or not at all.
-        let begin = core.begin_gate.enter().await;
-        if !self.sabotaged_promise() {
-            let adopted = core
-                .update_manifest(|m| {
-                    // Another one may have come first.
-                    if let Some(adopted) = refused(m.adopted) {
-                        return Some(adopted);
-                    }
-                    m.adopted = epoch;
-                    if let Some(candidate) = candidate.filter(|_| !stays) {
-                        m.role = Role::Follower(candidate);
-                    }
-                    None
-                })
-                .await?;
-            if let Some(adopted) = adopted {
-                return Err(Error::Fenced { adopted });
-            }
-        }
-        // One that led leads no more, also if it asks itself: what is confirmed from now on is not of its old epoch.
-        core.confirmed.set(false);
-        drop(begin);
-        core.depose().await;
-        let standing = self.standing();
-        // Somebody else may have been agreed to in between, who must not be taken for the one who asked.
-        let kept = is_same(standing.adopted) || self.sabotaged_promise();
-        if kept { Ok(standing) } else { Err(Error::Fenced { adopted: standing.adopted }) }
-    }
-
-    fn sabotaged_promise(&self) -> bool {
-        self.0.env.sabotage() == Some(crate::env::Sabotage::PromiseNotKept)
-    }
-
     /// Leads in an epoch that was agreed to, beginning with a record of who holds copies where followers are asked for.
-    /// `by_force` the lists before it count no more: too few of their members are left to ever change them. `is_wanted` is asked
-    /// in the step that makes it the leader: an order that came meanwhile stands.
+    /// `by_force` the lists before it count no more: too few of their members are left to ever change them. `decide` is asked
+    /// in the step that makes it the leader: what came meanwhile stands.
     pub async fn lead(
         &self,
         epoch: Epoch,
         members: Members,
         by_force: bool,
-        is_wanted: impl Fn() -> bool,
+        decide: impl Fn(&Leadership) -> Result<Leadership, Error>,
     ) -> Result<(), Error> {
         let core = &self.0;
         let asks = members.min_replicas > 0 || core.min_replicas() > 0 || members != self.members();
@@ -256,17 +178,12 @@ impl<E: Env> Partition<E> {
                 let active = if by_force { Vec::new() } else { core.active_members() };
                 let recorded = core
                     .update_manifest(|m| {
-                        if m.adopted != epoch {
-                            return Err(Error::Fenced { adopted: m.adopted });
-                        }
-                        if !is_wanted() {
-                            return Err(Error::Superseded);
-                        }
+                        let next = decide(&m.leadership)?;
                         if !begun {
                             begin_generation(&mut m.generations, fresh, oldest);
                         }
                         begin_agreed(m, epoch, version);
-                        m.role = Role::Leader;
+                        m.leadership = Leadership { number: m.leadership.number, ..next };
                         m.members = active;
                         if asks {
                             m.members.push(MembersRecord { version, members: members.clone() });
@@ -304,43 +221,34 @@ impl<E: Env> Partition<E> {
         Ok(())
     }
 
-    /// Agrees to lead in an epoch above all that it knows, with a number of at least `at_least`. Tried again where a first
-    /// write begins one just before.
-    pub async fn promise_next(&self, at_least: u64) -> Result<(Epoch, Standing), Error> {
-        let core = &self.0;
-        let mut tries = 0;
-        loop {
-            let newest = {
-                let m = core.manifest.get();
-                m.adopted.number.max(m.epochs.last().map_or(0, |e| e.epoch.number))
-            };
-            let epoch = Epoch { number: at_least.max(newest + 1), id: core.env.random() };
-            tries += 1;
-            match self.promise(epoch, None).await {
-                Ok(standing) => return Ok((epoch, standing)),
-                Err(Error::Fenced { .. }) if tries < 3 => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
     /// Begins a new epoch and takes writes again, asking nobody: for where no followers are asked for, or by force.
     pub async fn promote(&self) -> Result<(), Error> {
-        let (epoch, _) = self.promise_next(0).await?;
-        self.lead(epoch, Members { min_replicas: 0, ..self.members() }, false, || true).await
+        let (epoch, _) = self.stand(0).await?;
+        let lead = |now: &Leadership| {
+            let adopted = now.voted_epoch;
+            if adopted == epoch { Ok(now.leading(true)) } else { Err(Error::Fenced { adopted }) }
+        };
+        self.lead(epoch, Members { min_replicas: 0, ..self.members() }, false, lead).await
     }
 
     /// Changes who holds copies, or how many must: a record of the log, in force once enough hold it under the old rule and
-    /// the new. One change at a time. `None` from `change` leaves all as it is.
-    pub async fn change_members(&self, change: impl Fn(&Members) -> Option<Members>) -> Result<Option<Version>, Error> {
+    /// the new. One change at a time, but for one that `overtakes`: it comes behind a change that is pending, and both must be
+    /// held. `None` from `change` leaves all as it is.
+    pub async fn change_members(
+        &self,
+        overtakes: bool,
+        change: impl Fn(&Members) -> Option<Members>,
+    ) -> Result<Option<Version>, Error> {
         let core = &self.0;
         let deadline = core.env.now() + core.settings.quorum_timeout;
         loop {
-            core.wait_for_members(deadline).await?;
+            if !overtakes {
+                core.wait_for_members(deadline).await?;
+            }
             if self.role() == Role::Leader && core.min_replicas() == 0 {
                 begin_writing(core).await?;
             }
-            match self.try_change_members(&change).await? {
+            match self.try_change_members(overtakes, &change).await? {
                 Turn::Taken(version) => return Ok(version),
                 // Waited for, too, and no longer than the first.
                 Turn::AnotherCame => {}
@@ -348,13 +256,17 @@ impl<E: Env> Partition<E> {
         }
     }
 
-    async fn try_change_members(&self, change: &impl Fn(&Members) -> Option<Members>) -> Result<Turn, Error> {
+    async fn try_change_members(
+        &self,
+        overtakes: bool,
+        change: &impl Fn(&Members) -> Option<Members>,
+    ) -> Result<Turn, Error> {
         let core = &self.0;
         core.paused(async || {
             if !core.leads() || core.closing.get() {
                 return Err(core.manifest.get().refusal());
             }
-            if core.members_pending() {
+            if core.members_pending() && !overtakes {
                 return Ok(Turn::AnotherCame);
             }
             let Some(members) = change(&self.members()) else { return Ok(Turn::Taken(None)) };
@@ -396,28 +308,6 @@ impl<E: Env> Partition<E> {
         })
         .await
     }
-
-    /// Refuses writes from now on, until promoted; durable. What was prepared is published where nobody else must hold it.
-    pub async fn step_down(&self) -> Result<(), Error> {
-        let core = &self.0;
-        if core.closing.get() {
-            return Err(Error::ShuttingDown);
-        }
-        core.update_manifest(|m| m.role = Role::SteppedDown).await?;
-        core.depose().await;
-        core.log(Level::Info, "stepped down: writes are refused until it is promoted");
-        Ok(())
-    }
-
-    /// Follows from now on, and refuses writes of its own; durable.
-    pub async fn follow(&self, upstream: Upstream) -> Result<(), Error> {
-        if self.0.closing.get() {
-            return Err(Error::ShuttingDown);
-        }
-        self.0.update_manifest(|m| m.role = Role::Follower(upstream)).await?;
-        self.0.depose().await;
-        Ok(())
-    }
 }
 
 /// What became of a change of the members.
@@ -432,7 +322,7 @@ impl<E: Env> Core<E> {
     pub(crate) fn takes_from(&self, upstream: &Upstream) -> bool {
         match &*self.fetching.borrow() {
             Some(fetching) => fetching == upstream && !self.confirmed.get(),
-            None => self.manifest.get().role == Role::Follower(upstream.clone()),
+            None => self.manifest.get().leadership.role == Role::Follower(upstream.clone()),
         }
     }
 

@@ -256,7 +256,7 @@ impl<E: Env> Partition<E> {
         let (shared_flushes, shared_flush_writes) = core.wal().shared_counts();
         Status {
             partition: core.id,
-            role: manifest.role.clone(),
+            role: manifest.leadership.role.clone(),
             epoch: position.epoch.number,
             epoch_id: position.epoch.id,
             version: position.version,

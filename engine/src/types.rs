@@ -42,7 +42,7 @@ impl fmt::Display for LogPosition {
 }
 
 /// A reign: its number, and the random id drawn by the node that began it (D13).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Epoch {
     /// Grows with every opening and promotion.
     pub number: u64,
@@ -126,4 +126,6 @@ pub struct Members {
     pub min_replicas: u32,
     /// The leader and its followers.
     pub nodes: Vec<Member>,
+    /// Nodes that an operator has ordered to be forgotten, oldest first: they are no members until they are ordered to follow.
+    pub forgotten: Vec<u64>,
 }

@@ -57,6 +57,26 @@ impl Election {
         self.answers.values().max_by_key(newest).map_or(&[], |standing| &standing.members)
     }
 
+    /// Whether the candidate has followed, and no list names it as a member yet: it may lack what members hold, a newer list among
+    /// that, and members do not vote for it.
+    pub fn is_no_member(&self, has_followed: bool) -> bool {
+        let named = |record: &MembersRecord| record.members.nodes.iter().any(|member| member.key() == self.own);
+        has_followed && !self.records().last().is_some_and(named)
+    }
+
+    /// Whether an operator has ordered the candidate to be forgotten.
+    pub fn is_forgotten(&self) -> bool {
+        self.records().last().is_some_and(|record| record.members.forgotten.contains(&self.own.0))
+    }
+
+    /// Members that do not answer although all of them must hold the change from N = 0, as in [`crate::quorum`].
+    pub fn missed_by_a_raise(&self) -> Vec<Member> {
+        let Some(newest) = self.records().last().filter(|record| record.members.min_replicas == 0) else {
+            return Vec::new();
+        };
+        newest.members.nodes.iter().filter(|member| !self.answers.contains_key(&member.key())).cloned().collect()
+    }
+
     /// Members that were not asked yet, in this round.
     pub fn unasked(&mut self) -> Vec<Member> {
         let nodes = self.records().iter().flat_map(|record| record.members.nodes.clone()).collect::<Vec<_>>();
@@ -153,6 +173,28 @@ impl Election {
     }
 }
 
+/// Whether a node votes for a candidate at all: its list names it, or the candidate has a newer list of the same history that
+/// names both. A node without a list votes for whoever asks, unless it leads: then it belongs to no cluster.
+pub fn knows_candidate(own: (Key, &Standing), leads: bool, candidate: (Key, &Standing)) -> bool {
+    let names = |standing: &Standing, key: Key| {
+        standing.members.iter().any(|record| record.members.nodes.iter().any(|member| member.key() == key))
+    };
+    let is_forgotten = own.1.members.last().is_some_and(|record| record.members.forgotten.contains(&candidate.0.0));
+    if names(own.1, candidate.0) || is_forgotten {
+        return !is_forgotten;
+    }
+    if own.1.members.iter().all(|record| record.members.nodes.is_empty()) {
+        return !leads;
+    }
+    let newest = |standing: &Standing| {
+        let version = standing.members.last().map_or(0, |record| record.version);
+        (reign(&standing.epochs, version).map_or(0, |epoch| epoch.number), version)
+    };
+    let first = |standing: &Standing| standing.epochs.first().map(|start| start.epoch);
+    let same_history = first(own.1).is_some() && first(own.1) == first(candidate.1);
+    same_history && newest(candidate.1) > newest(own.1) && names(candidate.1, candidate.0) && names(candidate.1, own.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,7 +206,7 @@ mod tests {
     }
 
     fn standing(adopted: u64, epoch: (u64, u64), last: Version, min_replicas: u32, nodes: &[u64]) -> Standing {
-        let list = Members { min_replicas, nodes: nodes.iter().map(|n| member(*n)).collect() };
+        let list = Members { min_replicas, nodes: nodes.iter().map(|n| member(*n)).collect(), forgotten: vec![] };
         let epochs = vec![EpochStart { epoch: Epoch { number: epoch.0, id: epoch.1 }, first_version: 1 }];
         let members = vec![MembersRecord { version: 1, members: list }];
         Standing { adopted: Epoch { number: adopted, id: adopted }, epochs, last, published: 0, members, leads: false }
@@ -207,6 +249,28 @@ mod tests {
         let newer = Standing { leads: true, ..standing(3, (3, 3), 11, 1, &[1, 2, 3]) };
         election.answered((2, 1), false, newer);
         assert_eq!(election.newer_leader(), Some(member(2)));
+    }
+
+    #[test]
+    fn a_stranger_gets_no_vote() {
+        let own = standing(1, (1, 1), 10, 1, &[1, 2]);
+        let asked = |node: u64, theirs: Standing| knows_candidate(((2, 1), &own), false, ((node, 1), &theirs));
+        let theirs = |version: Version, nodes: &[u64], first: u64| {
+            let mut theirs = standing(1, (1, first), 20, 1, nodes);
+            theirs.members[0].version = version;
+            theirs
+        };
+        assert!(asked(1, theirs(1, &[1, 2], 1)));
+        assert!(asked(3, theirs(9, &[1, 2, 3], 1)), "it joined in a record that is not here yet");
+        assert!(!asked(3, theirs(1, &[1, 2, 3], 1)), "the list is no newer one");
+        assert!(!asked(3, theirs(9, &[1, 3], 1)), "it does not name this node");
+        assert!(!asked(3, theirs(9, &[1, 2, 3], 7)), "another history");
+        let alone = standing(0, (1, 1), 0, 0, &[]);
+        assert!(knows_candidate(((2, 1), &alone), false, ((3, 1), &alone)));
+        assert!(!knows_candidate(((2, 1), &alone), true, ((3, 1), &alone)));
+        let mut forgets = standing(1, (1, 1), 10, 1, &[1, 2]);
+        forgets.members[0].members.forgotten.push(3);
+        assert!(!knows_candidate(((2, 1), &forgets), false, ((3, 1), &theirs(9, &[1, 2, 3], 1))));
     }
 
     #[test]

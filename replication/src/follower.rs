@@ -243,7 +243,21 @@ mod tests {
         let adopted = Epoch::default();
         let (epochs, life, wish, resume) = (Vec::new(), 1, Wish::Log, None);
         let (version, node, own, partition, last) = (0, 2, 1, 3, 7);
-        let hello = Hello { version, node, own, partition, last, adopted, epochs, address, dialed, life, wish, resume };
+        let hello = Hello {
+            version,
+            node,
+            own,
+            partition,
+            last,
+            adopted,
+            epochs,
+            address,
+            dialed,
+            life,
+            ordered: false,
+            wish,
+            resume,
+        };
         let (mut follower, hello) = Follower::open(hello, NOW);
         assert!(matches!(hello, Frame::Hello(Hello { version: PROTOCOL, own: 1, partition: 3, last: 7, .. })));
         assert!(follower.take(Frame::Batch(vec![1].into()), NOW).is_err());

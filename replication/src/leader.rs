@@ -200,7 +200,21 @@ mod tests {
         let (adopted, epochs) = (Epoch::default(), epochs.to_vec());
         let (life, wish, resume) = (1, Wish::Log, None);
         let (version, node, own, partition) = (PROTOCOL, 2, 1, 1);
-        Hello { version, node, own, partition, last, adopted, epochs, address, dialed, life, wish, resume }
+        Hello {
+            version,
+            node,
+            own,
+            partition,
+            last,
+            adopted,
+            epochs,
+            address,
+            dialed,
+            life,
+            ordered: false,
+            wish,
+            resume,
+        }
     }
 
     fn view(published: Version, last: Version, oldest: Version, epochs: &[EpochStart]) -> View {

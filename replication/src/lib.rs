@@ -6,6 +6,7 @@
 //! * [`follower`]: one partition that follows.
 //! * [`quorum`]: how many must hold a commit, and how many must agree to a new leader.
 //! * [`election`]: who may lead.
+//! * [`leadership`]: what becomes of a node's leadership, event by event.
 //!
 //! Architecture invariants: nothing here waits, sends, reads a file or asks for the time. A caller hands in what came and
 //! what time it is, and does what it is told.
@@ -14,6 +15,7 @@ pub mod election;
 pub mod follower;
 pub mod history;
 pub mod leader;
+pub mod leadership;
 pub mod quorum;
 pub mod wire;
 

@@ -8,6 +8,10 @@
 //! A change of the list, or of N, is a record of the log. What lies at or behind it needs both rules until the record itself
 //! is published (joint consensus, as in Raft). Where a list has fewer than N followers nothing can count under it, and all
 //! that it has must hold the change.
+//!
+//! Under N = 0 nobody must hold anything, so nobody need be asked by who leads next: there is no rule that a change to N > 0
+//! could be joint with. Such a change counts where every follower of the list of N = 0 holds it: whoever could lead without
+//! asking then knows that it must ask. A follower that is gone is forgotten first; it may still lead, in a history of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use turnstone_engine::manifest::MembersRecord;
@@ -33,6 +37,14 @@ pub struct Broken {
     pub new_rule_alone: bool,
     /// The leader counts as one of its followers.
     pub counts_itself: bool,
+    /// A vote for a lower epoch is given.
+    pub lower_vote: bool,
+    /// Epochs of one number are taken for one.
+    pub id_not_compared: bool,
+    /// A change from N = 0 does not wait for those who have missed it.
+    pub raised_alone: bool,
+    /// What nodes do by themselves ends orders.
+    pub order_not_kept: bool,
 }
 
 /// The version that `needed` followers hold.
@@ -57,6 +69,16 @@ fn followers(members: &Members) -> usize {
 /// N, or all there are.
 fn reachable(members: &Members) -> usize {
     (members.min_replicas as usize).min(followers(members))
+}
+
+/// Whom a change from N = 0 waits for: the followers of the list at `i`, if it is one of N = 0 and the one at `of` or one
+/// between asks for followers; but for those that the newest list has no more.
+fn missed_by(records: &[MembersRecord], i: usize, of: usize, leader: Key) -> Option<Vec<Key>> {
+    let list = &records[i].members;
+    let raised = list.min_replicas == 0 && records[i + 1..=of].iter().any(|later| later.members.min_replicas > 0);
+    let newest = &records[records.len() - 1].members;
+    let stays = |key: &Key| *key != leader && newest.nodes.iter().any(|other| other.key() == *key);
+    raised.then(|| list.nodes.iter().map(|member| member.key()).filter(stays).collect())
 }
 
 impl Quorum {
@@ -86,8 +108,14 @@ impl Quorum {
         let mut reached = Version::MAX;
         // From the newest list back to the one in force: what is behind a list needs it and all before it.
         for (i, record) in records.iter().enumerate().rev() {
-            let before = records[..i].iter().filter(|_| !broken.new_rule_alone);
-            let old = before.map(|r| held(&r.members, reachable(&r.members))).min().unwrap_or(Version::MAX);
+            let by_rule = |j: usize| match missed_by(records, j, i, leader) {
+                Some(all) if !broken.raised_alone => {
+                    all.iter().map(|key| self.confirmed(*key)).min().unwrap_or(Version::MAX)
+                }
+                _ => held(&records[j].members, reachable(&records[j].members)),
+            };
+            let before = (0..i).filter(|_| !broken.new_rule_alone);
+            let old = before.map(by_rule).min().unwrap_or(Version::MAX);
             let all = old.min(held(&record.members, record.members.min_replicas as usize)).min(reached);
             if all >= record.version || i == 0 {
                 reached = all;
@@ -100,12 +128,16 @@ impl Quorum {
 }
 
 /// Whether enough followers are there for a commit, `there` being connected.
-pub fn is_there(records: &[MembersRecord], leader: Key, there: &BTreeSet<Key>) -> bool {
-    records.iter().all(|record| {
-        let present = record.members.nodes.iter().filter(|m| m.key() != leader && there.contains(&m.key())).count();
+pub fn is_there(records: &[MembersRecord], leader: Key, there: &BTreeSet<Key>, broken: Broken) -> bool {
+    let last = records.len().saturating_sub(1);
+    (0..records.len()).all(|i| {
+        let list = &records[i].members;
+        if let Some(all) = missed_by(records, i, last, leader).filter(|_| !broken.raised_alone) {
+            return all.iter().all(|key| there.contains(key));
+        }
+        let present = list.nodes.iter().filter(|m| m.key() != leader && there.contains(&m.key())).count();
         // Under a list that has too few, all that it has do.
-        let newest = std::ptr::eq(record, records.last().unwrap_or(record));
-        present >= if newest { record.members.min_replicas as usize } else { reachable(&record.members) }
+        present >= if i == last { list.min_replicas as usize } else { reachable(list) }
     })
 }
 
@@ -145,11 +177,23 @@ mod tests {
     use turnstone_engine::types::Member;
 
     const LEADER: Key = (1, 1);
-    const NONE: Broken = Broken { epoch: false, old_tail: false, new_rule_alone: false, counts_itself: false };
+    const NONE: Broken = Broken {
+        epoch: false,
+        old_tail: false,
+        new_rule_alone: false,
+        counts_itself: false,
+        lower_vote: false,
+        id_not_compared: false,
+        raised_alone: false,
+        order_not_kept: false,
+    };
 
     fn record(version: Version, min_replicas: u32, nodes: &[u64]) -> MembersRecord {
         let member = |node: &u64| Member { node: *node, partition: 1, address: String::new() };
-        MembersRecord { version, members: Members { min_replicas, nodes: nodes.iter().map(member).collect() } }
+        MembersRecord {
+            version,
+            members: Members { min_replicas, nodes: nodes.iter().map(member).collect(), forgotten: vec![] },
+        }
     }
 
     fn quorum(acks: &[(u64, Version)]) -> Quorum {
@@ -204,6 +248,43 @@ mod tests {
         assert_eq!(quorum(&[]).reached(LEADER, &lists, 1, NONE), 0);
         assert_eq!(quorum(&[(2, 2)]).reached(LEADER, &lists, 1, NONE), 2);
         assert_eq!(quorum(&[(2, 2)]).reached(LEADER, &lists[1..], 1, NONE), 2);
+    }
+
+    #[test]
+    fn a_change_from_zero_waits_for_everybody_who_could_lead_without_asking() {
+        let raised = [record(1, 0, &[1, 2, 3]), record(5, 1, &[1, 2, 3])];
+        assert_eq!(quorum(&[(2, 9)]).reached(LEADER, &raised, 1, NONE), 4, "3 would lead by the list of N = 0");
+        assert_eq!(quorum(&[(2, 9), (3, 4)]).reached(LEADER, &raised, 1, NONE), 4);
+        assert_eq!(quorum(&[(2, 9), (3, 5)]).reached(LEADER, &raised, 1, NONE), 5);
+        assert!(!is_there(&raised, LEADER, &BTreeSet::from([(2, 1)]), NONE));
+        // 3 is gone for good, and is forgotten.
+        let forgotten = [raised[0].clone(), raised[1].clone(), record(6, 1, &[1, 2])];
+        assert_eq!(quorum(&[(2, 9)]).reached(LEADER, &forgotten, 1, NONE), 9);
+        assert!(is_there(&forgotten, LEADER, &BTreeSet::from([(2, 1)]), NONE));
+        // A leader that the list of N = 0 did not name, and followers that it did.
+        let other = [record(1, 0, &[2, 3]), record(5, 1, &[1, 2, 3])];
+        assert_eq!(quorum(&[(2, 9)]).reached(LEADER, &other, 1, NONE), 4);
+        assert_eq!(quorum(&[(2, 9), (3, 7)]).reached(LEADER, &other, 1, NONE), 7);
+    }
+
+    /// Every pair of N and next N, every set of holders of the change, every set that has missed it.
+    #[test]
+    fn promises_under_an_old_list_meet_the_holders_of_the_next() {
+        for (n, next, nodes) in (0..4).flat_map(|n| (0..4).flat_map(move |next| (2..5).map(move |k| (n, next, k)))) {
+            let all: Vec<u64> = (1..=nodes).collect();
+            let lists = [record(1, n, &all), record(8, next, &all)];
+            for holders in 0..1u32 << nodes {
+                let holds = |node: &u64| *node == 1 || holders & 1 << (node - 1) != 0;
+                let acks: Vec<(u64, Version)> = all.iter().filter(|n| **n != 1 && holds(n)).map(|n| (*n, 8)).collect();
+                if next == 0 || quorum(&acks).reached(LEADER, &lists, 1, NONE) < 8 {
+                    continue;
+                }
+                // A candidate that has missed it and those who have missed it with him.
+                let missed: BTreeSet<Key> = all.iter().filter(|n| !holds(n)).map(|n| (*n, 1)).collect();
+                let enough = !missed.is_empty() && promises(&lists[..1], &missed).suffice();
+                assert!(!enough, "N from {n} to {next}: {acks:?} hold the change, {missed:?} may lead without them");
+            }
+        }
     }
 
     #[test]

@@ -8,7 +8,9 @@
 //! | 1 | follower | hello | `version u16, node u64, own u8, partition u8, last u64, epoch, epochs, address, dialed, more` |
 //! | 2 | follower | ack | `epoch, durable u64` |
 //! | 3 | both | beat | `published u64`, of the sender |
-//! | 4 | candidate | ask | `version u16, node u64, own u8, member u64, partition u8, epoch, address`: number 0 only asks |
+//! | 4 | anybody | status request | `caller` |
+//! | 5 | candidate | vote request | `caller, epoch, standing, members` |
+//! | 6 | leader | it leads | `caller, address`: the receiver may ask it, and follow |
 //! | 16 | leader | accept | `node u64, leads u8, standing`: the stream begins behind the follower's last version |
 //! | 17 | leader | refuse | `reason u8, text up to the end` |
 //! | 18 | leader | batch | the body, as it is in the log |
@@ -18,25 +20,28 @@
 //! | 23 | leader | copy | as accept, then `version u64, keys u64, members, resumed u8`: no stream, but a copy at that version |
 //! | 24 | leader | keys | `length u16, key, version u64, length u32, value` of each, in the order of the keys |
 //! | 25 | leader | end of a copy | `keys u64, digest u64`: everything was sent |
-//! | 22 | member | answer | `granted u8, leads u8, standing, members` to an ask |
+//! | 22 | member | status | `node u64, granted u8, candidate u8, promoted u64, follows, leads u8, standing, members`, to 4, 5 and 6 |
 //!
 //! `epoch` is `number u64, id u64`; `epochs` is `count u32`, then `epoch, first version u64` of each; `standing` is
 //! `adopted epoch, last u64, published u64, epochs`; `members` is `count u32`, then `version u64` and the list of each, as
-//! in a body; `address` and `dialed` are `length u16` and that many bytes. `more` is `life u64, copy u8, resume`: `life` is drawn
-//! when the process begins; `copy` is 0 for a log or nothing, 1 for a copy if
-//! the log does not reach back, 2 for a copy in any case; `resume` is `u8`, and if that is 1 `version u64, length u16, key`: so
-//! far the follower has a copy at that version.
+//! in a body; `address` and `dialed` are `length u16` and that many bytes. `caller` is `version u16, node u64, own u8, member u64,
+//! partition u8`: who says it, and who is meant (`member` 0 for whoever listens there). `follows` is `count u8`, then
+//! `node u64, partition u8, address` of each. `more` is `life u64, ordered u8, copy u8, resume`: `life` is drawn when the process begins;
+//! `ordered` is 1 where an operator has just ordered to follow; `copy` is 0 for a log or nothing, 1 for a copy if the log does
+//! not reach back, 2 for a copy in any case; `resume` is `u8`, and if that is 1 `version u64, length u16, key`: so far the
+//! follower has a copy at that version.
 
 use std::rc::Rc;
 use turnstone_engine::Standing;
 use turnstone_engine::codec::{Put, Take, Truncated, crc};
 use turnstone_engine::copy::{CopyEntry, CopyHead, CopySum};
+use turnstone_engine::leadership::Upstream;
 use turnstone_engine::manifest::{EpochStart, MembersRecord};
 use turnstone_engine::types::{Epoch, Key, Version};
 use turnstone_engine::wal::body::{put_members, take_members};
 
 /// The newest version of this protocol that this program speaks.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// The longest payload: a transaction of the largest size allowed, and what surrounds it.
 pub const PAYLOAD_MAX: usize = (1 << 30) + (64 << 20);
 /// Bytes around a payload.
@@ -45,6 +50,8 @@ pub const AROUND: usize = 1 + 4 + 4;
 pub const EPOCHS_MAX: usize = 1 << 20;
 /// The highest number of an epoch.
 pub const EPOCH_MAX: u64 = 1 << 62;
+/// Whom a partition follows, and whom it is about to follow.
+pub const FOLLOWS_MAX: usize = 2;
 /// Longest address, bytes.
 pub const ADDRESS_MAX: usize = 300;
 
@@ -99,10 +106,14 @@ pub enum Frame {
     Accept(Welcome),
     /// The follower has what the sender has not: it must cut that, or follow somebody else.
     Parted(Welcome),
-    /// Whether a candidate may lead; or only what this member has.
-    Ask(Ask),
-    /// What a member has.
-    Answer(Answer),
+    /// What is this node, and what does it have? Nothing changes by the question.
+    StatusRequest(Caller),
+    /// A candidate asks for a vote.
+    VoteRequest(VoteRequest),
+    /// The caller leads, and listens there.
+    Leads(Caller, String),
+    /// What a node is and has.
+    Status(Box<Status>),
     /// There is no stream, but a copy.
     Copy(Copying),
     /// Keys of a copy, encoded by [`put_entry`]: [`take_entries`] reads them.
@@ -168,30 +179,54 @@ pub struct Welcome {
     pub standing: Standing,
 }
 
-/// A candidate asks a member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ask {
+/// Who says something outside of a stream, and to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
     /// Of the protocol.
     pub version: u16,
-    /// The candidate's node.
+    /// The caller's node.
     pub node: u64,
-    /// The candidate's partition.
+    /// The caller's partition.
     pub own: u8,
-    /// The member's node: who is somebody else does not answer.
+    /// The node that is meant: who is somebody else does not answer. 0 for whoever listens there.
     pub member: u64,
-    /// The member's partition.
+    /// The partition that is meant.
     pub partition: u8,
-    /// To agree to; number 0 to agree to nothing.
-    pub epoch: Epoch,
-    /// Where the candidate listens: `host:port`, or `:port` on the host that the question comes from.
-    pub address: String,
 }
 
-/// What a member answers.
+/// A candidate asks for a vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// Whether it has agreed to the epoch that was asked for.
+pub struct VoteRequest {
+    /// The candidate.
+    pub caller: Caller,
+    /// The epoch that it stands in.
+    pub epoch: Epoch,
+    /// What it has: a member whose list does not name it learns from here that a newer one does.
+    pub standing: Standing,
+}
+
+/// Whom a node follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Follows {
+    /// The node; 0 where that is not known.
+    pub node: u64,
+    /// Where.
+    pub upstream: Upstream,
+}
+
+/// What a node is and has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The node.
+    pub node: u64,
+    /// Whether it has voted for the epoch that it was asked to vote for.
     pub granted: bool,
+    /// A promotion is under way there.
+    pub is_candidate: bool,
+    /// The number of the newest epoch that an operator is known to have begun.
+    pub promoted: u64,
+    /// Whom it follows, and whom it is about to follow: at most [`FOLLOWS_MAX`].
+    pub follows: Vec<Follows>,
     /// What it has.
     pub standing: Standing,
 }
@@ -219,6 +254,8 @@ pub struct Hello {
     pub dialed: String,
     /// Drawn when its process began: a node that is there twice has two.
     pub life: u64,
+    /// An operator has just ordered it to follow: one that was forgotten is let in again.
+    pub ordered: bool,
     /// Whether it takes a copy.
     pub wish: Wish,
     /// It has a copy at this version up to this key.
@@ -403,20 +440,51 @@ fn welcome(take: &mut Take<'_>) -> Result<Welcome, BadFrame> {
     Ok(Welcome { node, standing: standing(leads, take)? })
 }
 
+fn put_caller(caller: &Caller, out: &mut Vec<u8>) {
+    out.put_u16(caller.version);
+    out.put_u64(caller.node);
+    out.put_u8(caller.own);
+    out.put_u64(caller.member);
+    out.put_u8(caller.partition);
+}
+
+fn caller(take: &mut Take<'_>) -> Result<Caller, BadFrame> {
+    let (version, node, own) = (take.u16()?, take.u64()?, take.u8()?);
+    Ok(Caller { version, node, own, member: take.u64()?, partition: take.u8()? })
+}
+
+fn status(take: &mut Take<'_>) -> Result<Status, BadFrame> {
+    let (node, granted, is_candidate, promoted) = (take.u64()?, flag(take)?, flag(take)?, take.u64()?);
+    let mut follows = Vec::new();
+    for _ in 0..take.u8()? {
+        if follows.len() == FOLLOWS_MAX {
+            return Err(BadFrame("a partition follows more than one can"));
+        }
+        let (node, partition) = (take.u64()?, take.u8()?);
+        follows.push(Follows { node, upstream: Upstream { address: text(take)?, partition } });
+    }
+    let leads = flag(take)?;
+    let standing = standing(leads, take)?;
+    let standing = Standing { members: members(take)?, ..standing };
+    Ok(Status { node, granted, is_candidate, promoted, follows, standing })
+}
+
 impl Frame {
     fn kind(&self) -> u8 {
         match self {
             Frame::Hello(_) => 1,
             Frame::Ack(..) => 2,
             Frame::Beat(_) => 3,
-            Frame::Ask(_) => 4,
+            Frame::StatusRequest(_) => 4,
+            Frame::VoteRequest(_) => 5,
+            Frame::Leads(..) => 6,
             Frame::Accept(_) => 16,
             Frame::Refuse(..) => 17,
             Frame::Batch(_) => 18,
             Frame::Value(_) => 19,
             Frame::Epochs(..) => 20,
             Frame::Parted(_) => 21,
-            Frame::Answer(_) => 22,
+            Frame::Status(_) => 22,
             Frame::Copy(_) => 23,
             Frame::Keys(_) => 24,
             Frame::CopyEnd(_) => 25,
@@ -441,6 +509,7 @@ impl Frame {
                 put_text(&hello.address, out);
                 put_text(&hello.dialed, out);
                 out.put_u64(hello.life);
+                out.put_u8(u8::from(hello.ordered));
                 out.put_u8(hello.wish as u8);
                 out.put_u8(u8::from(hello.resume.is_some()));
                 if let Some((version, key)) = &hello.resume {
@@ -453,20 +522,31 @@ impl Frame {
                 out.put_u64(*version);
             }
             Frame::Beat(version) => out.put_u64(*version),
-            Frame::Ask(ask) => {
-                out.put_u16(ask.version);
-                out.put_u64(ask.node);
-                out.put_u8(ask.own);
-                out.put_u64(ask.member);
-                out.put_u8(ask.partition);
-                put_epoch(ask.epoch, out);
-                put_text(&ask.address, out);
+            Frame::StatusRequest(caller) => put_caller(caller, out),
+            Frame::VoteRequest(request) => {
+                put_caller(&request.caller, out);
+                put_epoch(request.epoch, out);
+                put_standing(&request.standing, out);
+                put_records(&request.standing.members, out);
             }
-            Frame::Answer(answer) => {
-                out.put_u8(u8::from(answer.granted));
-                out.put_u8(u8::from(answer.standing.leads));
-                put_standing(&answer.standing, out);
-                put_records(&answer.standing.members, out);
+            Frame::Leads(caller, address) => {
+                put_caller(caller, out);
+                put_text(address, out);
+            }
+            Frame::Status(status) => {
+                out.put_u64(status.node);
+                out.put_u8(u8::from(status.granted));
+                out.put_u8(u8::from(status.is_candidate));
+                out.put_u64(status.promoted);
+                out.put_u8(status.follows.len() as u8);
+                for follows in &status.follows {
+                    out.put_u64(follows.node);
+                    out.put_u8(follows.upstream.partition);
+                    put_text(&follows.upstream.address, out);
+                }
+                out.put_u8(u8::from(status.standing.leads));
+                put_standing(&status.standing, out);
+                put_records(&status.standing.members, out);
             }
             Frame::Copy(copy) => {
                 put_welcome(&copy.welcome, out);
@@ -518,6 +598,7 @@ impl Frame {
                 address: text(take)?,
                 dialed: text(take)?,
                 life: take.u64()?,
+                ordered: flag(take)?,
                 wish: {
                     let wish = Wish::ALL.get(usize::from(take.u8()?));
                     *wish.ok_or(BadFrame("a follower wishes for what there is not"))?
@@ -526,15 +607,17 @@ impl Frame {
             }),
             2 => Frame::Ack(epoch(take)?, take.u64()?),
             3 => Frame::Beat(take.u64()?),
-            4 => Frame::Ask(Ask {
-                version: take.u16()?,
-                node: take.u64()?,
-                own: take.u8()?,
-                member: take.u64()?,
-                partition: take.u8()?,
-                epoch: epoch(take)?,
-                address: text(take)?,
-            }),
+            4 => Frame::StatusRequest(caller(take)?),
+            5 => {
+                let (caller, epoch) = (caller(take)?, epoch(take)?);
+                let standing = Standing { members: Vec::new(), ..standing(false, take)? };
+                Frame::VoteRequest(VoteRequest {
+                    caller,
+                    epoch,
+                    standing: Standing { members: members(take)?, ..standing },
+                })
+            }
+            6 => Frame::Leads(caller(take)?, text(take)?),
             16 => Frame::Accept(welcome(take)?),
             17 => {
                 let code = usize::from(take.u8()?);
@@ -546,12 +629,7 @@ impl Frame {
             19 => Frame::Value(rest(take)?),
             20 => Frame::Epochs(epoch(take)?, epochs(take)?),
             21 => Frame::Parted(welcome(take)?),
-            22 => {
-                let (granted, leads) = (flag(take)?, flag(take)?);
-                let mut standing = standing(leads, take)?;
-                standing.members = members(take)?;
-                Frame::Answer(Answer { granted, standing })
-            }
+            22 => Frame::Status(Box::new(status(take)?)),
             23 => {
                 let (welcome, version, keys) = (welcome(take)?, take.u64()?, take.u64()?);
                 Frame::Copy(Copying { welcome, version, keys, members: members(take)?, resumed: flag(take)? })
@@ -572,7 +650,10 @@ mod tests {
         let epoch = Epoch { number: 3, id: 9 };
         let epochs = vec![EpochStart { epoch, first_version: 41 }];
         let node = Member { node: 7, partition: 2, address: "a:1".to_string() };
-        let members = vec![MembersRecord { version: 40, members: Members { min_replicas: 1, nodes: vec![node] } }];
+        let members = vec![MembersRecord {
+            version: 40,
+            members: Members { min_replicas: 1, nodes: vec![node], forgotten: vec![4] },
+        }];
         let standing = Standing {
             adopted: epoch,
             epochs: epochs.clone(),
@@ -582,7 +663,7 @@ mod tests {
             leads: true,
         };
         let hello = Hello {
-            version: 1,
+            version: PROTOCOL,
             node: 77,
             own: 2,
             partition: 3,
@@ -592,6 +673,7 @@ mod tests {
             address: ":6379".to_string(),
             dialed: "b:2".to_string(),
             life: 12,
+            ordered: true,
             wish: Wish::CopyIfNeeded,
             resume: Some((39, b"k".as_slice().into())),
         };
@@ -602,13 +684,27 @@ mod tests {
             members: members.clone(),
             resumed: true,
         };
-        let ask = Ask { version: 1, node: 5, own: 1, member: 6, partition: 2, epoch, address: ":1".to_string() };
+        let caller = Caller { version: PROTOCOL, node: 5, own: 1, member: 6, partition: 2 };
+        let listed = Standing { members: members.clone(), ..standing.clone() };
+        let follows = Follows { node: 8, upstream: Upstream { address: "c:3".to_string(), partition: 2 } };
+        let status = Status {
+            node: 5,
+            granted: true,
+            is_candidate: true,
+            promoted: 3,
+            follows: vec![follows.clone(), Follows { node: 0, ..follows }],
+            standing: listed.clone(),
+        };
+        let request = VoteRequest { caller, epoch, standing: Standing { leads: false, ..listed } };
         vec![
             Frame::Hello(hello),
             Frame::Ack(epoch, 41),
             Frame::Beat(u64::MAX),
-            Frame::Ask(ask),
-            Frame::Answer(Answer { granted: true, standing: Standing { members, ..standing.clone() } }),
+            Frame::StatusRequest(caller),
+            Frame::VoteRequest(request),
+            Frame::Leads(caller, ":1".to_string()),
+            Frame::Status(Box::new(Status { follows: vec![], ..status.clone() })),
+            Frame::Status(Box::new(status)),
             Frame::Accept(Welcome { node: 5, standing: standing.clone() }),
             Frame::Copy(copy),
             Frame::Keys(vec![3; 900]),

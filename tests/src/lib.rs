@@ -5,6 +5,7 @@ pub mod attack;
 pub mod changes;
 pub mod cluster;
 pub mod crash;
+pub mod explore;
 pub mod fuzz;
 pub mod history;
 pub mod instructions;

@@ -48,7 +48,7 @@ impl<E: Env> Partition<E> {
         if core.copying.replace(true) {
             return Err(Error::Upstream("another copy is coming in".to_string()));
         }
-        let agreed = core.manifest.get().adopted;
+        let agreed = core.manifest.get().leadership.voted_epoch;
         let made = async {
             let number = core.manifest.update(Manifest::take_number).await?;
             Ok((number, RunWriter::create(&core.env, core.id, number).await?))
@@ -105,13 +105,14 @@ impl<E: Env> Partition<E> {
         let replaced = core
             .manifest
             .update_closed(|m| {
-                if m.role != Role::Follower(copy.upstream.clone()) {
+                if m.leadership.role != Role::Follower(copy.upstream.clone()) {
                     return Err(Error::Upstream("the partition follows this leader no more".to_string()));
                 }
-                if m.adopted != copy.agreed && !lenient {
-                    return Err(Error::Fenced { adopted: m.adopted });
+                if m.leadership.voted_epoch != copy.agreed && !lenient {
+                    return Err(Error::Fenced { adopted: m.leadership.voted_epoch });
                 }
-                m.adopted = adopted;
+                m.leadership.number += 1;
+                m.leadership.voted_epoch = adopted;
                 m.epochs = epochs;
                 m.members = members;
                 m.mark = mark;

@@ -112,7 +112,7 @@ impl<E: Env> Partition<E> {
             }
             let head = CopyHead {
                 version,
-                adopted: manifest.adopted,
+                adopted: manifest.leadership.voted_epoch,
                 epochs: manifest.epochs.iter().filter(|e| e.first_version <= version).copied().collect(),
                 members,
             };

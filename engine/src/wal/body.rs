@@ -5,7 +5,8 @@
 //! then per transaction `operations u32` and its operations: `kind u8 | key length u16 | key`, followed for a value by
 //! `length u32 | bytes`, for a large value by `length u32 | checksum u32` (its bytes are in the value log), for a list of
 //! members (whose key is empty) by `min replicas u32 | members u16`, then per member `node u64 | partition u8 |
-//! address length u16 | address`.
+//! address length u16 | address`; where the highest bit of `members` is set, forgotten nodes come behind them:
+//! `count u16`, then `node u64` of each.
 //! Transaction i has version `first version + i`. The CRC covers everything behind it.
 
 use crate::codec::{Put, Take, Truncated, crc};
@@ -23,6 +24,10 @@ const KIND_FLUSH: u8 = 4;
 const KIND_MEMBERS: u8 = 5;
 /// Members that a partition may have.
 pub const MEMBERS_MAX: usize = 64;
+/// Forgotten nodes that a list names: more than these, and the oldest go.
+pub const FORGOTTEN_MAX: usize = 64;
+/// Set in the number of members where a list of forgotten nodes comes behind them.
+const HAS_FORGOTTEN: u16 = 1 << 15;
 
 /// One change of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,19 +203,25 @@ pub fn members_len(members: &Members) -> usize {
 /// Appends a list of members.
 pub fn put_members(members: &Members, out: &mut Vec<u8>) {
     out.put_u32(members.min_replicas);
-    out.put_u16(members.nodes.len() as u16);
+    let forgotten = if members.forgotten.is_empty() { 0 } else { HAS_FORGOTTEN };
+    out.put_u16(members.nodes.len() as u16 | forgotten);
     for node in &members.nodes {
         out.put_u64(node.node);
         out.put_u8(node.partition);
         out.put_u16(node.address.len() as u16);
         out.put(node.address.as_bytes());
     }
+    if forgotten != 0 {
+        out.put_u16(members.forgotten.len() as u16);
+        members.forgotten.iter().for_each(|node| out.put_u64(*node));
+    }
 }
 
 /// Reads what [`put_members`] wrote; `None` if there are more than any partition has.
 pub fn take_members(take: &mut Take<'_>) -> Result<Option<Members>, Truncated> {
     let min_replicas = take.u32()?;
-    let count = usize::from(take.u16()?);
+    let count = take.u16()?;
+    let (count, has_forgotten) = (usize::from(count & !HAS_FORGOTTEN), count & HAS_FORGOTTEN != 0);
     if count > MEMBERS_MAX {
         return Ok(None);
     }
@@ -221,7 +232,17 @@ pub fn take_members(take: &mut Take<'_>) -> Result<Option<Members>, Truncated> {
         let address = String::from_utf8(take.bytes(length)?.to_vec()).map_err(|_| Truncated)?;
         nodes.push(Member { node, partition, address });
     }
-    Ok(Some(Members { min_replicas, nodes }))
+    let mut forgotten = Vec::new();
+    if has_forgotten {
+        let count = usize::from(take.u16()?);
+        if count == 0 || count > FORGOTTEN_MAX {
+            return Ok(None);
+        }
+        for _ in 0..count {
+            forgotten.push(take.u64()?);
+        }
+    }
+    Ok(Some(Members { min_replicas, nodes, forgotten }))
 }
 
 /// Why a body could not be read.
@@ -353,7 +374,7 @@ mod tests {
     fn sample() -> (Vec<Vec<Operation>>, Vec<u8>) {
         let key = |text: &str| Key::from(text.as_bytes());
         let node = |node, address: &str| Member { node, partition: 3, address: address.to_string() };
-        let list = Members { min_replicas: 1, nodes: vec![node(7, "a:1"), node(8, "")] };
+        let list = Members { min_replicas: 1, nodes: vec![node(7, "a:1"), node(8, "")], forgotten: vec![9] };
         let transactions = vec![
             vec![Operation::Set(key("a"), b"1".as_slice().into()), Operation::Delete(key("b"))],
             vec![Operation::SetLarge(key("c"), 5000, 77)],

@@ -24,6 +24,8 @@ pub struct Replica {
 pub struct Board {
     replicas: RefCell<BTreeMap<(u8, u64), Replica>>,
     upstream: RefCell<BTreeMap<u8, Following>>,
+    /// Streams whose follower was forgotten.
+    evicted: RefCell<BTreeSet<(u8, u64)>>,
     next: std::cell::Cell<u64>,
 }
 
@@ -70,6 +72,25 @@ impl Board {
 
     pub(super) fn remove_replica(&self, partition: u8, stream: u64) {
         self.replicas.borrow_mut().remove(&(partition, stream));
+        self.evicted.borrow_mut().remove(&(partition, stream));
+    }
+
+    /// The streams of a node are to end.
+    pub(super) fn evict(&self, partition: u8, node: u64) {
+        let replicas = self.replicas.borrow();
+        let streams =
+            replicas.range((partition, 0)..=(partition, u64::MAX)).filter(|(_, replica)| replica.node == node);
+        self.evicted.borrow_mut().extend(streams.map(|(stream, _)| *stream));
+    }
+
+    pub(super) fn is_evicted(&self, partition: u8, stream: u64) -> bool {
+        self.evicted.borrow().contains(&(partition, stream))
+    }
+
+    /// Whether a partition that follows has a stream, or takes a copy.
+    pub(super) fn is_streaming(&self, partition: u8) -> bool {
+        let upstream = self.upstream.borrow();
+        matches!(upstream.get(&partition), Some(Following::Streaming(_) | Following::Copying(..)))
     }
 
     pub(super) fn set_upstream(&self, partition: u8, following: Following) {

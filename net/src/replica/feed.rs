@@ -8,13 +8,14 @@ use turnstone_engine::Error;
 use turnstone_engine::Partition;
 use turnstone_engine::copy::CopyOut;
 use turnstone_engine::env::{Env, Level, Sabotage};
-use turnstone_engine::manifest::{Peer, Role, Upstream};
+use turnstone_engine::manifest::Role;
 use turnstone_engine::sync::first_of;
 use turnstone_engine::tail::{LogReader, Scope, Shipment};
-use turnstone_engine::types::{Member, Version};
+use turnstone_engine::types::{Member, Members, Version};
 use turnstone_replication::leader::{Leader, Opening, View, is_stray};
+use turnstone_replication::leadership::JUMP_MAX;
 use turnstone_replication::quorum::Key;
-use turnstone_replication::wire::{Answer, Ask, Frame, Hello, PROTOCOL, Reason, Wish};
+use turnstone_replication::wire::{Frame, Hello, Reason, Wish};
 
 /// Bytes of bodies that are read at once.
 const READ: usize = 1 << 20;
@@ -39,6 +40,14 @@ struct Stream<'a, H: Host> {
     life: u64,
     dialed: String,
     joined: Option<Duration>,
+    /// It is a member once it has this, which the leader had published at that time: until then it is too far behind to count.
+    goal: (Version, Duration),
+    /// Nothing was heard of it yet.
+    fresh: bool,
+    /// The list names it already.
+    listed: bool,
+    /// A candidate takes the end of the log, whether anybody leads here or not.
+    fetched: bool,
     /// It sends what is left, and waits for nobody.
     leaving: bool,
     /// What keeps the log behind a copy, until what there was of it is sent.
@@ -53,8 +62,7 @@ impl<H: Host> Replication<H> {
             match link.next() {
                 Err(why) => break Err(why),
                 Ok(Some(Frame::Hello(hello))) => break self.feed(&link, &hello).await,
-                Ok(Some(Frame::Ask(ask))) => break self.answer(&link, ask).await,
-                Ok(Some(_)) => break Err("it did not begin with a hello".to_string()),
+                Ok(Some(question)) => break self.answer(&link, question).await,
                 Ok(None) if link.gone().is_some() => return Ok(()),
                 Ok(None) if self.host.now() > deadline => break Err("it said nothing".to_string()),
                 Ok(None) => wait_for(&env, &*link).await,
@@ -64,44 +72,6 @@ impl<H: Host> Replication<H> {
         answer
     }
 
-    async fn answer(self: &Rc<Self>, link: &H::Link, ask: Ask) -> Result<(), String> {
-        let refuse = |reason, text: String| {
-            link.say(&Frame::Refuse(reason, text.clone()));
-            Err(text)
-        };
-        if ask.version != PROTOCOL {
-            return refuse(Reason::Protocol, format!("protocol {} is not spoken here, {PROTOCOL} is", ask.version));
-        }
-        let itself = ask.node == self.host.node() && ask.own == ask.partition;
-        if ask.member != self.host.node() || itself {
-            return refuse(Reason::Itself, "somebody else is asked".to_string());
-        }
-        let Some(partition) = self.host.partition(ask.partition) else {
-            return refuse(Reason::NoPartition, format!("partition {} is not here, or offline", ask.partition));
-        };
-        if let Err(error) = partition.recognise(Peer { node: ask.node, key: link.key() }).await {
-            return refuse(Reason::Stranger, error.to_string());
-        }
-        // A node that has agreed already has nothing to do: its stream, its copy and its orders stay as they are.
-        let asked_again = ask.epoch.number > 0 && partition.adopted() == ask.epoch && partition.role() != Role::Leader;
-        let mut granted = asked_again && partition.env().sabotage() != Some(Sabotage::OldLeaderFollowed);
-        if ask.epoch.number > 0 && !granted {
-            let address = resolve(&ask.address, &link.peer());
-            let upstream = Upstream { address, partition: ask.own };
-            match partition.promise(ask.epoch, Some(upstream)).await {
-                Ok(_) => {
-                    granted = true;
-                    self.log(ask.partition, Level::Info, format_args!("has agreed to epoch {}", ask.epoch.number));
-                    self.go_on(&partition);
-                }
-                Err(Error::Fenced { .. }) => {}
-                Err(error) => return refuse(Reason::NoPartition, error.to_string()),
-            }
-        }
-        link.say(&Frame::Answer(Answer { granted, standing: partition.standing() }));
-        Ok(())
-    }
-
     /// Remembers where a member is. Only of nodes that the list names: strangers cost no memory.
     fn note_address(&self, partition: u8, member: Key, address: &str) {
         let listed =
@@ -109,6 +79,27 @@ impl<H: Host> Replication<H> {
         if listed {
             self.addresses.borrow_mut().insert((partition, member), address.to_string());
         }
+    }
+
+    /// A node that was forgotten is turned away, until an operator orders it to follow again.
+    async fn let_in(&self, partition: &Partition<H::Env>, hello: &Hello) -> Result<(), String> {
+        let is_forgotten = |members: &Members| members.forgotten.contains(&hello.node);
+        let kept = partition.env().sabotage() != Some(Sabotage::ForgottenNotKept);
+        if !kept || !is_forgotten(&partition.members()) {
+            return Ok(());
+        }
+        if !hello.ordered {
+            return Err(format!("node {:016x} was forgotten here: `replicaof` at it lets it in again", hello.node));
+        }
+        if !partition.leads() {
+            return Ok(());
+        }
+        let changed = partition.change_members(true, |members| {
+            let mut next = members.clone();
+            next.forgotten.retain(|node| *node != hello.node);
+            (next != *members).then_some(next)
+        });
+        changed.await.map(drop).map_err(|error| format!("it was forgotten here, and cannot be let in now: {error}"))
     }
 
     async fn feed(self: &Rc<Self>, link: &Rc<H::Link>, hello: &Hello) -> Result<(), String> {
@@ -123,9 +114,6 @@ impl<H: Host> Replication<H> {
             let text = format!("partition {} is not here, or offline", hello.partition);
             return refuse(Frame::Refuse(Reason::NoPartition, text));
         };
-        if let Err(error) = partition.recognise(Peer { node: hello.node, key: link.key() }).await {
-            return refuse(Frame::Refuse(Reason::Stranger, error.to_string()));
-        }
         let same = |replica: &Replica| replica.node == hello.node && replica.partition == hello.own;
         if self.board.replicas(partition.id()).iter().any(|replica| same(replica) && replica.life != hello.life) {
             let text = format!(
@@ -134,7 +122,16 @@ impl<H: Host> Replication<H> {
             );
             return refuse(Frame::Refuse(Reason::Stranger, text));
         }
-        if partition.role() == Role::SteppedDown {
+        if let Err(error) = self.recognise(&partition, hello.node, link).await {
+            return refuse(Frame::Refuse(Reason::Stranger, error.to_string()));
+        }
+        let address = resolve(&hello.address, &link.peer());
+        self.note_address(partition.id(), (hello.node, hello.own), &address);
+        if let Err(text) = self.let_in(&partition, hello).await {
+            return refuse(Frame::Refuse(Reason::Stranger, text));
+        }
+        // A candidate fetches what is missing from whoever has it.
+        if partition.role() == Role::SteppedDown && hello.wish != Wish::Log {
             let text = "the partition has stepped down there: promote it first".to_string();
             return refuse(Frame::Refuse(Reason::NotLeader, text));
         }
@@ -144,8 +141,11 @@ impl<H: Host> Replication<H> {
             standing: partition.standing(),
             oldest: partition.oldest_version(),
         };
-        if is_stray(hello.adopted, &view.standing) {
-            self.note_stray(partition.id());
+        // Numbers end: who is no member, or far off, does not make this leader use them up.
+        let listed = partition.members().nodes.iter().any(|member| member.key() == (hello.node, hello.own));
+        let near = hello.adopted.number <= view.standing.adopted.number.saturating_add(JUMP_MAX);
+        if is_stray(hello.adopted, &view.standing) && near && (listed || hello.ordered) {
+            self.note_stray(partition.id(), hello.adopted.number, hello.ordered);
         }
         let mut hello = hello.clone();
         if partition.env().sabotage() == Some(Sabotage::HistoryNotCompared) {
@@ -170,12 +170,12 @@ impl<H: Host> Replication<H> {
         let peer = link.peer();
         let text = format!("{peer} follows from version {} on", hello.last + 1);
         self.log(partition.id(), Level::Info, text);
-        let address = resolve(&hello.address, &peer);
-        self.note_address(partition.id(), (hello.node, hello.own), &address);
         let member = Member { node: hello.node, partition: hello.own, address };
         let (stream, number) = (self.board.stream(), partition.id());
         let (dialed, life) = (hello.dialed.clone(), hello.life);
         let kept = self.redeem(number, hello).map(|copy| (copy, partition.prepared()));
+        let goal = (partition.published(), self.host.now());
+        let listed = partition.members().nodes.iter().any(|known| known.key() == member.key());
         let leader = *leader;
         let mut stream = Stream {
             node: self,
@@ -188,6 +188,10 @@ impl<H: Host> Replication<H> {
             life,
             dialed,
             joined: None,
+            fetched: hello.wish == Wish::Log,
+            goal,
+            fresh: true,
+            listed,
             leaving: false,
             kept,
         };
@@ -210,6 +214,11 @@ impl<H: Host> Stream<'_, H> {
             if let Err(why) = self.room().await {
                 self.leave().await;
                 return Err(why);
+            }
+            if self.node.board.is_evicted(self.partition.id(), self.stream) {
+                let text = "this node was forgotten: `replicaof` at it lets it in again".to_string();
+                self.link.say(&Frame::Refuse(Reason::Stranger, text.clone()));
+                return Err(text);
             }
             if self.partition.deposed() != deposed {
                 return Err("the partition's role has changed".to_string());
@@ -334,7 +343,8 @@ impl<H: Host> Stream<'_, H> {
             if self.leader.is_gone(self.node.host.now()) {
                 return Err("the follower is silent".to_string());
             }
-            if self.partition.role() == Role::SteppedDown || self.partition.is_closed() {
+            let stepped_down = self.partition.role() == Role::SteppedDown && !self.fetched;
+            if stepped_down || self.partition.is_closed() {
                 return Err("the partition stepped down".to_string());
             }
             match self.link.gone() {
@@ -355,7 +365,8 @@ impl<H: Host> Stream<'_, H> {
             self.leader.take(&frame, now).map_err(|violation| violation.0)?;
         }
         let acked = self.leader.acked();
-        if acked != before || self.joined.is_none() {
+        if acked != before || self.fresh {
+            self.fresh = false;
             let Member { node, partition, .. } = self.member;
             let life = self.life;
             let replica = Replica { node, partition, life, peer: self.link.peer(), acked: acked.1 };
@@ -369,6 +380,12 @@ impl<H: Host> Stream<'_, H> {
     /// A leader's follower becomes a member.
     fn join(&mut self, now: Duration) {
         if self.joined.is_some_and(|at| now < at + JOIN) {
+            return;
+        }
+        if !self.listed && self.leader.acked().1 < self.goal.0 {
+            if now >= self.goal.1 + JOIN {
+                self.goal = (self.partition.published(), now);
+            }
             return;
         }
         self.joined = Some(now);
@@ -394,9 +411,13 @@ impl<H: Host> Stream<'_, H> {
             address: Some(self.node.host.address()).filter(|a| !a.starts_with(':')).unwrap_or(self.dialed.clone()),
         };
         let (partition, member) = (self.partition.clone(), self.member.clone());
+        let kept = partition.env().sabotage() != Some(Sabotage::ForgottenNotKept);
         self.partition.env().spawn(async move {
-            let added = partition.change_members(|members| {
+            let added = partition.change_members(false, |members| {
                 let mut next = members.clone();
+                if next.forgotten.contains(&member.node) && kept {
+                    return None;
+                }
                 match next.nodes.iter_mut().find(|m| m.key() == own.key()) {
                     Some(known) if is_old(&known.address) => known.address = own.address.clone(),
                     Some(_) => {}

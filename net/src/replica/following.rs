@@ -10,11 +10,13 @@ use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::follow::Incoming;
-use turnstone_engine::manifest::{EpochStart, Peer, Role, Upstream};
+use turnstone_engine::leadership::{Role, Upstream};
+use turnstone_engine::manifest::EpochStart;
 use turnstone_engine::sync::first_of;
 use turnstone_engine::types::{Epoch, Key, Version};
 use turnstone_engine::{Error, Partition};
 use turnstone_replication::follower::{Follower, Rejoin, Step, Word, rejoin};
+use turnstone_replication::leadership::Event;
 use turnstone_replication::wire::{Copying, Frame, Hello, PROTOCOL, Reason, Welcome, Wish};
 
 /// From the connection to the leader's answer.
@@ -23,6 +25,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 /// ...to here.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// After so many failures in a row the members are asked who leads.
+const LOST: u32 = 3;
 
 /// Why there is no stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,8 +103,7 @@ impl<H: Host> Replication<H> {
     /// `replicaof no one`: follows no more, and takes no writes until it is promoted.
     pub async fn stop_following(&self, partition: &Partition<H::Env>) -> Result<(), Trouble> {
         self.next_order(partition.id());
-        if matches!(partition.role(), Role::Follower(_)) {
-            partition.step_down().await?;
+        if self.order(partition, &Event::FollowsNobody).await? {
             self.next_attempt(partition.id());
         }
         Ok(())
@@ -115,20 +119,30 @@ impl<H: Host> Replication<H> {
     ) -> Result<(), Trouble> {
         let number = partition.id();
         let order = self.next_order(number);
-        let before = (partition.role(), partition.history());
-        let opened = match self.open_stream(&partition, &upstream, Wish::CopyIfNeeded).await {
+        let before = partition.leadership().number;
+        // Others see it from now on.
+        let _intent = self.intend(number, &upstream);
+        let opened = match self.open_stream(&partition, &upstream, Wish::CopyIfNeeded, true).await {
             Err(Trouble::Parted(welcome)) => Err(welcome),
             other => Ok(other?),
         };
-        // That took its time: another order, a promotion or a step-down since then stands.
-        let newest = self.orders.borrow().get(&number).copied();
-        let mut replace = false;
-        let changed = newest != Some(order) || before != (partition.role(), partition.history());
         let close = |stream: &Stream<H::Link>| stream.link.close();
+        if let Err(circle) = self.check_no_circle(&partition, &upstream, force).await {
+            opened.iter().for_each(close);
+            return Err(circle);
+        }
+        // That took its time: another order, a promotion or a step-down since then stands.
+        let mut replace = false;
+        let changed = self.newest_order(number) != order || before != partition.leadership().number;
         if changed {
             opened.iter().for_each(close);
             return Err(Trouble::Broken("the partition's role was changed meanwhile; ask again".to_string()));
         }
+        let node = match &opened {
+            Ok(stream) => stream.follower.leader().unwrap_or(0),
+            Err(welcome) => welcome.node,
+        };
+        let follows = Event::Follows { upstream: upstream.clone(), node };
         if let Ok(stream) = &opened {
             let own = partition.adopted();
             if stream.adopted != own && stream.adopted.number <= own.number {
@@ -148,7 +162,7 @@ impl<H: Host> Replication<H> {
                 // The log cannot be cut there: a copy takes the place of everything.
                 Rejoin::Cut(at) if at < partition.settled() => replace = true,
                 Rejoin::Cut(at) => {
-                    partition.follow(upstream.clone()).await?;
+                    self.order(&partition, &follows).await?;
                     let adopted = force.then_some(welcome.standing.adopted);
                     partition = self.cut(number, at, adopted).await?;
                 }
@@ -162,9 +176,9 @@ impl<H: Host> Replication<H> {
                 }
             }
         }
-        if let Err(error) = partition.follow(upstream.clone()).await {
+        if let Err(error) = self.order(&partition, &follows).await {
             opened.iter().for_each(close);
-            return Err(error.into());
+            return Err(error);
         }
         let attempt = self.next_attempt(number);
         let usable = opened.ok().filter(|stream| stream.last == partition.prepared() && stream.link.gone().is_none());
@@ -172,6 +186,11 @@ impl<H: Host> Replication<H> {
         let task = keep_following(self.clone(), env, number, upstream, attempt, usable, replace);
         partition.env().spawn(task);
         Ok(())
+    }
+
+    /// The number of the newest order about a partition's role.
+    pub(super) fn newest_order(&self, partition: u8) -> u64 {
+        self.orders.borrow().get(&partition).copied().unwrap_or(0)
     }
 
     /// Numbers the orders about a partition's role.
@@ -197,9 +216,10 @@ impl<H: Host> Replication<H> {
         partition: &Partition<H::Env>,
         upstream: &Upstream,
         wish: Wish,
+        ordered: bool,
     ) -> Result<Stream<H::Link>, Trouble> {
         let link = self.host.dial(upstream.address.clone(), upstream.partition).await.map_err(Trouble::Broken)?;
-        let opened = self.introduce(partition, upstream, &link, wish).await;
+        let opened = self.introduce(partition, upstream, &link, (wish, ordered)).await;
         if opened.is_err() {
             link.close();
         }
@@ -211,7 +231,7 @@ impl<H: Host> Replication<H> {
         partition: &Partition<H::Env>,
         upstream: &Upstream,
         link: &Rc<H::Link>,
-        wish: Wish,
+        (wish, ordered): (Wish, bool),
     ) -> Result<Stream<H::Link>, Trouble> {
         let mut deadline = self.host.now() + ANSWER;
         let standing = partition.standing();
@@ -227,6 +247,7 @@ impl<H: Host> Replication<H> {
             address: self.host.address(),
             dialed: upstream.address.clone(),
             life: self.host.life(),
+            ordered,
             wish,
             resume: self.partial_copy(partition, wish),
         };
@@ -236,7 +257,7 @@ impl<H: Host> Replication<H> {
             if let Some(frame) = link.next().map_err(Trouble::Broken)? {
                 let step = follower.take(frame, self.host.now()).map_err(|v| Trouble::Broken(v.0))?;
                 if let Some(node) = follower.leader() {
-                    partition.recognise(Peer { node, key: link.key() }).await?;
+                    self.recognise(partition, node, link).await?;
                 }
                 return match step {
                     Step::Adopt(adopted, epochs) => {
@@ -455,7 +476,7 @@ async fn keep_following<H: Host>(
     mut opened: Option<Stream<H::Link>>,
     mut replace: bool,
 ) {
-    let (mut pause, mut told) = (PAUSE, None);
+    let (mut pause, mut told, mut failures) = (PAUSE, None, 0);
     loop {
         let Some(partition) = node.host.partition(number) else {
             // It is being opened anew: for a cut, or for a copy of an attempt before this one.
@@ -473,7 +494,7 @@ async fn keep_following<H: Host>(
             Some(stream) => Ok(stream),
             None => {
                 let wish = if replace { Wish::Copy } else { Wish::CopyIfNeeded };
-                node.open_stream(&partition, &upstream, wish).await
+                node.open_stream(&partition, &upstream, wish, false).await
             }
         };
         let mut trouble = match stream {
@@ -482,7 +503,7 @@ async fn keep_following<H: Host>(
                 let current = || node.is_current(&partition, &upstream, attempt);
                 match node.take_copy(&partition, &upstream, stream, *copying, &current, replace).await {
                     Ok(()) => {
-                        (replace, pause, told) = (false, PAUSE, None);
+                        (replace, pause, told, failures) = (false, PAUSE, None, 0);
                         continue;
                     }
                     Err(trouble) => trouble,
@@ -498,7 +519,7 @@ async fn keep_following<H: Host>(
                 if partition.prepared() > first || node.host.now() > began + PAUSE_MAX {
                     // It was of use.
                     told = None;
-                    pause = PAUSE;
+                    (pause, failures) = (PAUSE, 0);
                 }
                 trouble.unwrap_or(Trouble::Over)
             }
@@ -527,6 +548,10 @@ async fn keep_following<H: Host>(
             told = Some(text.clone());
         }
         node.board.set_upstream(number, Following::Broken(text));
+        failures += 1;
+        if failures >= LOST && node.look_for_leader(&partition).await {
+            return;
+        }
         drop(partition);
         env.sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);

@@ -1,7 +1,7 @@
 //! Leading: confirmations are counted, commits that wait for too long expire, and a leader that was restarted, or was away,
 //! learns whether it still is one.
 
-use super::promotion::Order;
+use super::promotion::{Order, Purpose};
 use super::{Host, Replication, broken};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Partition;
 use turnstone_engine::env::{Env, Level, Sabotage};
-use turnstone_engine::manifest::{Role, Upstream};
+use turnstone_engine::leadership::{Role, Upstream};
 use turnstone_engine::types::{Epoch, Version};
 use turnstone_replication::quorum::{Key, Quorum, is_there};
 
@@ -22,6 +22,14 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// So often in a row a leader finds followers that agreed to a candidate which does not lead, before it asks them back.
 const STRAYS: u32 = 3;
+
+/// Followers that were refused because they had voted for a candidate that does not lead.
+#[derive(Default)]
+pub struct Strays {
+    count: u32,
+    /// The highest epoch that they had voted for.
+    epoch: u64,
+}
 
 /// What a leader has been told in its epoch.
 #[derive(Default)]
@@ -57,13 +65,17 @@ impl<H: Host> Replication<H> {
     }
 
     /// A follower cannot follow because it has agreed to somebody else.
-    pub(super) fn note_stray(&self, number: u8) {
-        *self.strays.borrow_mut().entry(number).or_default() += 1;
+    pub(super) fn note_stray(&self, number: u8, epoch: u64, by_order: bool) {
+        let mut strays = self.strays.borrow_mut();
+        let strays = strays.entry(number).or_default();
+        // An operator who orders it waits for it.
+        strays.count += if by_order { STRAYS } else { 1 };
+        strays.epoch = strays.epoch.max(epoch);
     }
 
     /// Whether so many came in vain that this leader begins a new epoch for them.
     fn has_strays(&self, number: u8) -> bool {
-        self.strays.borrow().get(&number).is_some_and(|count| *count >= STRAYS)
+        self.strays.borrow().get(&number).is_some_and(|strays| strays.count >= STRAYS)
     }
 
     /// Whether a member is not there: it may follow somebody else, or nobody.
@@ -96,7 +108,7 @@ impl<H: Host> Replication<H> {
         if records.iter().any(|record| record.members.min_replicas > 0) {
             partition.allow(reached);
         }
-        partition.set_quorum_missing(!is_there(&records, own, &self.board.present(number)));
+        partition.set_quorum_missing(!is_there(&records, own, &self.board.present(number), broken(partition.env())));
     }
 
     /// Whether this node is asked for followers in a partition that it leads, or would.
@@ -104,32 +116,43 @@ impl<H: Host> Replication<H> {
         partition.role() == Role::Leader && partition.standing().members.iter().any(|r| r.members.min_replicas > 0)
     }
 
-    /// A leader that was restarted, or has too few followers, asks the members. It follows who leads in a newer epoch; it
-    /// leads again if it may, or if the others have agreed to a candidate that never came to lead. Answers whether there was
+    /// A leader that was restarted, or has too few followers, asks the members what they are. It follows who leads in a newer
+    /// epoch; it leads again if it may, or if others have voted for a candidate that never came to lead. Answers whether there was
     /// such a one.
-    async fn look_around(self: &Rc<Self>, partition: &Partition<H::Env>, again: bool) -> bool {
+    async fn look_around(self: &Rc<Self>, partition: &Partition<H::Env>, again: bool, met: u64) -> bool {
         let number = partition.id();
+        if self.is_candidate(number) {
+            return false;
+        }
         let (adopted, leads) = (partition.adopted(), partition.leads());
-        // Who missed the promotion learns of it by the question, and follows.
-        let election = self.ask_all(partition, if leads { adopted } else { Epoch::default() }).await;
+        let asked = self.ask_members(partition, None).await;
+        let election = &asked.election;
         if partition.is_closed() || partition.role() != Role::Leader || partition.adopted() != adopted {
             return false;
         }
         if let Some(leader) = election.newer_leader() {
-            let text = format!("{} leads in a newer epoch: this node follows it", leader.address);
-            self.log(number, Level::Info, text);
-            let upstream = Upstream { address: leader.address, partition: leader.partition };
-            if matches!(partition.follow_newer(upstream, adopted).await, Ok(true)) {
-                self.go_on(partition);
-            }
+            let key = leader.key();
+            let found = asked.statuses.iter().find(|(at, status)| (status.node, at.partition) == key);
+            let listed = Upstream { address: leader.address, partition: leader.partition };
+            let upstream = found.map_or(listed, |(at, _)| at.clone());
+            // It is asked again otherwise.
+            let _ = self.follow_leader(number, leader.node, upstream).await;
             return false;
         }
-        let stray = election.has_stray();
+        if leads {
+            // Who missed the promotion learns of it, and follows.
+            self.announce(partition).await;
+        }
+        let stray = election.has_stray() || met >= adopted.number.max(1);
         let again = again && stray;
+        if asked.others_stand() || self.is_candidate(number) {
+            return false;
+        }
         if if leads { !again } else { !election.may_return() && !again } {
             return stray;
         }
-        let order = Order { min_replicas: None, force: false, returning: true };
+        let purpose = if again { Purpose::Recall } else { Purpose::Return };
+        let order = Order { min_replicas: None, force: false, purpose, above: met };
         if let Err(why) = self.promote(number, order).await {
             self.log(number, Level::Debug, format_args!("does not lead again yet: {}", why.text()));
         }
@@ -147,11 +170,11 @@ async fn look_around<H: Host>(node: Rc<Replication<H>>, number: u8, looking: Rc<
         if !troubled && !called_for {
             break;
         }
-        node.strays.borrow_mut().remove(&number);
+        let met = node.strays.borrow_mut().remove(&number).map_or(0, |strays| strays.epoch);
         let env = partition.env().clone();
         // Whoever promotes another one needs a moment for it.
         let again = strays >= STRAYS || called_for;
-        strays = if node.look_around(&partition, again).await { strays + 1 } else { 0 };
+        strays = if node.look_around(&partition, again, met).await { strays + 1 } else { 0 };
         drop(partition);
         env.sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);

@@ -4,14 +4,18 @@
 //! * [`feed`]: somebody follows a partition of this node, or asks what it has.
 //! * [`following`]: a partition of this node follows: a task dials, applies and confirms.
 //! * [`leading`]: confirmations are counted, commits that wait for too long expire, a restarted leader comes back.
-//! * [`promotion`]: a node becomes leader by the promises of the others.
+//! * [`promotion`]: a node becomes leader by the votes of the others.
+//! * [`asking`]: questions between nodes, and their answers.
+//! * [`finding`]: finding the leader, and following nobody in a circle.
 //! * [`orders`]: what an operator orders about roles and members.
 //! * [`lending`] and [`copying`]: where the log does not reach back, a copy is sent and taken.
 //! * [`board`]: what `stat` shows of all that.
 
+mod asking;
 pub mod board;
 mod copying;
 mod feed;
+mod finding;
 mod following;
 mod leading;
 mod lending;
@@ -22,7 +26,7 @@ pub use board::{Board, Replica};
 pub use copying::COPY_TAKES_PLACE;
 pub use following::Trouble;
 pub use leading::Counting;
-pub use promotion::{Order, Promoted};
+pub use promotion::{Order, Promoted, Purpose};
 
 use lending::Lent;
 use std::cell::{Cell, RefCell};
@@ -34,6 +38,7 @@ use turnstone_engine::Partition;
 use turnstone_engine::copy::CopyIn;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::error::Error;
+use turnstone_engine::leadership::Upstream;
 use turnstone_engine::sync::{Notify, first_of};
 use turnstone_engine::types::{Epoch, Version};
 use turnstone_replication::BEAT;
@@ -65,8 +70,8 @@ pub trait Link: 'static {
     fn changed(&self) -> &Notify;
     /// The other side's address, for people; its host for `:port`.
     fn peer(&self) -> String;
-    /// SHA-256 of the public key that the other side has proved to have.
-    fn key(&self) -> [u8; 32];
+    /// SHA-256 of the public key that the other side has proved to have, and the name in its certificate.
+    fn identity(&self) -> ([u8; 32], String);
     /// It is not needed any more: what was said still leaves.
     fn close(&self);
 }
@@ -131,7 +136,13 @@ pub struct Replication<H: Host> {
     orders: RefCell<BTreeMap<u8, u64>>,
     counting: RefCell<BTreeMap<u8, Counting>>,
     /// Followers that were refused because they had agreed to a candidate that does not lead, by partition.
-    strays: RefCell<BTreeMap<u8, u32>>,
+    strays: RefCell<BTreeMap<u8, leading::Strays>>,
+    /// Whom partitions are about to follow.
+    intents: RefCell<finding::Intents<(u64, Upstream)>>,
+    /// How many intents there were.
+    intended: Cell<u64>,
+    /// Promotions that are under way.
+    candidates: RefCell<finding::Intents<u32>>,
     /// Where members were when they last said hello, by partition and member.
     addresses: RefCell<BTreeMap<(u8, Key), String>>,
     /// Copies that nobody receives now, by partition and receiver.
@@ -150,6 +161,9 @@ impl<H: Host> Replication<H> {
             orders: RefCell::default(),
             counting: RefCell::default(),
             strays: RefCell::default(),
+            intents: RefCell::default(),
+            intended: Cell::default(),
+            candidates: RefCell::default(),
             addresses: RefCell::default(),
             lent: RefCell::default(),
             partial: RefCell::default(),
@@ -190,6 +204,10 @@ fn broken<E: Env>(env: &E) -> Broken {
         old_tail: sabotage == Some(Sabotage::OldTailCounted),
         new_rule_alone: sabotage == Some(Sabotage::NewRuleAlone),
         counts_itself: sabotage == Some(Sabotage::MemberCountedTwice),
+        lower_vote: sabotage == Some(Sabotage::LowerPromise),
+        id_not_compared: sabotage == Some(Sabotage::EpochIdNotCompared),
+        raised_alone: sabotage == Some(Sabotage::RaisedAlone),
+        order_not_kept: sabotage == Some(Sabotage::OrderNotKept),
     }
 }
 

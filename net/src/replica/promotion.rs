@@ -1,22 +1,21 @@
 //! Becoming a leader: the questions of [`turnstone_replication::election`], asked.
 
+use super::asking::Asked;
 use super::following::Trouble;
-use super::{Host, Link, Replication, Speaks, wait_for};
+use super::{Host, Replication, broken};
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::error::Error;
-use turnstone_engine::manifest::{Peer, Role, Upstream};
-use turnstone_engine::sync::all;
+use turnstone_engine::leadership::{Leadership, Role, Upstream};
 use turnstone_engine::types::{Epoch, Member, Members, Version};
 use turnstone_engine::{Partition, Standing};
-use turnstone_replication::election::{Best, Election};
+use turnstone_replication::election::Best;
 use turnstone_replication::follower::Word;
+use turnstone_replication::leadership::{Event, Refusal, step};
 use turnstone_replication::quorum::Promises;
-use turnstone_replication::wire::{Answer, Ask, Frame, PROTOCOL, Reason, Wish};
+use turnstone_replication::wire::{Reason, Wish};
 
-/// A member answers within this time, the connection included.
-const ANSWER: Duration = Duration::from_secs(2);
 /// A missing end of the log is fetched within this time.
 const FETCH: Duration = Duration::from_secs(60);
 
@@ -27,8 +26,22 @@ pub struct Order {
     pub min_replicas: Option<u32>,
     /// Even without enough promises.
     pub force: bool,
-    /// It led before it was restarted.
-    pub returning: bool,
+    /// Why.
+    pub purpose: Purpose,
+    /// The epoch's number is above this one.
+    pub above: u64,
+}
+
+/// Why a node is to lead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// An operator has ordered it.
+    #[default]
+    Operator,
+    /// It led before it was restarted, and nobody was promoted meanwhile.
+    Return,
+    /// It leads, or led, and followers have voted for a candidate that does not lead: they are called back.
+    Recall,
 }
 
 /// How it went.
@@ -43,19 +56,37 @@ pub struct Promoted {
 impl<H: Host> Replication<H> {
     /// Makes a partition of this node the leader.
     pub async fn promote(self: &Rc<Self>, number: u8, order: Order) -> Result<Promoted, Trouble> {
-        let mine = self.next_order(number);
-        let partition = self.open_partition(number)?;
-        let election = self.ask_all(&partition, Epoch::default()).await;
-        let partition = self.open_partition(number)?;
-        let no_members = partition.standing().members.iter().all(|record| record.members.nodes.is_empty());
-        let has_followed = match partition.role() {
-            Role::Leader => false,
-            Role::Follower(_) => true,
-            // It agreed to an epoch and has nothing of it.
-            Role::SteppedDown => partition.prepared() == 0 && partition.adopted().number > 0,
+        // What nodes do by themselves ends with the next order.
+        let mine = match order.purpose {
+            Purpose::Operator => self.next_order(number),
+            _ => self.newest_order(number),
         };
-        if no_members && has_followed && !order.force {
+        let _candidacy = self.stands(number);
+        let partition = self.open_partition(number)?;
+        let has_followed = partition.leadership().has_followed;
+        let asked = self.ask_members(&partition, None).await;
+        let others_stand = asked.others_stand();
+        let election = &asked.election;
+        match order.purpose {
+            Purpose::Operator => {}
+            // What nodes do by themselves stands behind what an operator does elsewhere.
+            _ if election.newer_leader().is_some() || others_stand => return Err(Error::Superseded.into()),
+            _ if self.open_partition(number)?.role() != Role::Leader => return Err(Error::Superseded.into()),
+            Purpose::Return if !election.may_return() => return Err(Error::Superseded.into()),
+            _ => {}
+        }
+        let partition = self.open_partition(number)?;
+        let newcomers_lead = partition.env().sabotage() == Some(Sabotage::NewcomerLeads);
+        if election.is_no_member(has_followed) && !order.force && !newcomers_lead {
             return Err(no_list());
+        }
+        if election.is_forgotten() && !order.force {
+            let text = "this node was forgotten: `replicaof` makes a member of it again; `promote force` leads a history of its own";
+            return Err(Trouble::Engine(Error::TooFewAgree(text.to_string())));
+        }
+        let missed = election.missed_by_a_raise();
+        if order.min_replicas.is_some_and(|n| n > 0) && !missed.is_empty() && !order.force {
+            return Err(must_hold_the_raise(&missed));
         }
         let lenient = order.force || partition.env().sabotage() == Some(Sabotage::FenceSkipped);
         let in_reach = election.in_reach();
@@ -63,9 +94,9 @@ impl<H: Host> Replication<H> {
             return Err(too_few(in_reach));
         }
         self.check_order(number, mine)?;
-        let (epoch, promised) = partition.promise_next(election.next_number()).await?;
+        let (epoch, promised) = partition.stand(election.next_number().max(order.above + 1)).await?;
         self.next_attempt(number);
-        let led = self.win(number, mine, order, epoch, election, promised).await;
+        let led = self.win(number, mine, order, epoch, asked, promised).await;
         if led.is_err()
             && let Some(partition) = self.host.partition(number)
         {
@@ -83,14 +114,16 @@ impl<H: Host> Replication<H> {
         mine: u64,
         order: Order,
         epoch: Epoch,
-        election: Election,
+        asked: Asked,
         promised: Standing,
     ) -> Result<Promoted, Trouble> {
         let partition = self.open_partition(number)?;
         let sabotage = partition.env().sabotage();
+        let Asked { election, statuses } = asked;
         // Where nobody else must hold a commit there is nothing to promise: the others go on as they are.
         let alone = election.records().iter().all(|record| record.members.min_replicas == 0);
-        let mut election = if alone { election } else { self.ask_all(&partition, epoch).await };
+        let asked = if alone { Asked { election, statuses } } else { self.ask_members(&partition, Some(epoch)).await };
+        let Asked { mut election, statuses } = asked;
         election.answered(self.key(number), true, promised);
         let promises = election.promises();
         if !promises.suffice() && !order.force && sabotage != Some(Sabotage::FenceSkipped) {
@@ -99,7 +132,10 @@ impl<H: Host> Replication<H> {
         let partition = match election.best() {
             Best::Of(member) if sabotage != Some(Sabotage::BestLogNotFetched) => {
                 let last = election.answer(member.key()).map_or(0, |standing| standing.last);
-                self.fetch(number, &member, last, mine).await?
+                // Where it has answered, which is not always where the list has it.
+                let place = statuses.iter().find(|(at, status)| (status.node, at.partition) == member.key());
+                let listed = Upstream { address: member.address.clone(), partition: member.partition };
+                self.fetch(number, place.map_or(listed, |(at, _)| at.clone()), last, mine).await?
             }
             Best::Own | Best::Of(_) => self.open_partition(number)?,
         };
@@ -112,8 +148,23 @@ impl<H: Host> Replication<H> {
             members.nodes.retain(|member| election.has_agreed(member.key()));
         }
         self.join_own(number, &mut members);
-        partition.lead(epoch, members, by_force, || self.check_order(number, mine).is_ok()).await?;
+        let event = Event::Wins { epoch, by_order: order.purpose == Purpose::Operator };
+        let decide = |now: &Leadership| {
+            if self.check_order(number, mine).is_err() {
+                return Err(Error::Superseded);
+            }
+            match step(now, &event, broken(partition.env())) {
+                Ok(next) => Ok(next.unwrap_or_else(|| now.clone())),
+                Err(Refusal::Fenced(adopted)) => Err(Error::Fenced { adopted }),
+                Err(_) => Err(Error::Superseded),
+            }
+        };
+        partition.lead(epoch, members, by_force, decide).await?;
         self.count(number);
+        if !alone {
+            let (node, partition) = (self.clone(), partition.clone());
+            partition.env().clone().spawn(async move { node.announce(&partition).await });
+        }
         Ok(Promoted { epoch, missing: promises.needed.saturating_sub(promises.there) })
     }
 
@@ -134,83 +185,14 @@ impl<H: Host> Replication<H> {
     }
 
     fn check_order(&self, number: u8, order: u64) -> Result<(), Trouble> {
-        if self.orders.borrow().get(&number) == Some(&order) {
+        if self.newest_order(number) == order {
             return Ok(());
         }
         Err(Error::Superseded.into())
     }
 
-    /// Asks every member, those that are only learned of meanwhile among them.
-    pub(super) async fn ask_all(self: &Rc<Self>, partition: &Partition<H::Env>, epoch: Epoch) -> Election {
-        let mut election = Election::new(self.key(partition.id()), partition.standing());
-        loop {
-            let members = election.unasked();
-            if members.is_empty() {
-                return election;
-            }
-            let asked = members.iter().map(|member| self.ask(partition, member, epoch));
-            let answers = all(asked).await;
-            for (member, answer) in members.iter().zip(answers) {
-                match answer {
-                    Ok(Answer { granted, standing }) => election.answered(member.key(), granted, standing),
-                    Err(why) => {
-                        let text = format!("{} does not answer: {why}", member.address);
-                        self.log(partition.id(), Level::Debug, text);
-                    }
-                }
-            }
-        }
-    }
-
-    async fn ask(&self, partition: &Partition<H::Env>, member: &Member, epoch: Epoch) -> Result<Answer, String> {
-        let deadline = self.host.now() + ANSWER;
-        // Where it said hello from, and, if that is of long ago, where the list has it.
-        let noted = self.addresses.borrow().get(&(partition.id(), member.key())).cloned();
-        let listed = Some(member.address.clone()).filter(|address| noted.as_ref() != Some(address));
-        let mut dialed = Err("its address is not known".to_string());
-        for address in noted.into_iter().chain(listed).filter(|address| !address.is_empty()) {
-            dialed = self.host.dial(address, member.partition).await;
-            if dialed.is_ok() {
-                break;
-            }
-        }
-        let link = dialed?;
-        let ask = Ask {
-            version: PROTOCOL,
-            node: self.host.node(),
-            own: partition.id(),
-            member: member.node,
-            partition: member.partition,
-            epoch,
-            address: self.own_address(partition),
-        };
-        link.say(&Frame::Ask(ask));
-        let answer = loop {
-            match link.next() {
-                Ok(Some(Frame::Answer(answer))) => break Ok(answer),
-                Ok(Some(Frame::Refuse(_, text))) => break Err(text),
-                Ok(Some(_)) => break Err("it says something else".to_string()),
-                Err(why) => break Err(why),
-                Ok(None) => {}
-            }
-            if let Some(why) = link.gone() {
-                break Err(why);
-            }
-            if self.host.now() > deadline {
-                break Err("not in time".to_string());
-            }
-            wait_for(partition.env(), &*link).await;
-        };
-        link.close();
-        if answer.is_ok() {
-            let peer = Peer { node: member.node, key: link.key() };
-            partition.recognise(peer).await.map_err(|e| e.to_string())?;
-        }
-        answer
-    }
-
     /// Where others reach this node: as it says, or as the list of members has it, if that is where it listens now.
-    fn own_address(&self, partition: &Partition<H::Env>) -> String {
+    pub(super) fn own_address(&self, partition: &Partition<H::Env>) -> String {
         let own = self.host.address();
         let key = self.key(partition.id());
         let known = partition.members().nodes.into_iter().find(|member| member.key() == key);
@@ -227,12 +209,11 @@ impl<H: Host> Replication<H> {
     async fn fetch(
         self: &Rc<Self>,
         number: u8,
-        member: &Member,
+        upstream: Upstream,
         last: Version,
         order: u64,
     ) -> Result<Partition<H::Env>, Trouble> {
-        let upstream = Upstream { address: member.address.clone(), partition: member.partition };
-        self.log(number, Level::Info, format_args!("fetches the log up to version {last} from {}", member.address));
+        self.log(number, Level::Info, format_args!("fetches the log up to version {last} from {}", upstream.address));
         let deadline = self.host.now() + FETCH;
         loop {
             self.check_order(number, order)?;
@@ -244,7 +225,7 @@ impl<H: Host> Replication<H> {
                     && self.check_order(number, order).is_ok()
                     && self.host.now() < deadline
             };
-            let tried = match self.open_stream(&partition, &upstream, Wish::Log).await {
+            let tried = match self.open_stream(&partition, &upstream, Wish::Log, false).await {
                 Ok(stream) => self.apply(&partition, &upstream, stream, &current, Some(last)).await,
                 Err(Trouble::Parted(welcome)) if current() => {
                     self.part(&partition, &welcome, Word::Members).await?;
@@ -264,11 +245,24 @@ impl<H: Host> Replication<H> {
     }
 }
 
-/// A node that follows, or did, and has not got so far as to hold a list of the members does not know whose promises it needs.
+/// A node that follows, or did, and is no member by the newest list that it finds: members do not vote for it.
 fn no_list() -> Trouble {
-    let text = "this node has followed another one and does not hold a list of the members, so it may lack what they hold: \
-                promote one that does; `promote force` leads all the same, and acknowledged writes may be lost";
+    let text = "this node has followed another one and no list of the members that it finds names it, so it may lack what they \
+                hold: promote one that does; `promote force` leads all the same, and acknowledged writes may be lost";
     Trouble::Engine(Error::TooFewAgree(text.to_string()))
+}
+
+/// Under N = 0 each member may lead without asking: until all of them hold the change, one that does not could lead without
+/// what is acknowledged behind it.
+pub(super) fn must_hold_the_raise(missed: &[Member]) -> Trouble {
+    let names: Vec<String> = missed.iter().map(|m| format!("{:016x} ({})", m.node, m.address)).collect();
+    let text = format!(
+        "min_replicas is 0, and each member must hold the change to more, since any of them may lead without asking the others \
+         now; these are not there: {}. Bring them back, or forget them at the leader first (`replicas forget ID`); one that was \
+         forgotten may still be led by force of its own operator, in a history of its own",
+        names.join(", ")
+    );
+    Trouble::Engine(Error::TooFewAgree(text))
 }
 
 fn too_few(promises: Promises) -> Trouble {

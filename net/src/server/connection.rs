@@ -2,7 +2,7 @@
 
 use super::refusals::Refusal;
 use crate::session::Session;
-use crate::tls::{Role, key_of, role_of};
+use crate::tls::{Role, key_of, name_of, role_of};
 use crate::wire::{ALPN_CHANGES, ALPN_REPLICA, Dialect};
 use rustls::ServerConfig;
 use rustls::server::{Accepted, Acceptor};
@@ -136,6 +136,8 @@ pub struct Introduction {
     pub stream: Option<StreamKind>,
     /// SHA-256 of the key that the other side has proved to have; zeros where nobody asks for it.
     pub key: [u8; 32],
+    /// The name in its certificate; empty where nobody asks for it.
+    pub name: String,
 }
 
 impl Connection {
@@ -271,9 +273,10 @@ impl Connection {
         let replica = stream == Some(StreamKind::Replica);
         let certificate = tls.peer_certificates().and_then(|chain| chain.first()).filter(|_| replica);
         let key = certificate.and_then(|certificate| key_of(certificate).ok()).unwrap_or_default();
+        let name = certificate.and_then(|certificate| name_of(certificate).ok()).unwrap_or_default();
         let Stage::Handshake(tls) = std::mem::replace(&mut self.stage, Stage::Ending) else { return None };
         self.stage = Stage::Open(tls);
-        Some(Introduction { dialect, role, stream, key })
+        Some(Introduction { dialect, role, stream, key, name })
     }
 
     /// Encrypts replies.

@@ -4,7 +4,7 @@
 //! `replicas`, `replicas forget ID`, `role`, `digest`.
 
 use crate::client::Address;
-use crate::replica::Order as Promotion;
+use crate::replica::{Order as Promotion, Purpose};
 use turnstone_engine::manifest::Upstream;
 
 /// Longest address of a leader, bytes.
@@ -48,7 +48,8 @@ fn count(word: &str) -> Result<u32, String> {
 pub fn parse(words: &[u8]) -> Result<Order, String> {
     let text = std::str::from_utf8(words).map_err(|_| "an order is text".to_string())?;
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
-    let promotion = |min_replicas, force| Order::Promote(Promotion { min_replicas, force, returning: false });
+    let promotion =
+        |min_replicas, force| Order::Promote(Promotion { min_replicas, force, purpose: Purpose::Operator, above: 0 });
     Ok(match words[..] {
         ["promote"] => promotion(None, false),
         ["promote", "force"] => promotion(None, true),
@@ -87,7 +88,9 @@ mod tests {
 
     #[test]
     fn orders_are_read_and_a_wrong_number_is_never_zero() {
-        let promotion = |min_replicas, force| Ok(Order::Promote(Promotion { min_replicas, force, returning: false }));
+        let promotion = |min_replicas, force| {
+            Ok(Order::Promote(Promotion { min_replicas, force, purpose: Purpose::Operator, above: 0 }))
+        };
         assert_eq!(parse(b"promote"), promotion(None, false));
         assert_eq!(parse(b"promote 2 force"), promotion(Some(2), true));
         assert_eq!(parse(b"replicas forget 00000000000000ff"), Ok(Order::Forget(255)));

@@ -53,8 +53,8 @@ pub struct Wire {
     input: RefCell<Input>,
     /// What was said since the last submission of the core's ring: it leaves with the next, in one piece.
     said: RefCell<Vec<u8>>,
-    /// SHA-256 of the other side's public key.
-    key: Cell<[u8; 32]>,
+    /// SHA-256 of the other side's public key, and its certificate's name.
+    identity: RefCell<([u8; 32], String)>,
     /// Longest frame that the other side may send.
     frame_max: usize,
     changed: Notify,
@@ -186,8 +186,8 @@ impl Link for Wire {
         self.peer.clone()
     }
 
-    fn key(&self) -> [u8; 32] {
-        self.key.get()
+    fn identity(&self) -> ([u8; 32], String) {
+        self.identity.borrow().clone()
     }
 
     fn close(&self) {
@@ -315,7 +315,7 @@ impl ServerCore {
     /// A connection that this node opened is through its handshake.
     pub(super) fn link_introduced(&self, id: u64, introduction: &Introduction) {
         let Some(link) = self.links.borrow().get(&id).cloned() else { return };
-        link.key.set(introduction.key);
+        *link.identity.borrow_mut() = (introduction.key, introduction.name.clone());
         let replica = introduction.stream == Some(StreamKind::Replica);
         if introduction.role == Ok(Role::Server) && replica {
             link.open.set(true);
@@ -359,7 +359,7 @@ impl ServerCore {
             return true;
         }
         let link = self.link(id, FROM_FOLLOWER_MAX);
-        link.key.set(introduction.key);
+        *link.identity.borrow_mut() = (introduction.key, introduction.name.clone());
         self.core.spawn(async move {
             let peer = link.peer();
             let replication = this.replication.clone();
@@ -387,7 +387,7 @@ impl ServerCore {
             peer: self.peer(id),
             input: RefCell::default(),
             said: RefCell::default(),
-            key: Cell::default(),
+            identity: RefCell::default(),
             frame_max,
             changed: Notify::default(),
             heard: Cell::default(),

@@ -109,6 +109,28 @@ pub fn key_of(der: &[u8]) -> Result<[u8; 32], IdentityError> {
     hash.as_ref().try_into().map_err(|_| IdentityError::Unreadable)
 }
 
+/// Longest name of a certificate that is told apart by, bytes.
+const NAME_MAX: usize = 400;
+
+/// The name of a certificate in DER form: its subject, and the hosts that it is for. It stays when the certificate is renewed,
+/// with the same key or another one.
+pub fn name_of(der: &[u8]) -> Result<String, IdentityError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
+    let mut hosts: Vec<String> = match certificate.subject_alternative_name() {
+        Ok(Some(names)) => names.value.general_names.iter().map(|name| name.to_string()).collect(),
+        _ => Vec::new(),
+    };
+    hosts.sort();
+    let name = format!("{} for {}", certificate.subject(), hosts.join(", "));
+    let mut name: String = name.escape_debug().collect();
+    let mut end = NAME_MAX.min(name.len());
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name.truncate(end);
+    Ok(name)
+}
+
 /// Reads the role of a certificate in DER form.
 pub fn role_of(der: &[u8]) -> Result<Role, IdentityError> {
     let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
@@ -161,6 +183,17 @@ mod tests {
             let printable = PrintableString::try_from(role.organization()).unwrap();
             assert_eq!(role_of(&with_organization(DnValue::PrintableString(printable))), Ok(role));
         }
+    }
+
+    #[test]
+    fn a_name_stays_when_the_key_changes() {
+        let named = |common_name: &str| certificate(|name| name.push(DnType::CommonName, common_name));
+        let (one, renewed, other) = (named("db1"), named("db1"), named("db2"));
+        assert_ne!(key_of(&one), key_of(&renewed));
+        assert_eq!(name_of(&one), name_of(&renewed));
+        assert_ne!(name_of(&one), name_of(&other));
+        let long = named(&"x".repeat(900));
+        assert!(name_of(&long).is_ok_and(|name| name.len() <= NAME_MAX));
     }
 
     #[test]

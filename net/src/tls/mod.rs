@@ -11,4 +11,4 @@ mod short_chains;
 
 pub use authority::{Authority, AuthorityError, Issued, new_key_pem};
 pub use config::{ClientOffer, TlsError, TlsFiles, client_config, consumer_config, follower_config, server_config};
-pub use identity::{IdentityError, Role, key_of, role_of};
+pub use identity::{IdentityError, Role, key_of, name_of, role_of};

@@ -8,6 +8,7 @@ use crate::model::{KeyNumber, key_bytes};
 use crate::sim::SimEnv;
 use std::rc::Rc;
 use std::time::Duration;
+use turnstone_engine::leadership::Role;
 use turnstone_engine::types::CommitPosition;
 use turnstone_engine::{Error, Lookup, Partition, Write};
 
@@ -61,6 +62,9 @@ async fn read(run: &Rc<Run>, node: usize) {
 }
 
 async fn flush(run: &Rc<Run>, node: usize, partition: Partition<SimEnv>) {
+    if partition.role() == Role::SteppedDown {
+        run.orders.flushes(node);
+    }
     match run.on_node(node, async move { partition.flush_all().await }).await {
         Some(Ok(at)) => acknowledge(run, at, node, None),
         _ => run.told.borrow_mut().unknown += 1,

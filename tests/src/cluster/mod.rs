@@ -356,7 +356,7 @@ async fn form(run: &Rc<Run>) -> Result<(), String> {
 }
 
 async fn ask_for(leader: &Partition<SimEnv>, n: u32) -> Result<(), Error> {
-    let changed = leader.change_members(|members| {
+    let changed = leader.change_members(false, |members| {
         let mut next = members.clone();
         next.min_replicas = n;
         (next != *members).then_some(next)
@@ -386,7 +386,9 @@ async fn recover(run: &Rc<Run>) -> Result<(), String> {
             return Ok(());
         }
         // Two leaders that a forced order left, or N = 0, take an operator more steps than one.
-        let limit = RECOVERY * if run.orders.losses.borrow().any() { 6 } else { 2 };
+        // So does a copy of everything on a slow line.
+        let slow = cluster.features.has(Feature::SlowLinks) && cluster.features.has(Feature::LongCopies);
+        let limit = RECOVERY * if run.orders.losses.borrow().any() { if slow { 12 } else { 6 } } else { 2 };
         if world.now() > healed + limit {
             return Err(format!("no commit within {limit:?} after the last fault: {}", describe(run)));
         }

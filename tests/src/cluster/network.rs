@@ -254,8 +254,8 @@ impl Speaks<change::Frame> for SimLink {
 }
 
 impl Link for SimLink {
-    fn key(&self) -> [u8; 32] {
-        self.other_key
+    fn identity(&self) -> ([u8; 32], String) {
+        (self.other_key, format!("n{}", self.ends.1))
     }
 
     fn heard(&self) -> bool {

@@ -21,6 +21,8 @@ use turnstone_net::replica::{Order as Promotion, Trouble};
 
 /// Operators wait for an answer for so long.
 const ANSWER: Duration = Duration::from_secs(70);
+/// Who has what was published so long ago is in step.
+const MOMENT: Duration = Duration::from_secs(1);
 /// What stands is looked at so often.
 const LOOK: Duration = Duration::from_millis(25);
 
@@ -56,6 +58,8 @@ struct Standing {
     promotions: u64,
     /// None of them was under way.
     alone: bool,
+    /// The epoch that the node had voted for: of a promotion in a later one it cannot know which of the two orders came first.
+    heard: u64,
 }
 
 /// What was ordered.
@@ -64,16 +68,25 @@ pub struct Book {
     /// The newest order about each node's role.
     newest: Vec<Cell<u64>>,
     standing: Vec<RefCell<Option<Standing>>>,
+    /// When each node's role was last ordered, and when it was ordered twice at the same time: which of the two comes first is open.
+    given: Vec<Cell<Duration>>,
+    crossed: Vec<Cell<Duration>>,
     promotions: Cell<u64>,
     promotions_running: Cell<u32>,
+    /// The number of the newest epoch that a promotion began.
+    promoted: Cell<u64>,
     /// Members that were forgotten and not ordered to follow since.
     pub forgotten: RefCell<BTreeSet<usize>>,
+    /// The newest order to each node that lets it in again.
+    let_in: Vec<Cell<u64>>,
     /// Orders that are being answered which may let a node in again.
     joining: RefCell<Vec<usize>>,
     /// Nodes that belong to the cluster.
     pub joined: Vec<Cell<bool>>,
-    /// Nodes that have had everything that was published, at some time while they followed.
+    /// Nodes that have had everything that was published a moment before, at some time while they followed.
     pub in_step: Vec<Cell<bool>>,
+    /// What each leader had published at that moment.
+    goals: Vec<Cell<(u64, Duration)>>,
     /// What may be lost.
     pub losses: RefCell<Losses>,
     /// Orders that were answered with success.
@@ -87,12 +100,17 @@ impl Book {
             serial: Cell::new(0),
             newest: (0..nodes).map(|_| Cell::new(0)).collect(),
             standing: (0..nodes).map(|_| RefCell::default()).collect(),
+            given: (0..nodes).map(|_| Cell::new(Duration::MAX)).collect(),
+            crossed: (0..nodes).map(|_| Cell::new(Duration::MAX)).collect(),
             promotions: Cell::new(0),
             promotions_running: Cell::new(0),
+            promoted: Cell::new(0),
             forgotten: RefCell::default(),
+            let_in: (0..nodes).map(|_| Cell::new(0)).collect(),
             joining: RefCell::default(),
             joined: (0..nodes).map(|_| Cell::new(true)).collect(),
             in_step: (0..nodes).map(|_| Cell::new(false)).collect(),
+            goals: (0..nodes).map(|_| Cell::new((0, Duration::ZERO))).collect(),
             losses: RefCell::default(),
             obeyed: Cell::new(0),
         }
@@ -118,7 +136,11 @@ pub async fn give_and_wait(run: &Rc<Run>, node: usize, order: Order) -> Option<R
     if order.is_of_role() {
         book.newest[node].set(serial);
         *book.standing[node].borrow_mut() = None;
+        if book.given[node].replace(began) == began {
+            book.crossed[node].set(began);
+        }
     }
+    world.log_line(format_args!("node {node}: order {serial}, {order:?}, is given"));
     let (promotions, alone) = (book.promotions.get(), book.promotions_running.get() == 0);
     let mut number = None;
     match &order {
@@ -131,10 +153,14 @@ pub async fn give_and_wait(run: &Rc<Run>, node: usize, order: Order) -> Option<R
             }
         }
         Order::MinReplicas(0) => book.losses.borrow_mut().zero_begins(began),
-        Order::Follow(..) => book.joining.borrow_mut().push(node),
+        Order::Follow(..) => {
+            book.joining.borrow_mut().push(node);
+            book.let_in[node].set(serial);
+        }
         _ => {}
     }
     let host = run.cluster.clone();
+    let heard = partition.adopted().number;
     let todo = order.clone();
     let answer = run.on_node_within(ANSWER, node, async move {
         match todo {
@@ -153,6 +179,7 @@ pub async fn give_and_wait(run: &Rc<Run>, node: usize, order: Order) -> Option<R
         }
     });
     let answer = answer.await;
+    world.log_line(format_args!("node {node}: order {serial} is answered {answer:?}"));
     let now = world.now();
     if let Some(number) = number {
         book.promotions_running.set(book.promotions_running.get() - 1);
@@ -168,8 +195,9 @@ pub async fn give_and_wait(run: &Rc<Run>, node: usize, order: Order) -> Option<R
         if let Some(at) = joining.iter().position(|other| *other == node) {
             joining.swap_remove(at);
         }
+        // The other side lets it in when it hears of the order, also if the order is refused in the end.
+        book.forgotten.borrow_mut().remove(&node);
         if obeyed || unanswered {
-            book.forgotten.borrow_mut().remove(&node);
             book.joined[node].set(true);
         }
     }
@@ -178,18 +206,24 @@ pub async fn give_and_wait(run: &Rc<Run>, node: usize, order: Order) -> Option<R
         match order {
             Order::MinReplicas(n) if n > 0 => book.losses.borrow_mut().zero_ends(now),
             Order::Promote(Some(n), _) if n > 0 => book.losses.borrow_mut().zero_ends(now),
-            Order::Forget(other) if !book.joining.borrow().contains(&other) => {
+            Order::Forget(other) if !book.joining.borrow().contains(&other) && book.let_in[other].get() < serial => {
                 book.forgotten.borrow_mut().insert(other);
             }
             _ => {}
+        }
+        if let (Order::Promote(..), Some(partition)) = (&order, run.cluster.partition(node)) {
+            book.promoted.set(partition.adopted().number.max(book.promoted.get()));
         }
         if matches!(order, Order::Promote(_, false)) {
             check_is_complete(run, node, began);
         }
         if book.newest[node].get() == serial && order.is_of_role() && !matches!(order, Order::Promote(..)) {
             let role = run.cluster.partition(node).map(|partition| partition.role());
-            if let Some(role) = role {
-                *book.standing[node].borrow_mut() = Some(Standing { order: order.clone(), role, promotions, alone });
+            // `replicaof no one` changes nothing at a leader.
+            let is_kept = order != Order::FollowNobody || role == Some(Role::SteppedDown);
+            if let Some(role) = role.filter(|_| is_kept && book.crossed[node].get() != began) {
+                *book.standing[node].borrow_mut() =
+                    Some(Standing { order: order.clone(), role, promotions, alone, heard });
             }
         }
         if let (Order::Follow(..), true) = (&order, run.cluster.features.has(Feature::Circles)) {
@@ -217,6 +251,15 @@ fn check_is_complete(run: &Rc<Run>, node: usize, began: Duration) {
              followers had to hold it",
             ack.version, ack.epoch.number, ack.node
         ));
+    }
+}
+
+impl Book {
+    /// A FlushDB makes a leader of a node that has stepped down: it is an order about the role, too.
+    pub fn flushes(&self, node: usize) {
+        self.serial.set(self.serial.get() + 1);
+        self.newest[node].set(self.serial.get());
+        *self.standing[node].borrow_mut() = None;
     }
 }
 
@@ -268,9 +311,13 @@ fn look(run: &Rc<Run>, node: usize, partition: &Partition<SimEnv>) {
     if leads {
         book.in_step[node].set(true);
         let list = partition.members();
+        let (goal, since) = book.goals[node].get();
+        if cluster.world.now() > since + MOMENT {
+            book.goals[node].set((partition.published(), cluster.world.now()));
+        }
         if let Some(replication) = cluster.replication(node) {
             for replica in replication.board.replicas(PARTITION) {
-                if replica.acked >= partition.published() {
+                if replica.acked >= goal.min(partition.published()) {
                     book.in_step[(replica.node - 100) as usize].set(true);
                 }
             }
@@ -292,7 +339,7 @@ fn look(run: &Rc<Run>, node: usize, partition: &Partition<SimEnv>) {
     }
     let standing = book.standing[node].borrow();
     let Some(standing) = standing.as_ref() else { return };
-    let kept = standing.alone && book.promotions.get() == standing.promotions;
+    let kept = standing.alone && book.promotions.get() == standing.promotions && book.promoted.get() <= standing.heard;
     let led = !matches!(standing.role, Role::Leader);
     if (kept && role != standing.role) || (led && leads) {
         cluster.fail(format!(
@@ -383,7 +430,20 @@ async fn repair_once(run: &Rc<Run>, state: &Repair) {
     };
     // A node that is to join may be the follower that a leader lacks.
     let leader = (0..cluster.len()).find(|node| joined(node) && cluster.partition(*node).is_some_and(|p| p.leads()));
-    if let (Some(leader), Some(late)) = (leader, (0..cluster.len()).find(|node| !joined(node))) {
+    let turned_away = |node: &usize| {
+        let status = cluster.replication(*node).and_then(|r| r.board.upstream(PARTITION)).unwrap_or_default();
+        let id = *node as u64 + 100;
+        let forgets =
+            |other: usize| cluster.partition(other).is_some_and(|p| p.leads() && p.members().forgotten.contains(&id));
+        run.orders.forgotten.borrow().contains(node)
+            || status.contains("was forgotten")
+            || (0..cluster.len()).any(forgets)
+    };
+    // What was ordered stands: who was told to follow nobody does so until it is told otherwise.
+    let stepped_down = |node: &usize| cluster.partition(*node).is_some_and(|p| p.role() == Role::SteppedDown);
+    let outside = |node: &usize| !joined(node) || turned_away(node) || stepped_down(node);
+    if let (Some(leader), Some(late)) = (leader, (0..cluster.len()).find(|node| Some(*node) != leader && outside(node)))
+    {
         give_and_wait(run, late, Order::Follow(leader, false)).await;
     }
     let rank = |node: &usize| {
@@ -395,6 +455,16 @@ async fn repair_once(run: &Rc<Run>, state: &Repair) {
         let forgets = |node: usize| run.orders.forgotten.borrow().contains(&node) || !run.orders.joined[node].get();
         if cluster.partition(node).is_none() || forgets(node) {
             return;
+        }
+        let any = |node: &usize| joined(node) && cluster.partition(*node).is_some_and(|p| p.leads());
+        let newest = (0..cluster.len()).filter(any).max_by_key(rank).filter(|_| cluster.features.has(Feature::Move));
+        if let Some(newest) = newest.filter(|newest| !forgets(*newest)) {
+            // Where all have new addresses nobody finds a leader that finds nobody.
+            for other in (0..cluster.len()).filter(|other| *other != newest && !forgets(*other)) {
+                if upstream_of(cluster, other) != Some(newest) {
+                    give_and_wait(run, other, Order::Follow(newest, false)).await;
+                }
+            }
         }
         // A follower of an address that is not in use any more is told the new one first.
         for other in (0..cluster.len()).filter(|other| *other != node && !forgets(*other)) {
@@ -408,6 +478,12 @@ async fn repair_once(run: &Rc<Run>, state: &Repair) {
             check_refusal(run, node, &why);
             if lossy {
                 give_and_wait(run, node, Order::Promote(None, true)).await;
+            } else if cluster.features.has(Feature::Move) {
+                // Where all have new addresses nobody finds anybody until the others are told where one of them is.
+                for other in (0..cluster.len()).filter(|other| *other != node && !forgets(*other)) {
+                    give_and_wait(run, other, Order::Follow(node, false)).await;
+                }
+                give_and_wait(run, node, Order::Promote(None, false)).await;
             }
         }
         return;
@@ -419,7 +495,7 @@ async fn repair_once(run: &Rc<Run>, state: &Repair) {
             .is_some_and(|up| up == leader || (!lossy && closes_a_circle(cluster, leader, up)));
         let status = cluster.replication(node).and_then(|r| r.board.upstream(PARTITION)).unwrap_or_default();
         let parted = lossy && status.starts_with("broken");
-        if follows && !parted && !run.orders.forgotten.borrow().contains(&node) {
+        if follows && !parted && !turned_away(&node) {
             continue;
         }
         drop(partition);
@@ -433,31 +509,41 @@ async fn repair_once(run: &Rc<Run>, state: &Repair) {
 /// A promotion must not be refused for want of promises where enough of those that count are there, and can be found.
 fn check_refusal(run: &Rc<Run>, node: usize, why: &str) {
     let (cluster, book) = (&run.cluster, &run.orders);
-    if !book.in_step[node].get() || book.losses.borrow().any() {
+    // Who was forgotten, or was let in a moment ago, is no member.
+    let outside = why.contains("forgotten") || why.contains("names it");
+    if !book.in_step[node].get() || book.losses.borrow().any() || (outside && cluster.features.has(Feature::Forget)) {
         return;
     }
-    let newest = (0..cluster.len()).filter_map(|n| cluster.partition(n)).map(|p| {
+    // A newer list that only those have who cannot be found is not known.
+    let own = cluster.partition(node).map(|partition| partition.members()).unwrap_or_default();
+    let knows = |other: usize| {
+        let listed = own.nodes.iter().find(|member| member.node == other as u64 + 100);
+        other == node || listed.is_some_and(|member| cluster.node_at(&member.address) == Some(other))
+    };
+    let newest = (0..cluster.len()).filter(|other| knows(*other)).filter_map(|n| cluster.partition(n)).map(|p| {
         let standing = p.standing();
         let version = standing.members.last().map_or(0, |record| record.version);
-        // A change that is not in force yet needs the old rule, too.
-        let n = standing.members.iter().map(|record| record.members.min_replicas).min().unwrap_or(0);
-        (p.position(version).epoch.number, version, p.members(), n)
+        (p.position(version).epoch.number, version, standing.members)
     });
-    let Some((_, _, list, n)) = newest.max_by_key(|(epoch, version, ..)| (*epoch, *version)) else { return };
+    let Some((.., lists)) = newest.max_by_key(|(epoch, version, _)| (*epoch, *version)) else { return };
     let of = |member: &turnstone_engine::types::Member| (member.node - 100) as usize;
-    let voters: Vec<usize> = list.nodes.iter().map(of).filter(|node| book.in_step[*node].get()).collect();
-    let n = (n as usize).min(voters.len().saturating_sub(1));
     // A member is found at the address that the list has, or where it came from.
     let present = cluster.replication(node).map(|r| r.board.present(PARTITION)).unwrap_or_default();
     let is_found = |member: &turnstone_engine::types::Member| {
         let known = cluster.node_at(&member.address) == Some(of(member)) || present.contains(&member.key());
         cluster.partition(of(member)).is_some() && (of(member) == node || known)
     };
-    let there = list.nodes.iter().filter(|m| book.in_step[of(m)].get() && is_found(m)).count();
-    if n > 0 && voters.contains(&node) && there >= voters.len() - n {
+    let in_step = |member: &&turnstone_engine::types::Member| book.in_step[of(member)].get();
+    // A change that is not in force yet needs the old rule, too.
+    let suffices = lists.iter().all(|record| {
+        let voters: Vec<_> = record.members.nodes.iter().filter(in_step).collect();
+        let n = (record.members.min_replicas as usize).min(voters.len().saturating_sub(1));
+        let there = voters.iter().filter(|member| is_found(member)).count();
+        n > 0 && voters.iter().any(|member| of(member) == node) && there >= voters.len() - n
+    });
+    if suffices && !lists.is_empty() {
         cluster.fail(format!(
-            "a promotion of node {node} without force is refused although {there} of {} members that were in step are there: {why}",
-            voters.len()
+            "a promotion of node {node} without force is refused although enough of the members that were in step are there: {why}"
         ));
     }
 }

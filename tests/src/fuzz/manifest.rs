@@ -9,7 +9,8 @@ use turnstone_engine::codec::crc;
 use turnstone_engine::disk::BLOCK;
 use turnstone_engine::header::{self, FileKind};
 use turnstone_engine::manifest::{
-    EpochStart, Generation, Hold, Manifest, ManifestStore, Mark, MembersRecord, RunSummary, Segment, ValueFile,
+    EpochStart, Generation, Hold, Leadership, Manifest, ManifestStore, Mark, MembersRecord, Role, RunSummary, Segment,
+    Upstream, ValueFile,
 };
 use turnstone_engine::types::{Epoch, LogPosition};
 use turnstone_engine::types::{Member, Members};
@@ -62,9 +63,9 @@ fn read(file: Vec<u8>) -> Option<Manifest> {
         Ok(manifest) => {
             let manifest = manifest.expect("the file is there");
             let again = manifest.encode();
-            // One of before there were peers ends before their number.
-            let peers = if manifest.peers.is_empty() { size_of::<u32>() } else { 0 };
-            assert!(BLOCK + again.len() <= length + peers, "nothing is invented");
+            // Older ones end before the number of peers, or before what there is of leadership beside the role, and their names.
+            let newer = size_of::<u32>() + 38 + size_of::<u16>() * manifest.peers.len();
+            assert!(BLOCK + again.len() <= length + newer, "nothing is invented");
             assert_eq!(Manifest::decode(&again).as_ref(), Ok(&manifest));
             Some(manifest)
         }
@@ -103,16 +104,24 @@ fn sample() -> Manifest {
         segments: vec![Segment { number: 2, first_version: 30, used: 8192, checkpointed_ms: Some(5) }],
         holds: vec![Hold { name: "cdc".to_string(), version: 7, limit_bytes: 1 << 20 }],
         next_number: 7,
-        role: turnstone_engine::manifest::Role::Leader,
-        adopted: Epoch { number: 1, id: 3 },
+        leadership: Leadership {
+            number: 4,
+            role: Role::Follower(Upstream { address: "a:1".to_string(), partition: 3 }),
+            upstream_node: 5,
+            voted_epoch: Epoch { number: 1, id: 3 },
+            ordered: Some(1),
+            promoted: 1,
+            has_followed: true,
+        },
         members: vec![MembersRecord {
             version: 8,
             members: Members {
                 min_replicas: 1,
                 nodes: vec![Member { node: 5, partition: 3, address: "a:1".to_string() }],
+                forgotten: vec![6],
             },
         }],
-        peers: vec![turnstone_engine::manifest::Peer { node: 5, key: [9; 32] }],
+        peers: vec![turnstone_engine::manifest::Peer { node: 5, key: [9; 32], name: "b".to_string() }],
         keys: 9,
         live: vec![(1, 100)],
     }

@@ -6,14 +6,17 @@ use std::time::Duration;
 use turnstone_engine::Standing;
 use turnstone_engine::codec::crc;
 use turnstone_engine::copy::{CopyEntry, CopySum};
+use turnstone_engine::leadership::{Leadership, Upstream};
 use turnstone_engine::manifest::{EpochStart, MembersRecord};
 use turnstone_engine::types::{Epoch, Member, Members};
-use turnstone_replication::election::Election;
+use turnstone_replication::election::{Election, knows_candidate};
 use turnstone_replication::follower::{Follower, Step, Word, rejoin};
 use turnstone_replication::leader::{Leader, Opening, View};
-use turnstone_replication::quorum::promises;
+use turnstone_replication::leadership::{Event, step};
+use turnstone_replication::quorum::{Broken, promises};
 use turnstone_replication::wire::{
-    Answer, Ask, Copying, Frame, Hello, PROTOCOL, Reason, Welcome, Wish, put_entry, take_entries,
+    Caller, Copying, Follows, Frame, Hello, PROTOCOL, Reason, Status, VoteRequest, Welcome, Wish, put_entry,
+    take_entries,
 };
 
 const NOW: Duration = Duration::from_secs(100);
@@ -52,7 +55,7 @@ fn own_standing() -> Standing {
     let epochs = [(1, 7, 1), (3, 9, 41)];
     let start = |(number, id, first_version)| EpochStart { epoch: Epoch { number, id }, first_version };
     let nodes = (1..4).map(|node| Member { node, partition: 1, address: format!("n{node}:1") }).collect();
-    let members = vec![MembersRecord { version: 5, members: Members { min_replicas: 1, nodes } }];
+    let members = vec![MembersRecord { version: 5, members: Members { min_replicas: 1, nodes, forgotten: vec![8] } }];
     let epochs = epochs.into_iter().map(start).collect();
     Standing { adopted: Epoch { number: 3, id: 9 }, epochs, last: 60, published: 50, members, leads: true }
 }
@@ -64,8 +67,21 @@ fn conversation(mut script: Script<'_>) {
     let (adopted, epochs) = (own.adopted, own.epochs.clone());
     let (life, wish, resume) = (7, Wish::CopyIfNeeded, None);
     let (version, node, own_number, partition, last) = (PROTOCOL, 2, 1, 1, 60);
-    let hello =
-        Hello { version, node, own: own_number, partition, last, adopted, epochs, address, dialed, life, wish, resume };
+    let hello = Hello {
+        version,
+        node,
+        own: own_number,
+        partition,
+        last,
+        adopted,
+        epochs,
+        address,
+        dialed,
+        life,
+        ordered: false,
+        wish,
+        resume,
+    };
     let (mut follower, _) = Follower::open(hello, NOW);
     let view = View { node: 1, partition: 1, standing: own.clone(), oldest: 20 };
     let mut leader: Option<Leader> = None;
@@ -90,7 +106,15 @@ fn conversation(mut script: Script<'_>) {
                 }
             }
             Frame::Copy(copy) => assert!(copy.head().epochs.iter().all(|e| e.first_version <= copy.version)),
-            Frame::Answer(answer) => {
+            Frame::VoteRequest(request) => {
+                let key = (request.caller.node, request.caller.own);
+                let _ = knows_candidate(((1, 1), &own), true, (key, &request.standing));
+                let voted = Leadership { voted_epoch: own.adopted, ..Leadership::default() };
+                if let Ok(Some(next)) = step(&voted, &Event::VoteRequested(request.epoch), Broken::default()) {
+                    assert!(next.voted_epoch.number > own.adopted.number && next.role == voted.role);
+                }
+            }
+            Frame::Status(answer) => {
                 let asked = election.unasked();
                 let key = asked.first().map_or((2, 1), Member::key);
                 election.answered(key, answer.granted, answer.standing.clone());
@@ -138,6 +162,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let (address, dialed) = (":1".to_string(), "n1:1".to_string());
     let bare = Standing { members: Vec::new(), ..own.clone() };
     let adopted = epoch;
+    let caller = Caller { version: PROTOCOL, node: 2, own: 1, member: 1, partition: 1 };
     let mut keys = Vec::new();
     put_entry(&CopyEntry { key: b"key".as_slice().into(), version: 4, value: vec![9; 20].into() }, &mut keys);
     let copy = Copying {
@@ -159,13 +184,23 @@ pub fn seeds() -> Vec<Vec<u8>> {
             address: address.clone(),
             dialed,
             life: 7,
+            ordered: true,
             wish: Wish::CopyIfNeeded,
             resume: Some((50, b"key".as_slice().into())),
         }),
         Frame::Ack(epoch, 60),
         Frame::Beat(50),
-        Frame::Ask(Ask { version: PROTOCOL, node: 2, own: 1, member: 1, partition: 1, epoch, address }),
-        Frame::Answer(Answer { granted: true, standing: own }),
+        Frame::StatusRequest(caller),
+        Frame::VoteRequest(VoteRequest { caller, epoch, standing: Standing { leads: false, ..own.clone() } }),
+        Frame::Leads(caller, address),
+        Frame::Status(Box::new(Status {
+            node: 2,
+            granted: true,
+            is_candidate: false,
+            promoted: 2,
+            follows: vec![Follows { node: 3, upstream: Upstream { address: "n3:1".to_string(), partition: 1 } }],
+            standing: own,
+        })),
         Frame::Accept(Welcome { node: 1, standing: bare.clone() }),
         Frame::Parted(Welcome { node: 1, standing: bare }),
         Frame::Refuse(Reason::Diverged, "they part".to_string()),

@@ -80,6 +80,11 @@ impl World {
         })
     }
 
+    /// Adds a line to the log.
+    pub fn log_line(&self, line: impl std::fmt::Display) {
+        self.log.borrow_mut().push(format!("{:9.4} {line}", self.now().as_secs_f64()));
+    }
+
     /// Virtual time.
     pub fn now(&self) -> Duration {
         self.now.get()

@@ -5,7 +5,7 @@
 use std::time::Duration;
 use turnstone_engine::env::Sabotage;
 use turnstone_tests::cluster::campaign::Campaign;
-use turnstone_tests::cluster::features::Features;
+use turnstone_tests::cluster::features::{Feature, Features};
 use turnstone_tests::cluster::known::{KNOWN, MENDED};
 use turnstone_tests::cluster::{Effort, run_seed};
 
@@ -61,17 +61,35 @@ fn the_same_seed_gives_the_same_trace() {
     }
 }
 
+/// What a run has to try or check to find a bug.
+fn features_for(bug: Sabotage) -> Features {
+    match bug {
+        Sabotage::RaisedAlone => Features::of(&[Feature::ZeroReplicas]),
+        // Only who follows one that lags finds a shorter log that is nobody's best.
+        Sabotage::AheadIsCut => Features::of(&[Feature::Orders]),
+        Sabotage::OrderNotKept => Features::of(&[Feature::Orders, Feature::OrdersStand]),
+        Sabotage::CircleNotLookedFor => Features::of(&[Feature::Orders, Feature::Circles]),
+        Sabotage::ForgottenNotKept => Features::of(&[Feature::Forget]),
+        Sabotage::NewcomerLeads => Features::of(&[Feature::Join]),
+        Sabotage::RestartTellsLess => Features::of(&[Feature::MonotonicReads]),
+        _ => Features::NONE,
+    }
+}
+
 /// The test above, unchanged, on code with one rule broken.
 #[test]
 fn every_planted_bug_among_nodes_is_found() {
-    let plain = Some(Features::NONE);
-    let effort = Effort { faults: Duration::from_secs(30), features: plain, ..Effort::default() };
     let tries = number("TURNSTONE_TRIES").unwrap_or(1500);
     let mut missed = Vec::new();
     let only = std::env::var("TURNSTONE_BUG").ok();
     let seldom = Sabotage::SELDOM_SEEN.into_iter().filter(|_| only.is_some());
     let asked = |bug: &Sabotage| only.as_ref().is_none_or(|only| *only == format!("{bug:?}"));
-    for bug in Sabotage::AMONG_NODES.into_iter().chain(seldom).filter(asked) {
+    let all = Sabotage::BEYOND_PLAIN.into_iter().chain(Sabotage::AMONG_NODES).chain(seldom);
+    for bug in all.filter(asked) {
+        let features = features_for(bug);
+        // A copy that is refused needs its time to be tried again.
+        let faults = Duration::from_secs(if features == Features::NONE { 30 } else { 60 });
+        let effort = Effort { faults, features: Some(features), without: Features::NONE, ..Effort::default() };
         let effort = |seed| Effort { quarrels: if seed % 2 == 0 { 0 } else { 100 }, ..effort };
         let found = (0..tries).find_map(|seed| {
             let effort = effort(seed);

@@ -80,7 +80,7 @@ impl Pair {
     }
 
     async fn ask_for(&self, followers: u32) -> Result<(), String> {
-        let changed = self.leader.change_members(|members| {
+        let changed = self.leader.change_members(false, |members| {
             let mut next = members.clone();
             next.min_replicas = followers;
             (next != *members).then_some(next)
@@ -248,9 +248,9 @@ fn each_flush_is_carried_out_once() {
                 }
                 pair.leader.flush_all().await.map_err(|e| e.to_string())?;
                 let elsewhere = Member { node: 77, partition: PARTITION, address: format!("n7:{round}") };
-                let listed = pair
-                    .leader
-                    .change_members(|members| Some(Members { nodes: vec![elsewhere.clone()], ..members.clone() }));
+                let listed = pair.leader.change_members(false, |members| {
+                    Some(Members { nodes: vec![elsewhere.clone()], ..members.clone() })
+                });
                 let listed = listed.await.map_err(|e| e.to_string())?.ok_or("the list is as it was")?;
                 // A batch of its own.
                 pair.leader.wait_published(listed).await;

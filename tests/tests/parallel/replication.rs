@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 use turnstone_net::client::{ClientError, Connection};
-use turnstone_net::tls::{Role, follower_config};
+use turnstone_net::tls::{Authority, Role, follower_config};
 use turnstone_net::wire::{ErrorCode, Request};
 use turnstone_tests::real::{self, TestHome, TestServer, figure};
 
@@ -251,6 +251,7 @@ fn only_a_servers_certificate_replicates() {
             address: ":1".to_string(),
             dialed: "localhost:1".to_string(),
             life: 1,
+            ordered: false,
             wish: turnstone_replication::wire::Wish::Log,
             resume: None,
         };
@@ -271,7 +272,7 @@ fn take_number(from: &TestHome, to: &TestHome) {
 }
 
 #[test]
-fn a_nodes_number_belongs_to_its_key_and_is_used_once() {
+fn a_nodes_number_belongs_to_its_certificates_name_and_is_used_once() {
     let pair = Pair::new("identity");
     let mut leader = pair.at_leader(1);
     leader.set(b"k", b"v").expect("set");
@@ -287,10 +288,19 @@ fn a_nodes_number_belongs_to_its_key_and_is_used_once() {
             other => panic!("it was let in: {other:?}"),
         }
     };
-    // Another key, the same number.
+    // A certificate for another host, the same number.
     let thief = TestHome::beside(&pair.homes[0], "identity-thief");
     take_number(&pair.homes[1], &thief);
-    refused(&thief, "another key before");
+    let certs = |name: &str| std::fs::read_to_string(pair.homes[0].path().join("certs").join(name)).expect("read");
+    let authority = Authority::load(&certs("ca.crt"), &certs("ca.key")).expect("the CA");
+    let issued = authority.issue(Role::Server, &["elsewhere.example".to_string()], 30).expect("issued");
+    std::fs::write(thief.path().join("certs/server.crt"), issued.cert_pem).expect("written");
+    std::fs::write(thief.path().join("certs/server.key"), issued.key_pem).expect("written");
+    refused(&thief, "follows already, by another process");
+    // Another key under the same name, while the true one is there.
+    let other = TestHome::beside(&pair.homes[0], "identity-other");
+    take_number(&pair.homes[1], &other);
+    refused(&other, "follows already, by another process");
     // The same key and number, in a copy of the home.
     let twin = TestHome::beside(&pair.homes[0], "identity-twin");
     take_number(&pair.homes[1], &twin);
@@ -299,12 +309,24 @@ fn a_nodes_number_belongs_to_its_key_and_is_used_once() {
         std::fs::copy(from, twin.path().join("certs").join(name)).expect("copied");
     }
     refused(&twin, "follows already, by another process");
-    // The true one still follows; when its key is forgotten another one may take its number.
+    // The true one still follows, with a renewed certificate too: its key is another one, its name the same.
     leader.set(b"k", b"w").expect("set");
     pair.caught_up(1);
+    let mut pair = pair;
+    pair.follower.kill();
+    // Also while the true one is away.
+    eventually("it is gone", || !pair.homes[0].order(&pair.leader, 1, &["replicas"]).contains("behind"));
+    refused(&thief, "another name in its certificate before");
+    let issued = authority.issue(Role::Server, &[], 30).expect("issued");
+    std::fs::write(pair.homes[1].path().join("certs/server.crt"), issued.cert_pem).expect("written");
+    std::fs::write(pair.homes[1].path().join("certs/server.key"), issued.key_pem).expect("written");
+    pair.follower = pair.homes[1].serve(&["--executors", "1"]);
+    leader.set(b"k", b"x").expect("set");
+    pair.caught_up(1);
+    eventually("the log says so", || pair.leader.log().iter().any(|line| line.contains("has a new key")));
+    // When it is forgotten another one may take its number.
     let number = std::fs::read_to_string(pair.homes[1].path().join("data/node")).expect("a number");
     let order = ["--admin", "--partition", "1", "replicas", "forget", number.trim()];
-    let mut pair = pair;
     pair.follower.kill();
     let output = pair.homes[0].cli(&pair.leader, &order);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "OK\n", "{output:?}");
