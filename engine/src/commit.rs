@@ -218,6 +218,11 @@ async fn reserve_and_prepare<E: Env>(
     plan: Plan,
 ) -> Result<Version, Error> {
     core.wait_for_quorum().await?;
+    // What it waits for below may outlast the leadership, and the next one's log is not this transaction's.
+    let deposed = core.deposed.get();
+    let still_leads = |core: &Core<E>| {
+        if core.deposed.get() == deposed && core.leads() { Ok(()) } else { Err(core.no_quorum()) }
+    };
     begin_writing(core).await?;
     let turn = loop {
         wait_for_room(core, &transaction).await?;
@@ -230,6 +235,7 @@ async fn reserve_and_prepare<E: Env>(
         drop(turn);
     };
     admit(core, &transaction)?;
+    still_leads(core)?;
     if !core.wal().try_reserve(plan.cost) {
         add(&core.stats.waits_for_log_space, 1);
         core.wal().reserve(plan.cost).await?;
@@ -243,7 +249,7 @@ async fn reserve_and_prepare<E: Env>(
         }
     };
     drop(turn);
-    if let Err(error) = admit(core, &transaction) {
+    if let Err(error) = admit(core, &transaction).and_then(|()| still_leads(core)) {
         core.wal().release(plan.cost);
         return Err(error);
     }

@@ -139,7 +139,21 @@ impl<E: Env> Partition<E> {
             }
         };
         let prepared = core.prepared.get();
-        if body.transactions.is_empty() || body.last_version() <= prepared {
+        if body.transactions.is_empty() {
+            return Ok(None);
+        }
+        if body.last_version() <= prepared {
+            // What is here already is of the same epoch, or it is something else.
+            let held = core.manifest.get().epoch_of(body.last_version());
+            if held != body.epoch {
+                let text = format!(
+                    "version {} came in epoch {}, and is here in epoch {}",
+                    body.last_version(),
+                    body.epoch.number,
+                    held.number
+                );
+                return Err(Error::Diverged(text));
+            }
             return Ok(None);
         }
         // A checkpoint, and so a copy, may end within a batch: the first one behind a copy may begin before its end.
@@ -282,6 +296,7 @@ impl<E: Env> Incoming<E> {
             if !lists.is_empty() || lost {
                 let mut records = core.active_members();
                 records.extend(lists);
+                crate::manifest::compress(&mut records);
                 core.update_manifest(|m| m.members = records).await?;
                 check(&core)?;
             }

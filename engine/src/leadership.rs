@@ -70,7 +70,7 @@ impl Leadership {
         out.put_u64(self.voted_epoch.id);
     }
 
-    /// What a manifest of before there was more says; the rest is taken from it as well as can be.
+    /// What a manifest of before there was more says.
     pub(crate) fn decode_role(take: &mut Take<'_>) -> Result<Leadership, Truncated> {
         let role = match take.u8()? {
             0 => Role::SteppedDown,
@@ -83,9 +83,16 @@ impl Leadership {
             _ => return Err(Truncated),
         };
         let voted_epoch = Epoch { number: take.u64()?, id: take.u64()? };
-        let ordered = (role == Role::SteppedDown).then_some(voted_epoch.number);
-        let has_followed = matches!(role, Role::Follower(_));
-        Ok(Leadership { role, voted_epoch, ordered, has_followed, ..Leadership::default() })
+        Ok(Leadership { role, voted_epoch, ..Leadership::default() })
+    }
+
+    /// What a manifest of before there was more says of the rest: the role was ordered, and so was a leader's newest epoch.
+    pub(crate) fn of_before(&mut self, newest: u64) {
+        match self.role {
+            Role::Leader => self.promoted = newest,
+            Role::SteppedDown | Role::Follower(_) => self.ordered = Some(self.voted_epoch.number),
+        }
+        self.has_followed = matches!(self.role, Role::Follower(_));
     }
 
     pub(crate) fn encode_rest(&self, out: &mut Vec<u8>) {

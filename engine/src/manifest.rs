@@ -166,6 +166,23 @@ impl Peer {
     }
 }
 
+/// Lists of members that a partition may have: the one in force and changes that are pending.
+pub const RECORDS_MAX: usize = 64;
+
+/// Leaves the first and the last of records in a row that say the same: a promotion that gets no quorum leaves one each time it is
+/// tried. The first says from where on the list holds, also if the log is cut before the last; the last tells how new it is.
+pub(crate) fn compress(records: &mut Vec<MembersRecord>) {
+    let mut at = 1;
+    while at + 1 < records.len() {
+        let same = records[at - 1].members == records[at].members && records[at].members == records[at + 1].members;
+        if same {
+            records.remove(at);
+        } else {
+            at += 1;
+        }
+    }
+}
+
 /// The reign of a version in a history, which is ordered.
 pub fn reign(history: &[EpochStart], version: Version) -> Option<Epoch> {
     history.iter().rev().find(|start| start.first_version <= version).map(|start| start.epoch)
@@ -390,6 +407,8 @@ impl Manifest {
                 return Err(Truncated);
             }
             manifest.peers.iter_mut().zip(names).for_each(|(peer, name)| peer.name = name);
+        } else {
+            manifest.leadership.of_before(manifest.epochs.last().map_or(0, |start| start.epoch.number));
         }
         Ok(manifest)
     }
@@ -693,6 +712,17 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(Manifest::decode(&bad).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn lists_that_say_the_same_do_not_pile_up() {
+        let record =
+            |version, min_replicas| MembersRecord { version, members: Members { min_replicas, ..Members::default() } };
+        let mut records = vec![record(1, 0), record(2, 1), record(3, 1), record(4, 1), record(5, 1), record(6, 2)];
+        compress(&mut records);
+        assert_eq!(records, [record(1, 0), record(2, 1), record(5, 1), record(6, 2)]);
+        compress(&mut records);
+        assert_eq!(records.len(), 4);
     }
 
     #[test]

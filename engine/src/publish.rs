@@ -110,7 +110,9 @@ impl<E: Env> Core<E> {
             return vec![MembersRecord { version: 0, members }];
         }
         let from = records.iter().rposition(|r| r.version <= published).unwrap_or(0);
-        records[from..].to_vec()
+        let mut active = records[from..].to_vec();
+        crate::manifest::compress(&mut active);
+        active
     }
 
     /// Followers that must hold a commit, by any list that may be in force.

@@ -10,7 +10,9 @@
 use crate::commit::{begin_generation, begin_writing, enqueue};
 use crate::env::{Env, Level};
 use crate::error::Error;
-use crate::manifest::{EpochStart, Generation, Leadership, MembersRecord, Peer, Role, Upstream, begin_agreed};
+use crate::manifest::{
+    EpochStart, Generation, Leadership, MembersRecord, Peer, RECORDS_MAX, Role, Upstream, begin_agreed, compress,
+};
 use crate::partition::{Core, Partition};
 use crate::types::{Epoch, LogPosition, Members, Version};
 use crate::wal;
@@ -133,6 +135,11 @@ impl<E: Env> Partition<E> {
         )))
     }
 
+    /// Whether a node was met.
+    pub fn knows_peer(&self, node: u64) -> bool {
+        self.0.manifest.get().peers.iter().any(|peer| peer.node == node)
+    }
+
     /// Forgets a node's key; answers whether it was known.
     pub async fn forget_peer(&self, node: u64) -> Result<bool, Error> {
         let known = self.0.manifest.get().peers.iter().any(|peer| peer.node == node);
@@ -176,6 +183,12 @@ impl<E: Env> Partition<E> {
                 let oldest = core.wal().oldest().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
                 let version = core.prepared.get() + 1;
                 let active = if by_force { Vec::new() } else { core.active_members() };
+                if active.len() >= RECORDS_MAX {
+                    if asks {
+                        core.wal().release(cost);
+                    }
+                    return Err(too_many_changes());
+                }
                 let recorded = core
                     .update_manifest(|m| {
                         let next = decide(&m.leadership)?;
@@ -187,6 +200,7 @@ impl<E: Env> Partition<E> {
                         m.members = active;
                         if asks {
                             m.members.push(MembersRecord { version, members: members.clone() });
+                            compress(&mut m.members);
                         }
                         Ok(m.generations.last().map_or(fresh.secret, |g| g.secret))
                     })
@@ -264,12 +278,15 @@ impl<E: Env> Partition<E> {
         let core = &self.0;
         core.paused(async || {
             if !core.leads() || core.closing.get() {
-                return Err(core.manifest.get().refusal());
+                return Err(if self.writable() { core.no_quorum() } else { core.manifest.get().refusal() });
             }
             if core.members_pending() && !overtakes {
                 return Ok(Turn::AnotherCame);
             }
             let Some(members) = change(&self.members()) else { return Ok(Turn::Taken(None)) };
+            if core.active_members().len() >= RECORDS_MAX {
+                return Err(too_many_changes());
+            }
             if members.nodes.len() > MEMBERS_MAX {
                 return Err(Error::Diverged(format!(
                     "a partition has at most {MEMBERS_MAX} members; forget one first"
@@ -281,9 +298,10 @@ impl<E: Env> Partition<E> {
             let version = core.prepared.get() + 1;
             let mut records = core.active_members();
             records.push(MembersRecord { version, members: members.clone() });
+            compress(&mut records);
             let recorded = core
                 .update_manifest(|m| {
-                    let leads = m.writable();
+                    let leads = m.writable() && core.confirmed.get();
                     if leads {
                         m.members = records;
                     }
@@ -308,6 +326,13 @@ impl<E: Env> Partition<E> {
         })
         .await
     }
+}
+
+fn too_many_changes() -> Error {
+    Error::TooFewAgree(format!(
+        "{RECORDS_MAX} changes of the members are pending: bring members back until they are in force; `promote force` goes on \
+         without those that do not come, and acknowledged writes may be lost"
+    ))
 }
 
 /// What became of a change of the members.

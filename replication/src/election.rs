@@ -119,7 +119,8 @@ impl Election {
         self.records().iter().all(|record| {
             let loyal = |member: &&Member| {
                 let answer = self.answers.get(&member.key());
-                let known = |epoch: Epoch| epoch == own.adopted || own.epochs.iter().any(|e| e.epoch == epoch);
+                // A vote of its own for somebody else does not make others loyal that have given the same.
+                let known = |epoch: Epoch| own.epochs.iter().any(|e| e.epoch == epoch);
                 member.key() != self.own && answer.is_some_and(|a| known(a.adopted))
             };
             let followers = record.members.nodes.len().saturating_sub(1);
@@ -128,12 +129,12 @@ impl Election {
         })
     }
 
-    /// A member that leads in a higher epoch than the one that this node has agreed to.
+    /// A member that leads in the epoch that this node has voted for, or in a higher one.
     pub fn newer_leader(&self) -> Option<Member> {
         let own = self.answers.get(&self.own)?;
         let leads = |member: &&Member| {
             let answer = self.answers.get(&member.key());
-            answer.is_some_and(|a| a.leads && a.adopted.number > own.adopted.number)
+            answer.is_some_and(|a| a.leads && (a.adopted.number > own.adopted.number || a.adopted == own.adopted))
         };
         self.records().iter().flat_map(|record| &record.members.nodes).find(leads).cloned()
     }
@@ -174,8 +175,9 @@ impl Election {
 }
 
 /// Whether a node votes for a candidate at all: its list names it, or the candidate has a newer list of the same history that
-/// names both. A node without a list votes for whoever asks, unless it leads: then it belongs to no cluster.
-pub fn knows_candidate(own: (Key, &Standing), leads: bool, candidate: (Key, &Standing)) -> bool {
+/// names both, and nobody leads that this node hears: a list is what the candidate says. A node without a list votes for whoever
+/// asks, unless it leads: then it belongs to no cluster.
+pub fn knows_candidate(own: (Key, &Standing), is_led: bool, candidate: (Key, &Standing)) -> bool {
     let names = |standing: &Standing, key: Key| {
         standing.members.iter().any(|record| record.members.nodes.iter().any(|member| member.key() == key))
     };
@@ -184,7 +186,7 @@ pub fn knows_candidate(own: (Key, &Standing), leads: bool, candidate: (Key, &Sta
         return !is_forgotten;
     }
     if own.1.members.iter().all(|record| record.members.nodes.is_empty()) {
-        return !leads;
+        return !is_led;
     }
     let newest = |standing: &Standing| {
         let version = standing.members.last().map_or(0, |record| record.version);
@@ -192,7 +194,11 @@ pub fn knows_candidate(own: (Key, &Standing), leads: bool, candidate: (Key, &Sta
     };
     let first = |standing: &Standing| standing.epochs.first().map(|start| start.epoch);
     let same_history = first(own.1).is_some() && first(own.1) == first(candidate.1);
-    same_history && newest(candidate.1) > newest(own.1) && names(candidate.1, candidate.0) && names(candidate.1, own.0)
+    !is_led
+        && same_history
+        && newest(candidate.1) > newest(own.1)
+        && names(candidate.1, candidate.0)
+        && names(candidate.1, own.0)
 }
 
 #[cfg(test)]
@@ -244,8 +250,14 @@ mod tests {
         assert!(!election.may_return());
         election.answered((2, 1), false, standing(3, (2, 2), 10, 1, &[1, 2, 3]));
         assert!(!election.may_return(), "it has agreed to somebody else");
+        let own_again = own.clone();
         election.answered((3, 1), false, own);
         assert!(election.may_return());
+        // All of them have voted for somebody else, and that one leads.
+        let voted = Standing { adopted: Epoch { number: 3, id: 3 }, ..own_again };
+        let mut election = Election::new((1, 1), voted.clone());
+        election.answered((3, 1), false, voted);
+        assert!(!election.may_return(), "the same vote makes nobody loyal");
         let newer = Standing { leads: true, ..standing(3, (3, 3), 11, 1, &[1, 2, 3]) };
         election.answered((2, 1), false, newer);
         assert_eq!(election.newer_leader(), Some(member(2)));

@@ -87,11 +87,16 @@ pub fn step(now: &Leadership, event: &Event, broken: Broken) -> Result<Option<Le
         }
         Event::Wins { by_order, .. } => now.leading(*by_order),
         Event::StepsDown => now.stepped_down(),
-        Event::FollowsNobody if !matches!(now.role, Role::Follower(_)) => return Ok(None),
+        Event::FollowsNobody if now.role == Role::Leader => return Ok(None),
         Event::FollowsNobody => now.stepped_down(),
         Event::Follows { upstream, node } => following(now, upstream, *node, Some(voted.number)),
         Event::LeaderFound { epoch, .. } if is_lower(*epoch) => return Err(Refusal::Fenced(voted)),
+        Event::LeaderFound { epoch, .. } if epoch.number > voted.number.saturating_add(JUMP_MAX) => {
+            return Err(Refusal::TooFar(voted));
+        }
         Event::LeaderFound { upstream, node, epoch, promoted } => {
+            // No order begins an epoch that is yet to come.
+            let promoted = &epoch.number.min(*promoted);
             let whom_it_follows = matches!(now.role, Role::Follower(_)) && now.upstream_node == *node && *node != 0;
             let later = now.ordered.is_none_or(|ordered| *promoted > ordered);
             let free = now.role != Role::SteppedDown || now.ordered.is_some();
@@ -179,5 +184,6 @@ mod tests {
         let again = after(&Leadership { promoted: 2, ..now }, Event::Wins { epoch: epoch(5, 5), by_order: false });
         assert_eq!(again.promoted, 2, "nodes do not order");
         assert_eq!(refused(&again, found(6, "b:2", epoch(4, 4), 9)), Refusal::Fenced(epoch(5, 5)));
+        assert_eq!(refused(&again, found(6, "b:2", epoch(7 + JUMP_MAX, 4), 9)), Refusal::TooFar(epoch(5, 5)));
     }
 }

@@ -72,11 +72,11 @@ fn reachable(members: &Members) -> usize {
 }
 
 /// Whom a change from N = 0 waits for: the followers of the list at `i`, if it is one of N = 0 and the one at `of` or one
-/// between asks for followers; but for those that the newest list has no more.
+/// between asks for followers; but for those that the one at `of` has no more.
 fn missed_by(records: &[MembersRecord], i: usize, of: usize, leader: Key) -> Option<Vec<Key>> {
     let list = &records[i].members;
     let raised = list.min_replicas == 0 && records[i + 1..=of].iter().any(|later| later.members.min_replicas > 0);
-    let newest = &records[records.len() - 1].members;
+    let newest = &records[of].members;
     let stays = |key: &Key| *key != leader && newest.nodes.iter().any(|other| other.key() == *key);
     raised.then(|| list.nodes.iter().map(|member| member.key()).filter(stays).collect())
 }
@@ -260,6 +260,7 @@ mod tests {
         // 3 is gone for good, and is forgotten.
         let forgotten = [raised[0].clone(), raised[1].clone(), record(6, 1, &[1, 2])];
         assert_eq!(quorum(&[(2, 9)]).reached(LEADER, &forgotten, 1, NONE), 9);
+        assert_eq!(quorum(&[(2, 5)]).reached(LEADER, &forgotten, 1, NONE), 4, "nobody else knows that 3 is forgotten");
         assert!(is_there(&forgotten, LEADER, &BTreeSet::from([(2, 1)]), NONE));
         // A leader that the list of N = 0 did not name, and followers that it did.
         let other = [record(1, 0, &[2, 3]), record(5, 1, &[1, 2, 3])];

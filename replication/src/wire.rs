@@ -36,7 +36,7 @@ use turnstone_engine::Standing;
 use turnstone_engine::codec::{Put, Take, Truncated, crc};
 use turnstone_engine::copy::{CopyEntry, CopyHead, CopySum};
 use turnstone_engine::leadership::Upstream;
-use turnstone_engine::manifest::{EpochStart, MembersRecord};
+use turnstone_engine::manifest::{EpochStart, MembersRecord, RECORDS_MAX};
 use turnstone_engine::types::{Epoch, Key, Version};
 use turnstone_engine::wal::body::{put_members, take_members};
 
@@ -384,6 +384,9 @@ fn flag(take: &mut Take<'_>) -> Result<bool, BadFrame> {
 fn members(take: &mut Take<'_>) -> Result<Vec<MembersRecord>, BadFrame> {
     let mut records = Vec::new();
     for _ in 0..take.u32()? {
+        if records.len() == RECORDS_MAX {
+            return Err(BadFrame("a node has more lists of members than any has"));
+        }
         let version = take.u64()?;
         let members = take_members(take)?.ok_or(BadFrame("a list has more members than any partition"))?;
         records.push(MembersRecord { version, members });
@@ -467,6 +470,25 @@ fn status(take: &mut Take<'_>) -> Result<Status, BadFrame> {
     let standing = standing(leads, take)?;
     let standing = Standing { members: members(take)?, ..standing };
     Ok(Status { node, granted, is_candidate, promoted, follows, standing })
+}
+
+/// What a node of another version of the protocol begins with: as much of it as all versions have, so that it can be told.
+fn foreign(kind: u8, payload: &[u8]) -> Result<Option<Frame>, BadFrame> {
+    let mut take = Take(payload);
+    if !matches!(kind, 1 | 4 | 5 | 6) || take.u16()? == PROTOCOL {
+        return Ok(None);
+    }
+    let mut take = Take(payload);
+    if kind != 1 {
+        return Ok(Some(Frame::StatusRequest(caller(&mut take)?)));
+    }
+    let (version, node, own, partition) = (take.u16()?, take.u64()?, take.u8()?, take.u8()?);
+    let (last, adopted, epochs, life) = (0, Epoch::default(), Vec::new(), 0);
+    let (address, dialed) = (String::new(), String::new());
+    let (ordered, wish, resume) = (false, Wish::Log, None);
+    let hello =
+        Hello { version, node, own, partition, last, adopted, epochs, address, dialed, life, ordered, wish, resume };
+    Ok(Some(Frame::Hello(hello)))
 }
 
 impl Frame {
@@ -577,6 +599,9 @@ impl Frame {
     pub fn decode(bytes: &[u8]) -> Result<Option<(Frame, usize)>, BadFrame> {
         let Some((kind, payload, whole)) = unseal(bytes)? else { return Ok(None) };
         let mut take = Take(payload);
+        if let Some(foreign) = foreign(kind, payload)? {
+            return Ok(Some((foreign, whole)));
+        }
         let frame = Frame::payload(kind, &mut take)?;
         if take.left() != 0 {
             return Err(BadFrame("bytes are left at the end of a frame"));

@@ -113,6 +113,8 @@ impl<E: Env> Partition<E> {
                 }
                 m.leadership.number += 1;
                 m.leadership.voted_epoch = adopted;
+                // The order was given in another history's numbers.
+                m.leadership.ordered = m.leadership.ordered.map(|number| number.min(adopted.number));
                 m.epochs = epochs;
                 m.members = members;
                 m.mark = mark;

@@ -12,6 +12,7 @@ use turnstone_engine::leadership::{Role, Upstream};
 use turnstone_engine::manifest::Peer;
 use turnstone_engine::sync::{Notify, all, first_of};
 use turnstone_engine::types::{Epoch, Member};
+use turnstone_engine::wal::body::MEMBERS_MAX;
 use turnstone_engine::{Error, Partition};
 use turnstone_replication::election::{Election, knows_candidate};
 use turnstone_replication::leadership::{Event, Refusal, step};
@@ -28,6 +29,8 @@ pub(super) struct Asked {
     pub(super) election: Election,
     /// Who answered, where it was reached, and what it said.
     pub(super) statuses: Vec<(Upstream, Status)>,
+    /// How many were asked.
+    tried: usize,
 }
 
 impl Asked {
@@ -87,10 +90,16 @@ impl<H: Host> Replication<H> {
     /// Asks every member by the newest list that anybody has, those that are only learned of meanwhile among them: for a vote
     /// if an epoch is given, what it is otherwise.
     pub(super) async fn ask_members(self: &Rc<Self>, partition: &Partition<H::Env>, epoch: Option<Epoch>) -> Asked {
-        let mut asked =
-            Asked { election: Election::new(self.key(partition.id()), partition.standing()), statuses: Vec::new() };
+        let mut asked = Asked {
+            election: Election::new(self.key(partition.id()), partition.standing()),
+            statuses: Vec::new(),
+            tried: 0,
+        };
         loop {
-            let members = asked.election.unasked();
+            let mut members = asked.election.unasked();
+            // No list has more, and what a node says of lists is what it says.
+            members.truncate(MEMBERS_MAX.saturating_sub(asked.tried));
+            asked.tried += members.len();
             if members.is_empty() {
                 return asked;
             }
@@ -191,7 +200,7 @@ impl<H: Host> Replication<H> {
         };
         link.close();
         let status = answer?;
-        if member != 0 && status.node != member {
+        if (member != 0 && status.node != member) || status.node == 0 {
             return Err("it is another node".to_string());
         }
         if status.node != self.host.node() {
@@ -257,6 +266,9 @@ impl<H: Host> Replication<H> {
         if caller.version != PROTOCOL {
             return refuse(Reason::Protocol, format!("protocol {} is not spoken here, {PROTOCOL} is", caller.version));
         }
+        if caller.node == 0 {
+            return refuse(Reason::Stranger, "no node has the number 0".to_string());
+        }
         if caller.member != 0 && caller.member != self.host.node() {
             return refuse(Reason::Itself, "somebody else is meant".to_string());
         }
@@ -288,12 +300,8 @@ impl<H: Host> Replication<H> {
     async fn vote(&self, partition: &Partition<H::Env>, request: &VoteRequest) -> Result<bool, Error> {
         let own = partition.standing();
         let caller = request.caller;
-        let leads_here = partition.role() == Role::Leader;
-        if !knows_candidate(
-            (self.key(partition.id()), &own),
-            leads_here,
-            ((caller.node, caller.own), &request.standing),
-        ) {
+        let is_led = partition.role() == Role::Leader || self.board.is_streaming(partition.id());
+        if !knows_candidate((self.key(partition.id()), &own), is_led, ((caller.node, caller.own), &request.standing)) {
             let text = format!("node {:016x} asks for a vote, and is no member here", caller.node);
             self.log(partition.id(), Level::Warn, text);
             return Ok(false);

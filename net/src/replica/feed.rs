@@ -8,14 +8,14 @@ use turnstone_engine::Error;
 use turnstone_engine::Partition;
 use turnstone_engine::copy::CopyOut;
 use turnstone_engine::env::{Env, Level, Sabotage};
-use turnstone_engine::manifest::Role;
+use turnstone_engine::manifest::{MembersRecord, Role};
 use turnstone_engine::sync::first_of;
 use turnstone_engine::tail::{LogReader, Scope, Shipment};
 use turnstone_engine::types::{Member, Members, Version};
 use turnstone_replication::leader::{Leader, Opening, View, is_stray};
 use turnstone_replication::leadership::JUMP_MAX;
 use turnstone_replication::quorum::Key;
-use turnstone_replication::wire::{Frame, Hello, Reason, Wish};
+use turnstone_replication::wire::{Frame, Hello, PROTOCOL, Reason, Wish};
 
 /// Bytes of bodies that are read at once.
 const READ: usize = 1 << 20;
@@ -74,9 +74,9 @@ impl<H: Host> Replication<H> {
 
     /// Remembers where a member is. Only of nodes that the list names: strangers cost no memory.
     fn note_address(&self, partition: u8, member: Key, address: &str) {
-        let listed =
-            self.host.partition(partition).is_some_and(|p| p.members().nodes.iter().any(|m| m.key() == member));
-        if listed {
+        // A change that is pending needs the list before it, too.
+        let names = |record: &MembersRecord| record.members.nodes.iter().any(|m| m.key() == member);
+        if self.host.partition(partition).is_some_and(|p| p.standing().members.iter().any(names)) {
             self.addresses.borrow_mut().insert((partition, member), address.to_string());
         }
     }
@@ -114,6 +114,13 @@ impl<H: Host> Replication<H> {
             let text = format!("partition {} is not here, or offline", hello.partition);
             return refuse(Frame::Refuse(Reason::NoPartition, text));
         };
+        if hello.version != PROTOCOL {
+            let text = format!("protocol {} is not spoken here, {PROTOCOL} is", hello.version);
+            return refuse(Frame::Refuse(Reason::Protocol, text));
+        }
+        if hello.node == 0 {
+            return refuse(Frame::Refuse(Reason::Stranger, "no node has the number 0".to_string()));
+        }
         let same = |replica: &Replica| replica.node == hello.node && replica.partition == hello.own;
         if self.board.replicas(partition.id()).iter().any(|replica| same(replica) && replica.life != hello.life) {
             let text = format!(

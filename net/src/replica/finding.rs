@@ -110,7 +110,8 @@ impl<H: Host> Replication<H> {
         let listed = lists.iter().any(|record| record.members.nodes.iter().any(|member| member.key() == key));
         let now = partition.leadership();
         let unlisted = lists.iter().all(|record| record.members.nodes.is_empty()) && now.role != Role::Leader;
-        if !listed && !unlisted && now.upstream_node != caller.node {
+        let follows_it = now.upstream_node == caller.node && matches!(now.role, Role::Follower(_));
+        if !listed && !unlisted && !follows_it {
             return;
         }
         let (node, number) = (self.clone(), partition.id());
@@ -135,7 +136,7 @@ impl<H: Host> Replication<H> {
         let intent = self.intend(number, &upstream);
         let asked = self.ask_status(&partition, &upstream.address, upstream.partition, node).await;
         let status = asked.map_err(Trouble::Broken)?;
-        if !status.standing.leads || !status.follows.is_empty() {
+        if node == 0 || !status.standing.leads || !status.follows.is_empty() {
             return Ok(false);
         }
         let event = Event::LeaderFound {
@@ -164,11 +165,15 @@ impl<H: Host> Replication<H> {
             Ok(false) => {
                 // It follows it already: at once, if it waits to try again.
                 if !self.board.is_streaming(number) {
-                    self.go_on(&partition);
+                    self.found.notify();
                 }
                 Ok(false)
             }
-            Err(_) => Ok(false),
+            Err(why) => {
+                let text = format!("{} leads, and is not followed: {why:?}", upstream.address);
+                self.log(number, Level::Debug, text);
+                Ok(false)
+            }
         }
     }
 

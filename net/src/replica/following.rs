@@ -553,7 +553,7 @@ async fn keep_following<H: Host>(
             return;
         }
         drop(partition);
-        env.sleep(pause).await;
+        first_of(env.sleep(pause), node.found.notified()).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }

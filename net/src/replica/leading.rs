@@ -165,7 +165,8 @@ async fn look_around<H: Host>(node: Rc<Replication<H>>, number: u8, looking: Rc<
     let (mut pause, mut strays) = (PAUSE, 0);
     while !node.host.stopping() {
         let Some(partition) = node.host.partition(number) else { break };
-        let troubled = node.asks(&partition) && (!partition.leads() || node.misses_somebody(&partition));
+        let deposed = partition.role() == Role::Leader && !partition.leads();
+        let troubled = deposed || (node.asks(&partition) && node.misses_somebody(&partition));
         let called_for = node.has_strays(number);
         if !troubled && !called_for {
             break;
@@ -220,8 +221,9 @@ pub(super) async fn keep_leading<H: Host>(node: Rc<Replication<H>>, number: u8) 
         if let Some((_, version)) = prepared.iter().take_while(|(since, _)| now > *since + timeout).last() {
             partition.expire(*version);
         }
-        let alone = !partition.leads() || node.misses_somebody(&partition);
-        let troubled = asks && ((partition.is_wanted() && alone) || node.has_strays(number));
+        let deposed = partition.role() == Role::Leader && !partition.leads();
+        let alone = deposed || (asks && node.misses_somebody(&partition));
+        let troubled = (partition.is_wanted() && alone) || node.has_strays(number);
         if troubled && !looking.replace(true) {
             partition.env().spawn(look_around(node.clone(), number, looking.clone()));
         }

@@ -141,6 +141,8 @@ pub struct Replication<H: Host> {
     intents: RefCell<finding::Intents<(u64, Upstream)>>,
     /// How many intents there were.
     intended: Cell<u64>,
+    /// A leader was found that is followed already: who waits to try again does so at once.
+    found: Notify,
     /// Promotions that are under way.
     candidates: RefCell<finding::Intents<u32>>,
     /// Where members were when they last said hello, by partition and member.
@@ -163,6 +165,7 @@ impl<H: Host> Replication<H> {
             strays: RefCell::default(),
             intents: RefCell::default(),
             intended: Cell::default(),
+            found: Notify::default(),
             candidates: RefCell::default(),
             addresses: RefCell::default(),
             lent: RefCell::default(),

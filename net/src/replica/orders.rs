@@ -6,6 +6,7 @@
 use super::promotion::must_hold_the_raise;
 use super::{Host, Replication, Trouble, broken};
 use std::rc::Rc;
+use turnstone_engine::leadership::Role;
 use turnstone_engine::types::{Member, Version};
 use turnstone_engine::wal::body::FORGOTTEN_MAX;
 use turnstone_engine::{Error, Partition};
@@ -57,14 +58,15 @@ impl<H: Host> Replication<H> {
         if node == self.host.node() {
             return Err(Trouble::Engine(Error::TooFewAgree("a leader does not forget itself".to_string())));
         }
-        let known = partition.forget_peer(node).await?;
+        let known = partition.knows_peer(node);
         let list = partition.members();
         let is_member = list.nodes.iter().any(|member| member.node == node);
         if !is_member && !known && !list.forgotten.contains(&node) {
             let text = format!("no member has the number {node:016x}; `replicas` lists them");
             return Err(Trouble::Engine(Error::NoSuchMember(text)));
         }
-        if known && !partition.leads() {
+        if known && partition.role() != Role::Leader {
+            partition.forget_peer(node).await?;
             return Ok(());
         }
         // It may be the one that a change waits for.
@@ -79,6 +81,7 @@ impl<H: Host> Replication<H> {
             (next != *members).then_some(next)
         });
         let changed = changed.await?;
+        partition.forget_peer(node).await?;
         // While it is connected it may yet hold the change, where the list of before asks for that.
         let in_force = in_force(partition, changed).await;
         self.board.evict(partition.id(), node);

@@ -119,11 +119,10 @@ impl<H: Host> Replication<H> {
     ) -> Result<Promoted, Trouble> {
         let partition = self.open_partition(number)?;
         let sabotage = partition.env().sabotage();
-        let Asked { election, statuses } = asked;
         // Where nobody else must hold a commit there is nothing to promise: the others go on as they are.
-        let alone = election.records().iter().all(|record| record.members.min_replicas == 0);
-        let asked = if alone { Asked { election, statuses } } else { self.ask_members(&partition, Some(epoch)).await };
-        let Asked { mut election, statuses } = asked;
+        let alone = asked.election.records().iter().all(|record| record.members.min_replicas == 0);
+        let asked = if alone { asked } else { self.ask_members(&partition, Some(epoch)).await };
+        let Asked { mut election, statuses, .. } = asked;
         election.answered(self.key(number), true, promised);
         let promises = election.promises();
         if !promises.suffice() && !order.force && sabotage != Some(Sabotage::FenceSkipped) {

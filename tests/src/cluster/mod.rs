@@ -387,8 +387,8 @@ async fn recover(run: &Rc<Run>) -> Result<(), String> {
         }
         // Two leaders that a forced order left, or N = 0, take an operator more steps than one.
         // So does a copy of everything on a slow line.
-        let slow = cluster.features.has(Feature::SlowLinks) && cluster.features.has(Feature::LongCopies);
-        let limit = RECOVERY * if run.orders.losses.borrow().any() { if slow { 12 } else { 6 } } else { 2 };
+        let slow = if cluster.features.has(Feature::SlowLinks) { 2 } else { 1 };
+        let limit = RECOVERY * slow * if run.orders.losses.borrow().any() { 6 } else { 2 };
         if world.now() > healed + limit {
             return Err(format!("no commit within {limit:?} after the last fault: {}", describe(run)));
         }

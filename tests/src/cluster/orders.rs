@@ -494,7 +494,9 @@ async fn repair_once(run: &Rc<Run>, state: &Repair) {
         let follows = upstream_of(cluster, node)
             .is_some_and(|up| up == leader || (!lossy && closes_a_circle(cluster, leader, up)));
         let status = cluster.replication(node).and_then(|r| r.board.upstream(PARTITION)).unwrap_or_default();
-        let parted = lossy && status.starts_with("broken");
+        // One that has voted for another epoch and is no member is met by its leader only when it is ordered to follow that.
+        let fenced = status.starts_with("broken") && status.contains("has agreed to epoch");
+        let parted = fenced || (lossy && status.starts_with("broken"));
         if follows && !parted && !turned_away(&node) {
             continue;
         }
