@@ -134,7 +134,10 @@ impl Election {
         let own = self.answers.get(&self.own)?;
         let leads = |member: &&Member| {
             let answer = self.answers.get(&member.key());
-            answer.is_some_and(|a| a.leads && (a.adopted.number > own.adopted.number || a.adopted == own.adopted))
+            let is_other = member.key() != self.own;
+            is_other
+                && answer
+                    .is_some_and(|a| a.leads && (a.adopted.number > own.adopted.number || a.adopted == own.adopted))
         };
         self.records().iter().flat_map(|record| &record.members.nodes).find(leads).cloned()
     }
@@ -258,6 +261,8 @@ mod tests {
         let mut election = Election::new((1, 1), voted.clone());
         election.answered((3, 1), false, voted);
         assert!(!election.may_return(), "the same vote makes nobody loyal");
+        let itself = Election::new((1, 1), Standing { leads: true, ..standing(3, (3, 3), 11, 1, &[1, 2, 3]) });
+        assert_eq!(itself.newer_leader(), None, "it is no other");
         let newer = Standing { leads: true, ..standing(3, (3, 3), 11, 1, &[1, 2, 3]) };
         election.answered((2, 1), false, newer);
         assert_eq!(election.newer_leader(), Some(member(2)));
