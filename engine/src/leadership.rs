@@ -277,7 +277,7 @@ impl<E: Env> Core<E> {
         if !free && last > self.published.get() {
             self.expired.raise(last.max(self.expired.get()));
         }
-        // What is on its way to the log either sees the new role or is in it.
+        // What is on its way to the log either sees that it leads no more or is in it.
         drop(self.slow_gate.enter().await);
         self.flushed.reached(self.prepared.get()).await;
         if !follows_on {

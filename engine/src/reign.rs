@@ -140,13 +140,9 @@ impl<E: Env> Partition<E> {
         self.0.manifest.get().peers.iter().any(|peer| peer.node == node)
     }
 
-    /// Forgets a node's key; answers whether it was known.
-    pub async fn forget_peer(&self, node: u64) -> Result<bool, Error> {
-        let known = self.0.manifest.get().peers.iter().any(|peer| peer.node == node);
-        if known {
-            self.0.update_manifest(|m| m.peers.retain(|peer| peer.node != node)).await?;
-        }
-        Ok(known)
+    /// Forgets what was known of a node's certificate.
+    pub async fn forget_peer(&self, node: u64) -> Result<(), Error> {
+        self.0.update_manifest(|m| m.peers.retain(|peer| peer.node != node)).await
     }
 
     /// How often this node stopped to lead, or to follow one.

@@ -757,6 +757,31 @@ mod tests {
     }
 
     #[test]
+    fn another_version_is_read_as_far_as_all_versions_are_the_same() {
+        let caller = Caller { version: 1, node: 5, own: 1, member: 6, partition: 2 };
+        let mut bytes = Vec::new();
+        // A question as version 1 put it: an epoch and an address come behind.
+        seal(4, &mut bytes, |out| {
+            put_caller(&caller, out);
+            out.put(&[7; 30]);
+        });
+        assert_eq!(Frame::decode(&bytes), Ok(Some((Frame::StatusRequest(caller), bytes.len()))));
+        let mut bytes = Vec::new();
+        seal(1, &mut bytes, |out| {
+            out.put_u16(1);
+            out.put_u64(77);
+            out.put(&[2, 3]);
+            out.put(&[9; 50]);
+        });
+        match Frame::decode(&bytes) {
+            Ok(Some((Frame::Hello(hello), _))) => {
+                assert_eq!((hello.version, hello.node, hello.own, hello.partition), (1, 77, 2, 3));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
     fn keys_of_a_copy_come_back_and_half_ones_do_not() {
         let entry = |key: &[u8], value: &[u8]| CopyEntry { key: key.into(), version: 7, value: value.into() };
         let entries = vec![entry(b"a", b""), entry(b"b", &[9; 300])];

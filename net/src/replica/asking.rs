@@ -18,7 +18,7 @@ use turnstone_replication::election::{Election, knows_candidate};
 use turnstone_replication::leadership::{Event, Refusal, step};
 use turnstone_replication::wire::{Caller, Follows, Frame, PROTOCOL, Reason, Status, VoteRequest};
 
-use super::finding::Intents;
+use super::finding::PerPartition;
 
 /// A node answers within this time, the connection included.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -42,7 +42,7 @@ impl Asked {
 
 /// A promotion is under way while this is there.
 pub(super) struct Candidacy<'a> {
-    candidates: &'a RefCell<Intents<u32>>,
+    candidates: &'a RefCell<PerPartition<u32>>,
     number: u8,
 }
 
@@ -238,7 +238,7 @@ impl<H: Host> Replication<H> {
         link.unwrap_or_else(|| Err("it does not answer in time".to_string()))
     }
 
-    /// The other side says to be this node.
+    /// The other side says to be the node with this number: its certificate must not say otherwise.
     pub(super) async fn recognise(
         &self,
         partition: &Partition<H::Env>,

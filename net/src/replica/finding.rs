@@ -1,9 +1,10 @@
 //! Finding the leader, and following it without closing a circle.
 //!
-//! A node comes to follow another one by an operator's order, or because it was told, or has found out, that the other leads. In
-//! both cases it first makes known whom it is about to follow, then asks along the chain of who follows whom, and only then
-//! writes it down. Of nodes that would close a circle at the same time the last to make it known sees all the others, so a circle
-//! never comes to be (as in Dekker's algorithm: announce, then look).
+//! A node comes to follow another one by an operator's order, or because it was told, or has found out, that the other
+//! leads. It first makes known whom it is about to follow. Then it asks: by order, along the chain of who follows whom;
+//! otherwise, the other one, which must lead and be about to follow nobody. Only then it writes it down. Of nodes that
+//! would close a circle at the same time the last to make it known sees all the others, so a circle never comes to be
+//! (as in Dekker's algorithm: announce, then look).
 
 use super::following::Trouble;
 use super::{Host, Replication, broken};
@@ -17,12 +18,12 @@ use turnstone_engine::wal::body::MEMBERS_MAX;
 use turnstone_replication::leadership::{Event, Refusal, step};
 use turnstone_replication::wire::{Caller, Follows, Reason};
 
-/// Something for each partition.
-pub(super) type Intents<T> = BTreeMap<u8, T>;
+/// Something for each partition, by its number.
+pub(super) type PerPartition<T> = BTreeMap<u8, T>;
 
 /// While it is there, others are told that the partition is about to follow.
 pub(super) struct Intent<'a> {
-    intents: &'a RefCell<Intents<(u64, Upstream)>>,
+    intents: &'a RefCell<PerPartition<(u64, Upstream)>>,
     partition: u8,
     number: u64,
 }
@@ -68,7 +69,11 @@ impl<H: Host> Replication<H> {
         let own = self.key(partition.id());
         let (mut seen, mut unseen) = (BTreeSet::new(), vec![vec![upstream.clone()]]);
         while let Some(chain) = unseen.pop() {
-            let Some(at) = chain.last().filter(|_| seen.len() < MEMBERS_MAX) else { break };
+            let Some(at) = chain.last() else { continue };
+            if seen.len() == MEMBERS_MAX {
+                let text = format!("more than {MEMBERS_MAX} partitions follow each other: follow the leader itself");
+                return Err(Trouble::Refused(Reason::Itself, text));
+            }
             let names: Vec<&str> = chain.iter().map(|upstream| upstream.address.as_str()).collect();
             let status = match self.ask_status(partition, &at.address, at.partition, 0).await {
                 Ok(status) => status,

@@ -138,13 +138,13 @@ pub struct Replication<H: Host> {
     /// Followers that were refused because they had agreed to a candidate that does not lead, by partition.
     strays: RefCell<BTreeMap<u8, leading::Strays>>,
     /// Whom partitions are about to follow.
-    intents: RefCell<finding::Intents<(u64, Upstream)>>,
+    intents: RefCell<finding::PerPartition<(u64, Upstream)>>,
     /// How many intents there were.
     intended: Cell<u64>,
     /// A leader was found that is followed already: who waits to try again does so at once.
     found: Notify,
     /// Promotions that are under way.
-    candidates: RefCell<finding::Intents<u32>>,
+    candidates: RefCell<finding::PerPartition<u32>>,
     /// Where members were when they last said hello, by partition and member.
     addresses: RefCell<BTreeMap<(u8, Key), String>>,
     /// Copies that nobody receives now, by partition and receiver.
