@@ -221,7 +221,7 @@ async fn reserve_and_prepare<E: Env>(
     // What it waits for below may outlast the leadership, and the next one's log is not this transaction's.
     let deposed = core.deposed.get();
     let still_leads = |core: &Core<E>| {
-        if core.deposed.get() == deposed && core.leads() { Ok(()) } else { Err(core.no_quorum()) }
+        if core.deposed.get() == deposed && core.leads() { Ok(()) } else { Err(Error::LeadershipChanged) }
     };
     begin_writing(core).await?;
     let turn = loop {

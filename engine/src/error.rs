@@ -65,6 +65,8 @@ pub enum Error {
         /// How many must hold it.
         needed: u32,
     },
+    /// The partition stopped to lead, or leads anew, while the commit waited; nothing was committed. Retry.
+    LeadershipChanged,
     /// The commit is in this node's log, and too few followers confirmed it in time: whether it stays is not known yet. Ask
     /// for its position later.
     UnknownOutcome(CommitPosition),
@@ -178,6 +180,10 @@ impl fmt::Display for Error {
                 f,
                 "a commit must be held by {needed} followers (min_replicas), and too few are there; nothing was committed, \
                  retry later"
+            ),
+            Error::LeadershipChanged => write!(
+                f,
+                "this partition stopped to lead, or leads anew, while the commit waited; nothing was committed, retry"
             ),
             Error::UnknownOutcome(at) => {
                 write!(f, "too few followers confirmed {at} in time; it may still become visible: ask with `wait {at}`")

@@ -528,7 +528,13 @@ async fn submit(
             life.model.borrow_mut().tell(newest);
         }
         Err(Error::NoSpace(_)) => life.tally.borrow_mut().transactions.2 += 1,
-        Err(Error::SnapshotTooOld | Error::TransactionTimeout { .. } | Error::Index(_) | Error::NotLeader) => {}
+        Err(
+            Error::SnapshotTooOld
+            | Error::TransactionTimeout { .. }
+            | Error::Index(_)
+            | Error::NotLeader
+            | Error::LeadershipChanged,
+        ) => {}
         Err(error) => {
             life.fail(format!("a commit failed: {error}"));
             return false;
