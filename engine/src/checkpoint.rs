@@ -10,7 +10,6 @@
 //! A crash between 3 and 4 leaves an index that is ahead of the manifest; recovery reads the run's footer and catches
 //! up. A checkpoint that failed for lack of space leaves the generation frozen, and the next one tries again.
 
-use crate::disk::Disk;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::index::Index;
@@ -130,7 +129,7 @@ impl<E: Env> Core<E> {
             cached = std::mem::take(&mut run.cached);
             if let Err(error) = self.bring_in(&run).await {
                 // The next try writes another; if this one got into the index after all, the index is built anew.
-                let _ = self.env.disk().remove(&crate::names::run(run.summary.number)).await;
+                self.leftovers.remove_after_failure(crate::names::run(run.summary.number)).await;
                 return Err(error);
             }
             self.overlay.borrow_mut().settle();
@@ -220,7 +219,7 @@ impl<E: Env> Core<E> {
         let written = self.write_run_as(generation, at, number).await;
         if written.is_err() {
             // It is not in the manifest, so the next opening would remove it as well.
-            let _ = self.env.disk().remove(&crate::names::run(number)).await;
+            self.leftovers.remove_after_failure(crate::names::run(number)).await;
         }
         match written {
             Err(Error::Disk(error)) => match self.env.halt(format!("a checkpoint's write failed: {error}")).await {},
@@ -381,7 +380,7 @@ impl<E: Env> Core<E> {
     async fn ingest(self: &Rc<Self>, run: &SettledRun) -> Result<(), Error> {
         if self.manifest.get().index == 0 {
             let number = self.manifest.update(Manifest::take_number).await?;
-            self.env.index().open(number, true).await.map_err(|e| Error::Index(e.0))?;
+            self.env.index().open(number, true).await.map_err(Error::from)?;
             // Recorded before anything is in it: an index without a mark is rebuilt from the manifest's runs.
             self.update_manifest(|m| m.index = number).await?;
         }
@@ -478,7 +477,7 @@ impl<E: Env> Core<E> {
                 Ok(())
             }
             Err(error) => {
-                let _ = self.env.disk().remove(&crate::names::run(number)).await;
+                self.leftovers.remove_after_failure(crate::names::run(number)).await;
                 Err(error)
             }
         }

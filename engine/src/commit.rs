@@ -644,8 +644,11 @@ pub(crate) async fn flush_with<E: Env>(
     };
     core.paused(async || {
         check(core)?;
-        core.manifest.reserve().await?;
         core.wal().reserve(cost).await?;
+        if let Err(error) = core.or_without_spares(async || core.manifest.reserve().await).await {
+            core.wal().release(cost);
+            return Err(error);
+        }
         let reserved = async {
             // Behind it nothing older is pending.
             Partition(core.clone()).wait_outcome(core.prepared.get()).await?;

@@ -4,7 +4,9 @@
 //! - Writes start at multiples of [`BLOCK`] and their buffers' lengths are multiples of it; a write is all or error.
 //! - What was written is lost by a crash, wholly or in parts, in any order, until a flush that covers it returned.
 //! - A new name, a rename and a removal are lost by a crash, in any combination, until `sync_names` returned.
-//! - A write or flush that failed says nothing about what reached the disk; the engine never repeats it.
+//! - An operation that failed with [`DiskErrorKind::NoSpace`] or [`DiskErrorKind::Refused`] was not begun: nothing has changed, and
+//!   it may be tried again (a write, with the same bytes). A flush, of a file or of names, never answers these.
+//! - Any other failed write or flush says nothing about what reached the disk; the engine never repeats it.
 //! - `allocate` is the one place where a lack of space shows for bytes below the allocated length.
 
 use crate::buffer::{AlignedBuf, ReadBuf};
@@ -15,8 +17,10 @@ pub const BLOCK: usize = 4096;
 /// What went wrong with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskErrorKind {
-    /// No space left on the device, or a quota.
+    /// No space left on the device, or a quota, or a limit of the file's size; nothing has changed.
     NoSpace,
+    /// The system has no descriptor or no memory for it now; nothing has changed.
+    Refused,
     /// No file of that name.
     NotFound,
     /// A file of that name is there already.
@@ -36,6 +40,13 @@ pub struct DiskError {
     pub file: String,
     /// The system's text.
     pub message: String,
+}
+
+impl DiskError {
+    /// Whether the operation was refused before it was begun: who has acknowledged nothing yet goes on, and refuses in turn.
+    pub fn changed_nothing(&self) -> bool {
+        matches!(self.kind, DiskErrorKind::NoSpace | DiskErrorKind::Refused)
+    }
 }
 
 impl std::fmt::Display for DiskError {

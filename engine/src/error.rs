@@ -51,6 +51,8 @@ pub enum Error {
     SnapshotTooOld,
     /// Free space on the disk; nothing was written.
     NoSpace(String),
+    /// The system lacks something that passes, such as descriptors or memory; nothing was written. Retry later.
+    Refused(String),
     /// The partition does not take writes; promote it.
     NotLeader,
     /// The partition follows another node: write there.
@@ -134,6 +136,7 @@ impl From<DiskError> for Error {
     fn from(error: DiskError) -> Error {
         match error.kind {
             crate::disk::DiskErrorKind::NoSpace => Error::NoSpace(error.to_string()),
+            crate::disk::DiskErrorKind::Refused => Error::Refused(error.to_string()),
             _ => Error::Disk(error),
         }
     }
@@ -173,6 +176,9 @@ impl fmt::Display for Error {
                 )
             }
             Error::NoSpace(text) => write!(f, "no space left: {text}; nothing was written, free some space and retry"),
+            Error::Refused(text) => {
+                write!(f, "the system refuses: {text}; nothing was written, raise the limit (or wait for it) and retry")
+            }
             Error::NotLeader => write!(f, "this partition takes no writes here; promote it first"),
             Error::Follower { leader } => write!(f, "this partition follows {leader}; write there"),
             Error::Upstream(what) => write!(f, "the leader's stream cannot be applied: {what}"),

@@ -38,16 +38,18 @@ impl<E: Env> Core<E> {
             }
             let epoch = self.index_epoch.get();
             let answer = match self.index_bad.get() {
-                true => Err(IndexError("it could not be mended before".to_string())),
+                true => Err(IndexError::Failed("it could not be mended before".to_string())),
                 false => question(self.env.index()).await,
             };
             match answer {
                 Ok(answer) if self.index_epoch.get() == epoch => return Ok(answer),
                 // It was replaced while it answered.
                 Ok(_) => continue,
+                // Nothing is wrong with it, and to reopen it takes what is lacking.
+                Err(error @ IndexError::Refused(_)) => return Err(error.into()),
                 Err(error) => {
                     self.log(Level::Warn, format_args!("the index did not answer: {error}"));
-                    last = error.0;
+                    last = error.to_string();
                     let _feeding = self.ingest_gate.enter().await;
                     self.mend_index(epoch, None, cure).await?;
                     cure = Cure::Rebuild;
@@ -107,6 +109,8 @@ impl<E: Env> Core<E> {
                     return Ok(mark);
                 }
                 Ok(_) => self.log(Level::Warn, "the index was reopened, but is not where the manifest is"),
+                // Its directory is well, and is opened when there is what it takes.
+                Err(error @ IndexError::Refused(_)) => return Err(error.into()),
                 Err(error) => self.log(Level::Warn, format_args!("the index cannot be reopened: {error}")),
             }
         }
@@ -162,7 +166,7 @@ async fn rebuild_once<E: Env>(env: &E, partition: PartitionId, manifest: &Manife
     say(Level::Info, format!("rebuilding the index from {} runs with {total} entries", manifest.runs.len()));
     let mut merge = Merge::open(env, partition, manifest.runs.iter().map(|r| r.number)).await?;
     let index = env.index();
-    let failed = |e: IndexError| Error::Index(e.0);
+    let failed = Error::from;
     index.open(number, true).await.map_err(failed)?;
     index.ingest_begin(manifest.mark).await.map_err(failed)?;
     let (mut chunk, mut live, mut said) = (Vec::new(), 0u64, 0);

@@ -12,6 +12,7 @@ use crate::disk::{BLOCK, Disk, DiskErrorKind, File, IoClass, OpenMode};
 use crate::env::{Env, Sabotage};
 use crate::error::Error;
 use crate::header::{self, FileKind};
+use crate::insist::insist;
 pub use crate::leadership::{Leadership, Role, Upstream};
 use crate::names;
 use crate::sync::Gate;
@@ -519,8 +520,8 @@ impl<E: Env> ManifestStore<E> {
         self.data.borrow()
     }
 
-    /// Changes it, on disk first. After a lack of space nothing has changed; after any other failure of the disk the
-    /// process ends, since nobody can know which of the two manifests a restart would find.
+    /// Changes it, on disk first. After a refusal of the disk nothing has changed; after any other failure the process ends, since
+    /// nobody can know which of the two manifests a restart would find.
     pub async fn update<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
         self.update_as(Access::Open, change).await
     }
@@ -542,7 +543,7 @@ impl<E: Env> ManifestStore<E> {
         }
         match self.write(&next).await {
             Ok(()) => {}
-            Err(error) if error.kind == DiskErrorKind::NoSpace => return Err(error.into()),
+            Err(error) if error.changed_nothing() => return Err(error.into()),
             Err(error) => match self.env.halt(format!("the manifest could not be replaced: {error}")).await {},
         }
         *self.data.borrow_mut() = next;
@@ -581,7 +582,8 @@ impl<E: Env> ManifestStore<E> {
     }
 
     /// Changes it where there is no way back: into the space that [`ManifestStore::reserve`] set aside, so that the disk
-    /// cannot be full. If it fails all the same the process ends. The one error is that the partition is closed.
+    /// cannot be full. What the system refuses is tried again for a while; then, or if it fails, the process ends. The one error is
+    /// that the partition is closed.
     pub async fn update_reserved<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
         let _turn = self.gate.enter().await;
         if self.access.get() != Access::Open {
@@ -589,11 +591,13 @@ impl<E: Env> ManifestStore<E> {
         }
         let mut next = self.data.borrow().clone();
         let answer = change(&mut next);
-        let image = self.image(&next);
-        let reserved = self.reserved.borrow_mut().take().filter(|r| r.capacity >= image.len() as u64);
+        let reserved = self.reserved.borrow_mut().take().filter(|r| r.capacity >= self.image(&next).len() as u64);
         let written = match reserved {
-            Some(reserved) => self.replace_with(reserved.file, names::MANIFEST_RESERVED, image).await,
-            None => self.write(&next).await,
+            Some(Reserved { file, .. }) => {
+                insist(&self.env, async || self.replace_with(&file, names::MANIFEST_RESERVED, self.image(&next)).await)
+                    .await
+            }
+            None => insist(&self.env, async || self.write(&next).await).await,
         };
         if let Err(error) = written {
             match self.env.halt(format!("the manifest could not be replaced: {error}")).await {}
@@ -605,7 +609,7 @@ impl<E: Env> ManifestStore<E> {
     async fn write(&self, manifest: &Manifest) -> Result<(), crate::disk::DiskError> {
         let image = self.image(manifest);
         let file = self.fresh(names::MANIFEST_NEW, image.len() as u64).await?;
-        self.replace_with(file, names::MANIFEST_NEW, image).await
+        self.replace_with(&file, names::MANIFEST_NEW, image).await
     }
 
     /// A file of that name with that much space.
@@ -632,7 +636,7 @@ impl<E: Env> ManifestStore<E> {
 
     async fn replace_with(
         &self,
-        file: <E::Disk as Disk>::File,
+        file: &<E::Disk as Disk>::File,
         name: &str,
         image: AlignedBuf,
     ) -> Result<(), crate::disk::DiskError> {

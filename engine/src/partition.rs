@@ -13,6 +13,7 @@ use crate::copy::Pins;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::index::{Found, Index};
+use crate::leftovers::Leftovers;
 use crate::manifest::{ManifestStore, Upstream};
 use crate::memory::hash::{Hashed, KeyHasher};
 use crate::memory::hot::{HotCache, Known};
@@ -123,6 +124,7 @@ pub(crate) struct Core<E: Env> {
     pub purge_gate: Gate,
     /// Value files that a purge lets go, until the manifest no longer names them.
     pub doomed_values: RefCell<Vec<u32>>,
+    pub leftovers: Rc<Leftovers<E>>,
     /// What copies that are being sent keep.
     pub pins: RefCell<Pins>,
     /// A copy is coming in.
@@ -399,7 +401,7 @@ impl<E: Env> Partition<E> {
             Some(Write::Delete) => return Ok(Lookup::Absent),
             None => {}
         }
-        transaction.note_read(key);
+        transaction.note_read(&self.0.settings, key)?;
         Ok(self.0.lookup(transaction.snapshot.version(), key))
     }
 

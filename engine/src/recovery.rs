@@ -18,8 +18,9 @@ use crate::disk::{BLOCK, Disk, DiskErrorKind, File, IoClass, OpenMode};
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::header::{self, FileKind};
-use crate::index::Index;
+use crate::index::{Index, IndexError};
 use crate::index_care::{rebuild, same_contents};
+use crate::leftovers::Leftovers;
 use crate::manifest::{Generation, Manifest, ManifestStore, Mark, Segment, sync_names};
 use crate::memory::hash::KeyHasher;
 use crate::memory::hot::HotCache;
@@ -76,10 +77,11 @@ async fn read_manifest<E: Env>(env: &E, id: PartitionId, files: &[(String, u64)]
 fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manifest) -> Core<E> {
     let hasher = KeyHasher::new(env.random());
     let (version, position) = (manifest.mark.version, manifest.mark.position);
+    let leftovers = Rc::new(Leftovers::new(env.clone()));
     Core {
         id,
         retention_bytes: Cell::new(settings.wal_retention_bytes),
-        values: ValueLog::new(env.clone(), id, &settings),
+        values: ValueLog::new(env.clone(), id, &settings, leftovers.clone()),
         manifest: ManifestStore::new(env.clone(), id, manifest),
         wal: OnceCell::new(),
         overlay_budget: Cell::new(settings.overlay_budget),
@@ -116,6 +118,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         checkpoint_gate: Gate::default(),
         purge_gate: Gate::default(),
         doomed_values: RefCell::default(),
+        leftovers,
         pins: RefCell::default(),
         copying: Cell::new(false),
         checkpoints: Watch::new(0),
@@ -173,6 +176,7 @@ impl<E: Env> Core<E> {
                     self.log(Level::Warn, format_args!("the index is {at}, the manifest at version {}", mark.version));
                     self.rebuild_index(number).await?;
                 }
+                Err(error @ IndexError::Refused(_)) => return Err(error.into()),
                 Err(error) => {
                     self.log(Level::Warn, format_args!("the index cannot be opened: {error}"));
                     self.rebuild_index(number).await?;
@@ -180,9 +184,9 @@ impl<E: Env> Core<E> {
             }
         }
         let current = self.manifest.get().index;
-        for leftover in index.list().await.map_err(|e| Error::Index(e.0))? {
+        for leftover in index.list().await.map_err(Error::from)? {
             if leftover != current {
-                index.remove(leftover).await.map_err(|e| Error::Index(e.0))?;
+                index.remove(leftover).await.map_err(Error::from)?;
             }
         }
         Ok(())
@@ -256,7 +260,7 @@ impl<E: Env> Core<E> {
         let manifest = self.manifest.get().clone();
         rebuild(&self.env, self.id, &manifest, fresh).await?;
         self.update_manifest(|m| m.index = fresh).await?;
-        self.env.index().remove(old).await.map_err(|e| Error::Index(e.0))
+        self.env.index().remove(old).await.map_err(Error::from)
     }
 
     /// Step 1, after the index had its say: files that nothing names.
@@ -338,8 +342,13 @@ impl<E: Env> Core<E> {
                     let Some(batch) = held.pop_front() else { break };
                     let end = batch.end;
                     self.apply(batch, &mut used, Some(&found)).await?;
-                    if self.overlay.borrow().bytes() >= self.overlay_budget.get() {
-                        self.checkpoint_in_replay(&used, &found, end).await?;
+                    let postponed = self.checkpoint_retry.get().is_some_and(|(until, _)| self.env.now() < until);
+                    if self.overlay.borrow().bytes() >= self.overlay_budget.get() && !postponed {
+                        match self.checkpoint_in_replay(&used, &found, end).await {
+                            // All of it was in memory before the restart.
+                            Err(Error::NoSpace(_) | Error::Refused(_)) => {}
+                            other => other?,
+                        }
                     }
                 }
             }
@@ -527,7 +536,17 @@ impl<E: Env> Core<E> {
             file.sync_data().await?;
         }
         sync_names(&self.env).await?;
-        if end > durable { self.update_manifest(|m| m.durable = end).await } else { Ok(()) }
+        if end <= durable {
+            return Ok(());
+        }
+        match self.update_manifest(|m| m.durable = end).await {
+            // It is flushed all the same: the next batch vouches for it, or the next change of the manifest.
+            Err(error @ (Error::NoSpace(_) | Error::Refused(_))) => {
+                self.log(Level::Warn, format_args!("the manifest does not say how far the log is flushed: {error}"));
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Before the mark moves within a replay: what it passes over is flushed and recorded. Segments that the manifest does not
@@ -575,7 +594,7 @@ impl<E: Env> Core<E> {
             self.mend_segment_header(replayed.end, &replayed.segments).await?;
         }
         let end = LogEnd { position: replayed.end, chain: replayed.chain, segments: replayed.segments };
-        let wal = Wal::open(self.env.clone(), self.id, self.settings.wal_max_size, end).await?;
+        let wal = Wal::open(self.env.clone(), self.id, self.settings.wal_max_size, end, self.leftovers.clone()).await?;
         if self.wal.set(wal).is_err() {
             unreachable!("a log is opened once");
         }
@@ -628,10 +647,18 @@ impl<E: Env> Core<E> {
                 handle.truncate(end).await?;
             }
         }
-        if !grown.is_empty() {
-            self.update_manifest(|m| grown.iter().for_each(|(n, end)| raise_used(&mut m.values, *n, *end))).await?;
+        if grown.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        // Each change of the manifest from now on says so, whatever becomes of this one.
+        grown.iter().for_each(|(number, end)| self.values.note_used(*number, *end));
+        match self.update_manifest(|_| ()).await {
+            Err(error @ (Error::NoSpace(_) | Error::Refused(_))) => {
+                self.log(Level::Warn, format_args!("the manifest does not say how far value files are used: {error}"));
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Everything before a flush record is gone: nothing in memory or in the index counts any more.
@@ -679,8 +706,10 @@ impl<E: Env> Core<E> {
         self.index_bad.set(false);
         self.index_epoch.set(self.index_epoch.get() + 1);
         self.env.index().close().await;
-        if index != 0 {
-            self.env.index().remove(index).await.map_err(|e| Error::Index(e.0))?;
+        if index != 0
+            && let Err(error) = self.env.index().remove(index).await
+        {
+            self.log(Level::Warn, format_args!("the next opening removes the index of before the FlushDB: {error}"));
         }
         for run in runs {
             self.remove_run(run).await?;

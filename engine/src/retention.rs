@@ -10,6 +10,7 @@ use crate::env::{Env, Level};
 use crate::error::Error;
 use crate::index::Index;
 use crate::manifest::{Hold, Manifest, Segment, ValueFile};
+use crate::names;
 use crate::partition::{Core, Partition};
 use crate::stats::{Status, add};
 use crate::types::{LogPosition, Version};
@@ -94,16 +95,28 @@ impl<E: Env> Core<E> {
             *self.doomed_values.borrow_mut() = files.clone();
             (numbers, files)
         };
+        self.leftovers.remove_all().await?;
         if files.is_empty() && !self.wal().has_doomed() {
             return Ok(());
         }
-        self.update_manifest(|m| m.values.retain(|f| !files.contains(&f.number))).await?;
-        self.wal().remove_doomed().await?;
+        let let_go = async || self.update_manifest(|m| m.values.retain(|f| !files.contains(&f.number))).await;
+        self.or_without_spares(let_go).await?;
         for file in files {
-            self.values.remove(file).await?;
+            self.values.forget(file);
+            self.leftovers.add(names::values(file));
         }
+        self.leftovers.remove_all().await?;
+        self.wal().remove_doomed().await?;
         add(&self.stats.segments_purged, numbers.len() as u64);
         Ok(())
+    }
+
+    /// What frees space must not fail for want of it: where there is none, the spares of the log go, and it is tried again.
+    pub(crate) async fn or_without_spares<T>(&self, attempt: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+        match attempt().await {
+            Err(Error::NoSpace(_)) if self.wal().give_up_spares().await => attempt().await,
+            other => other,
+        }
     }
 
     /// What follows an append: a spare for the next segment, and a checkpoint when it is due.

@@ -17,7 +17,7 @@ pub struct Settings {
     pub max_key_size: usize,
     /// Longest value.
     pub max_value_size: usize,
-    /// Most bytes (keys and values) a transaction may write.
+    /// Most bytes a transaction may write, and read: keys and values, 64 at least for each key.
     pub max_tx_size: u64,
     /// Longest life of a transaction.
     pub max_tx_age: Duration,
@@ -27,6 +27,8 @@ pub struct Settings {
     pub value_file_size: u64,
     /// Space assured ahead of the value log's end.
     pub value_allocation: u64,
+    /// Value files that are kept open, besides those that are being written.
+    pub value_handles: usize,
     /// Most bytes in the overlay: commits wait beyond it.
     pub overlay_budget: u64,
     /// Overlay bytes at which a checkpoint starts.
@@ -63,6 +65,7 @@ impl Default for Settings {
             value_separation: 4096,
             value_file_size: 256 << 20,
             value_allocation: 8 << 20,
+            value_handles: 64,
             overlay_budget: 32 << 20,
             checkpoint_bytes: 8 << 20,
             checkpoint_wal_bytes: 64 << 20,

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use turnstone_engine::index::fjall::FjallIndex;
+use turnstone_engine::index::fjall::{FjallIndex, is_refusal};
 use turnstone_engine::index::{Found, Index, IndexError};
 use turnstone_engine::manifest::Mark;
 use turnstone_engine::types::{Settled, Version};
@@ -30,13 +30,22 @@ struct Ingestion {
     answer: std::pin::Pin<Box<dyn Future<Output = Result<(), IndexError>>>>,
 }
 
+/// What an index may take.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexLimits {
+    /// Its block cache, bytes.
+    pub cache_bytes: u64,
+    /// Files that it keeps open.
+    pub files: usize,
+}
+
 /// One partition's index. Cloning gives another handle.
 #[derive(Clone)]
 pub struct IndexLane(Rc<State>);
 
 struct State {
     directory: PathBuf,
-    cache_bytes: u64,
+    limits: IndexLimits,
     lanes: IndexLanes,
     desk: Desk,
     open: RefCell<Option<Arc<FjallIndex>>>,
@@ -44,11 +53,11 @@ struct State {
 }
 
 impl IndexLane {
-    /// An index below `directory`, with a block cache of `cache_bytes`.
-    pub fn new(directory: PathBuf, cache_bytes: u64, lanes: IndexLanes, desk: Desk) -> IndexLane {
+    /// An index below `directory`.
+    pub fn new(directory: PathBuf, limits: IndexLimits, lanes: IndexLanes, desk: Desk) -> IndexLane {
         IndexLane(Rc::new(State {
             directory,
-            cache_bytes,
+            limits,
             lanes,
             desk,
             open: RefCell::default(),
@@ -61,7 +70,7 @@ impl IndexLane {
     }
 
     fn current(&self) -> Result<Arc<FjallIndex>, IndexError> {
-        self.0.open.borrow().clone().ok_or_else(|| IndexError("the index is not open".to_string()))
+        self.0.open.borrow().clone().ok_or_else(|| IndexError::Failed("the index is not open".to_string()))
     }
 }
 
@@ -74,32 +83,45 @@ fn close_now(index: Arc<FjallIndex>) {
     drop(index);
 }
 
-fn open_now(path: PathBuf, create: bool, cache_bytes: u64) -> Result<(Arc<FjallIndex>, Option<Mark>), IndexError> {
-    let io = |what: &'static str| move |e: std::io::Error| IndexError(format!("{what}: {e}"));
+fn failed(what: &'static str) -> impl Fn(std::io::Error) -> IndexError {
+    move |error| {
+        let text = format!("{what}: {error}");
+        if is_refusal(&error) { IndexError::Refused(text) } else { IndexError::Failed(text) }
+    }
+}
+
+fn open_now(path: PathBuf, create: bool, limits: IndexLimits) -> Result<(Arc<FjallIndex>, Option<Mark>), IndexError> {
     let marker = path.with_extension("opening");
     if create {
         if path.exists() {
-            fs::remove_dir_all(&path).map_err(io("remove"))?;
+            fs::remove_dir_all(&path).map_err(failed("remove"))?;
         }
     } else {
         if !path.is_dir() {
-            return Err(IndexError("its directory is missing".to_string()));
+            return Err(IndexError::Failed("its directory is missing".to_string()));
         }
         if marker.exists() {
-            return Err(IndexError("an earlier attempt to open it did not come to an end".to_string()));
+            return Err(IndexError::Failed("an earlier attempt to open it did not come to an end".to_string()));
         }
     }
-    fs::write(&marker, b"").map_err(io("mark"))?;
-    let opened = FjallIndex::open(&path, cache_bytes).and_then(|index| Ok((index.mark()?, index)));
-    fs::remove_file(&marker).map_err(io("unmark"))?;
+    match fs::write(&marker, b"") {
+        // A full disk keeps nobody from reading.
+        Err(error) if !is_refusal(&error) => return Err(failed("mark")(error)),
+        _ => {}
+    }
+    let opened = FjallIndex::open(&path, limits.cache_bytes, limits.files).and_then(|index| Ok((index.mark()?, index)));
+    match fs::remove_file(&marker) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("unmark")(error)),
+        _ => {}
+    }
     opened.map(|(mark, index)| (Arc::new(index), mark))
 }
 
 impl Index for IndexLane {
     async fn open(&self, number: u32, create: bool) -> Result<Option<Mark>, IndexError> {
         self.close().await;
-        let (path, cache) = (self.path(number), self.0.cache_bytes);
-        let (index, mark) = self.0.desk.ask(&self.0.lanes.bulk, move || open_now(path, create, cache)).await?;
+        let (path, limits) = (self.path(number), self.0.limits);
+        let (index, mark) = self.0.desk.ask(&self.0.lanes.bulk, move || open_now(path, create, limits)).await?;
         *self.0.open.borrow_mut() = Some(index);
         Ok(mark)
     }
@@ -126,13 +148,13 @@ impl Index for IndexLane {
             index.ingest(mark, || match incoming.recv() {
                 Ok(Piece::Chunk(chunk)) => Ok(Some(chunk)),
                 Ok(Piece::End) => Ok(None),
-                Err(_) => Err(IndexError("the ingestion was given up".to_string())),
+                Err(_) => Err(IndexError::Failed("the ingestion was given up".to_string())),
             })
         };
         // Started at once, so that chunks find somebody who takes them.
         let task = tasks::spawn(async move { desk.ask(&lane, work).await }).detach();
         let answer = Box::pin(async move {
-            task.await.unwrap_or_else(|| Err(IndexError("the ingestion's task is gone".to_string())))
+            task.await.unwrap_or_else(|| Err(IndexError::Failed("the ingestion's task is gone".to_string())))
         });
         *self.0.ingestion.borrow_mut() = Some(Ingestion { pieces, answer });
         Ok(())
@@ -140,7 +162,7 @@ impl Index for IndexLane {
 
     async fn ingest_chunk(&self, chunk: Vec<u8>) -> Result<(), IndexError> {
         let pieces = self.0.ingestion.borrow().as_ref().map(|i| i.pieces.clone());
-        let Some(pieces) = pieces else { return Err(IndexError("no ingestion was begun".to_string())) };
+        let Some(pieces) = pieces else { return Err(IndexError::Failed("no ingestion was begun".to_string())) };
         // If the thread gave up, its answer says why at the end.
         send(&pieces, Piece::Chunk(chunk)).await;
         Ok(())
@@ -148,7 +170,7 @@ impl Index for IndexLane {
 
     async fn ingest_finish(&self) -> Result<(), IndexError> {
         let Some(ingestion) = self.0.ingestion.borrow_mut().take() else {
-            return Err(IndexError("no ingestion was begun".to_string()));
+            return Err(IndexError::Failed("no ingestion was begun".to_string()));
         };
         send(&ingestion.pieces, Piece::End).await;
         drop(ingestion.pieces);
@@ -168,7 +190,7 @@ impl Index for IndexLane {
         let removed = self.0.desk.ask(&self.0.lanes.bulk, move || {
             let _ = fs::remove_file(path.with_extension("opening"));
             match fs::remove_dir_all(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(IndexError(format!("remove: {e}"))),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("remove")(e)),
                 _ => Ok(()),
             }
         });
@@ -185,6 +207,6 @@ impl Index for IndexLane {
             }
             Ok::<_, std::io::Error>(numbers)
         });
-        listed.await.map_err(|e| IndexError(format!("list: {e}")))
+        listed.await.map_err(failed("list"))
     }
 }

@@ -4,6 +4,7 @@
 //! Architecture invariants: nothing here blocks a core; nothing here knows TLS or a wire byte; every channel is bounded,
 //! and a full one is a wait. `unsafe` is in `ring` alone, with its proof beside it.
 
+pub mod descriptors;
 pub mod disk;
 pub mod env;
 mod extents;
@@ -16,6 +17,7 @@ pub mod placement;
 pub mod remote;
 #[allow(unsafe_code, reason = "the kernel's interface; every use carries its proof")]
 pub mod ring;
+mod scarcity;
 pub mod tasks;
 
 pub use env::RealEnv;

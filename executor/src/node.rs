@@ -2,7 +2,7 @@
 
 use crate::disk::RealDisk;
 use crate::env::{RealEnv, SharedFlushes};
-use crate::index_lane::IndexLane;
+use crate::index_lane::{IndexLane, IndexLimits};
 use crate::index_threads::{IndexLanes, IndexThreads};
 use crate::log::Log;
 use crate::pace;
@@ -10,6 +10,7 @@ use crate::placement;
 use crate::remote::{Desk, Job};
 use crate::ring::sys::Bell;
 use crate::ring::{Handler, Ring};
+use crate::scarcity::Scarcity;
 use crate::tasks;
 use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use std::io::{self, Read};
@@ -33,6 +34,8 @@ pub struct NodeOptions {
     pub data: PathBuf,
     /// Block cache of each partition's index, bytes.
     pub index_cache_bytes: u64,
+    /// Files of each partition's index that are kept open.
+    pub index_files: usize,
     /// Whether the logs of a core are flushed together where the file system allows it.
     pub shared_flush: bool,
     /// A planted bug; only tests set it.
@@ -97,6 +100,7 @@ pub struct Core<M> {
     pub log: Log,
     /// Flushes that its partitions share.
     pub flushes: SharedFlushes,
+    scarcity: Rc<Scarcity>,
     lanes: IndexLanes,
     options: NodeOptions,
 }
@@ -105,9 +109,9 @@ impl<M> Core<M> {
     /// The outside world of a partition of this core.
     pub async fn env(&self, partition: u8) -> Result<RealEnv, DiskError> {
         let directory = self.options.data.join(partition.to_string());
-        let disk = RealDisk::open(self.ring.clone(), directory.clone()).await?;
-        let cache = self.options.index_cache_bytes;
-        let index = IndexLane::new(directory, cache, self.lanes.clone(), self.desk.clone());
+        let disk = RealDisk::open(self.ring.clone(), directory.clone(), self.scarcity.clone()).await?;
+        let memory = IndexLimits { cache_bytes: self.options.index_cache_bytes, files: self.options.index_files };
+        let index = IndexLane::new(directory, memory, self.lanes.clone(), self.desk.clone());
         let flushes = self.options.shared_flush.then(|| self.flushes.clone());
         Ok(RealEnv::new(disk, index, self.log.clone(), flushes, self.options.sabotage))
     }
@@ -270,6 +274,7 @@ where
             inbox,
             ring: ring.clone(),
             desk: desk.clone(),
+            scarcity: Rc::new(Scarcity::new(log.clone())),
             log,
             flushes: SharedFlushes::default(),
             lanes,
@@ -293,14 +298,31 @@ where
 /// glommio decides once per device whether its reads can be polled for, by reading from the first file that it opens
 /// there. An empty file answers even where polling is not supported, and every later read would fail: so the first file
 /// is one with something in it.
+///
+/// A file that is there already serves as well: a start on a full disk must not need to write before it can read.
 async fn probe_polling(data: &std::path::Path, index: usize) -> io::Result<()> {
-    std::fs::create_dir_all(data)?;
-    let path = data.join(format!(".probe-{index}"));
-    std::fs::write(&path, [0u8; 8192])?;
-    let file = glommio::io::OpenOptions::new().read(true).write(true).dma_open(&path).await?;
-    file.read_at_aligned(0, 4096).await?;
-    file.close().await?;
-    std::fs::remove_file(&path)
+    let named = |what: &'static str, path: &std::path::Path| {
+        let path = path.display().to_string();
+        move |error: io::Error| io::Error::new(error.kind(), format!("{what} {path}: {error}"))
+    };
+    std::fs::create_dir_all(data).map_err(named("cannot make", data))?;
+    let manifests = (1..=u8::MAX).map(|number| data.join(number.to_string()).join("manifest"));
+    let there = manifests.into_iter().find(|path| std::fs::metadata(path).is_ok_and(|found| found.len() >= 4096));
+    let path = match &there {
+        Some(manifest) => manifest.clone(),
+        None => {
+            let path = data.join(format!(".probe-{index}"));
+            std::fs::write(&path, [0u8; 8192]).map_err(named("a first start needs space; cannot write", &path))?;
+            path
+        }
+    };
+    let read = async {
+        let file = glommio::io::OpenOptions::new().read(true).dma_open(&path).await?;
+        file.read_at_aligned(0, 4096).await?;
+        file.close().await.map_err(io::Error::from)
+    };
+    read.await.map_err(named("cannot read", &path))?;
+    if there.is_none() { std::fs::remove_file(&path) } else { Ok(()) }
 }
 
 fn build(placement: Placement, index: usize) -> io::Result<glommio::LocalExecutor> {

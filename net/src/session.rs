@@ -2,7 +2,8 @@
 //! transaction is open; it knows nothing of sockets, partitions or waiting.
 //!
 //! Checks come in a fixed order: length, role, opcode, what is allowed inside a transaction, partition 0, transaction
-//! required, shape of the payload. A refused frame costs one reply and leaves the connection usable.
+//! required, shape of the payload. All but the last need the header alone: what they refuse is answered before the payload comes,
+//! and that is skipped as it arrives. A refused frame costs one reply and leaves the connection usable.
 
 use crate::tls::Role;
 use crate::wire::{Dialect, ErrorCode, Opcode, Request, WireError, frame, partition_from_decimal, permission};
@@ -71,16 +72,22 @@ impl Session {
         let Some(header) = frame::decode_header(self.dialect, input) else { return (0, Step::NeedMore) };
         let start = self.dialect.header_bytes();
         if header.length > self.max_request {
-            // Answered before the payload comes, which is then skipped as it arrives.
             self.skip = u64::from(if cfg!(feature = "planted") { header.length & 0xffff } else { header.length });
             let limit = self.max_request;
             let text = format!("the request has {} bytes, the limit is {limit} (max_request_size)", header.length);
             let error = WireError::new(ErrorCode::RequestTooLarge, text);
             return (start, Step::Refuse { id: header.id, error });
         }
+        let opcode = match self.admit(header.tag, header.length) {
+            Ok(opcode) => opcode,
+            Err(error) => {
+                self.skip = u64::from(header.length);
+                return (start, Step::Refuse { id: header.id, error });
+            }
+        };
         let end = start + header.length as usize;
         let Some(payload) = input.get(start..end) else { return (0, Step::NeedMore) };
-        let step = match self.check(header.tag, payload) {
+        let step = match self.parse(opcode, payload) {
             Ok(Request::Quit) => Step::Quit,
             Ok(request) => Step::Run { id: header.id, request },
             Err(error) => Step::Refuse { id: header.id, error },
@@ -88,7 +95,8 @@ impl Session {
         (end, step)
     }
 
-    fn check<'a>(&self, tag: u8, payload: &'a [u8]) -> Result<Request<'a>, WireError> {
+    /// What the header alone tells.
+    fn admit(&self, tag: u8, length: u32) -> Result<Opcode, WireError> {
         let refuse = |code, text: &str| Err(WireError::new(code, text));
         let Some(role) = self.role else {
             return refuse(ErrorCode::Denied, "the certificate names no role; use one issued by turnstone --init");
@@ -118,16 +126,44 @@ impl Session {
         if opcode == Opcode::Begin && self.in_transaction {
             return refuse(ErrorCode::TxOpen, "a transaction is open already; commit or abort it first");
         }
+        if length > SMALL_MAX && !carries_data(opcode) {
+            let text = format!("the request has {length} bytes, {} takes at most {SMALL_MAX}", opcode.name());
+            return refuse(ErrorCode::RequestTooLarge, &text);
+        }
+        Ok(opcode)
+    }
+
+    fn parse<'a>(&self, opcode: Opcode, payload: &'a [u8]) -> Result<Request<'a>, WireError> {
+        /// As much of a name is repeated to whoever sent it.
+        const SHOWN: usize = 32;
         let request = Request::parse(opcode, payload)?;
         if let Request::Select { name } = &request
             && partition_from_decimal(name).is_none_or(|p| p > self.partitions)
         {
-            let name = name.escape_ascii();
-            let text = format!("there is no partition \"{name}\"; they are 0 to {}", self.partitions);
-            return refuse(ErrorCode::NoSuchPartition, &text);
+            let more = if name.len() > SHOWN { "..." } else { "" };
+            let name = name[..name.len().min(SHOWN)].escape_ascii();
+            let text = format!("there is no partition \"{name}{more}\"; they are 0 to {}", self.partitions);
+            return Err(WireError::new(ErrorCode::NoSuchPartition, text));
+        }
+        if let Request::MGet(keys) = &request
+            && self.selected == 0
+            && keys.len() > NODE_KEYS_MAX
+        {
+            let text = format!("{} keys are asked for, partition 0 answers {NODE_KEYS_MAX} at once", keys.len());
+            return Err(WireError::new(ErrorCode::RequestTooLarge, text));
         }
         Ok(request)
     }
+}
+
+/// Longest payload of a request that carries no keys or values of a user's, bytes.
+const SMALL_MAX: u32 = 64 << 10;
+
+/// Keys of partition 0 that one request may ask for: each is made anew, and there are about a dozen.
+const NODE_KEYS_MAX: usize = 64;
+
+fn carries_data(opcode: Opcode) -> bool {
+    matches!(opcode, Opcode::Get | Opcode::Set | Opcode::Del | Opcode::MGet | Opcode::MSet | Opcode::MDel)
 }
 
 fn unknown(tag: u8) -> String {

@@ -9,7 +9,7 @@
 pub mod neighbours;
 
 use crate::model::{Commit, KeyNumber, Model, key_bytes};
-use crate::sim::disk::Loss;
+use crate::sim::disk::{self, Loss};
 use crate::sim::rng::mix;
 use crate::sim::world::End;
 use crate::sim::{Clock, DiskImage, IndexImage, Rng, SimDisk, SimEnv, SimIndex, World};
@@ -17,6 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
+use turnstone_engine::disk::DiskErrorKind;
 use turnstone_engine::env::Sabotage;
 use turnstone_engine::types::Version;
 use turnstone_engine::{Error, Lookup, Partition, Progress, RunAhead, Settings, Ticket, Write};
@@ -284,6 +285,7 @@ async fn workload(
         administer(&env, &partition, &life).await?;
     }
     env.disk.set_full(false);
+    env.disk.refuse(None);
     if clean {
         match partition.close().await {
             // An index that fails again and again leaves the last checkpoint to the next opening.
@@ -302,11 +304,11 @@ async fn administer(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life>
     life.model.borrow_mut().vouched = partition.vouched();
     match rng.below(40) {
         0..=2 => match partition.checkpoint().await {
-            Ok(()) | Err(Error::NoSpace(_) | Error::Index(_)) => {}
+            Ok(()) | Err(Error::NoSpace(_) | Error::Refused(_) | Error::Index(_)) => {}
             Err(error) => return Err(format!("a checkpoint failed: {error}")),
         },
         3 => match partition.promote().await {
-            Ok(()) | Err(Error::NoSpace(_)) => {}
+            Ok(()) | Err(Error::NoSpace(_) | Error::Refused(_)) => {}
             Err(error) => return Err(format!("promote failed: {error}")),
         },
         4 if rng.percent(40) => flush_all(partition, life).await?,
@@ -316,19 +318,20 @@ async fn administer(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life>
         12 => {
             // Writes are refused in between; sessions take that for an answer.
             match partition.step_down().await {
-                Ok(()) | Err(Error::NoSpace(_)) => {}
+                Ok(()) | Err(Error::NoSpace(_) | Error::Refused(_)) => {}
                 Err(error) => return Err(format!("step-down failed: {error}")),
             }
             env.world.sleep(Duration::from_millis(rng.below(10))).await;
             env.disk.set_full(false);
+            env.disk.refuse(None);
             partition.promote().await.map_err(|e| format!("promote failed: {e}"))?;
         }
         13 => match partition.hold("consumer", 0, 10_000 << rng.below(4)).await {
-            Ok(_) | Err(Error::NoSpace(_)) => {}
+            Ok(_) | Err(Error::NoSpace(_) | Error::Refused(_)) => {}
             Err(error) => return Err(format!("a hold failed: {error}")),
         },
         14 => match partition.release("consumer").await {
-            Ok(()) | Err(Error::NoSpace(_) | Error::NoSuchHold(_)) => {}
+            Ok(()) | Err(Error::NoSpace(_) | Error::Refused(_) | Error::NoSuchHold(_)) => {}
             Err(error) => return Err(format!("a release failed: {error}")),
         },
         // Its shares of memory and of unsettled log become others, whoever waits for room.
@@ -337,6 +340,12 @@ async fn administer(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life>
             partition.set_cache_bytes(1_000 << rng.below(8));
             let settled = partition.settings().checkpoint_wal_bytes;
             partition.set_checkpoint_wal_bytes(settled * (1 + rng.below(4)));
+        }
+        // The system lacks something for a moment: one operation, or a few in a row.
+        17..=19 => {
+            let kind = if rng.percent(50) { DiskErrorKind::NoSpace } else { DiskErrorKind::Refused };
+            let from = env.disk.operations() + rng.below(30);
+            env.disk.refuse(Some(disk::Refusal { kind, from, count: 1 + rng.below(4) }));
         }
         _ => {}
     }
@@ -354,7 +363,7 @@ async fn flush_all(partition: &Partition<SimEnv>, life: &Rc<Life>) -> Result<(),
             life.model.borrow_mut().tell(at.version);
             Ok(())
         }
-        Err(Error::NoSpace(_)) => Ok(()),
+        Err(Error::NoSpace(_) | Error::Refused(_)) => Ok(()),
         Err(error) => Err(format!("flush failed: {error}")),
     };
     life.flushing.set(false);
@@ -367,7 +376,7 @@ async fn read_log(partition: &Partition<SimEnv>, life: &Rc<Life>) -> Result<(), 
     let published = partition.published();
     let page = match partition.read_log(oldest, 30_000).await {
         Ok(page) => page,
-        Err(Error::Purged { .. }) => return Ok(()),
+        Err(Error::Purged { .. } | Error::Refused(_)) => return Ok(()),
         Err(error) => return Err(format!("the log cannot be read from {oldest}: {error}")),
     };
     life.resolve();
@@ -418,7 +427,11 @@ async fn run_session(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life
                 Ok(()) => {}
                 // A read may find the index broken and no space to mend it.
                 Err(
-                    Error::SnapshotTooOld | Error::TransactionTimeout { .. } | Error::NotLeader | Error::NoSpace(_),
+                    Error::SnapshotTooOld
+                    | Error::TransactionTimeout { .. }
+                    | Error::NotLeader
+                    | Error::NoSpace(_)
+                    | Error::Refused(_),
                 ) => {
                     gone = true;
                     break;
@@ -527,7 +540,7 @@ async fn submit(
             life.resolve();
             life.model.borrow_mut().tell(newest);
         }
-        Err(Error::NoSpace(_)) => life.tally.borrow_mut().transactions.2 += 1,
+        Err(Error::NoSpace(_) | Error::Refused(_)) => life.tally.borrow_mut().transactions.2 += 1,
         Err(
             Error::SnapshotTooOld
             | Error::TransactionTimeout { .. }

@@ -36,6 +36,7 @@ where
         executors: 1,
         data: data.to_path_buf(),
         index_cache_bytes: 1 << 20,
+        index_files: 64,
         shared_flush: true,
         sabotage: None,
     };

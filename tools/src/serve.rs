@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 use turnstone_engine::Settings;
 use turnstone_engine::env::{Level, Sabotage};
+use turnstone_executor::descriptors::Descriptors;
 use turnstone_executor::log::Format;
 use turnstone_executor::{Log, NodeOptions};
 use turnstone_net::server::{Server, ServerSettings};
@@ -134,6 +135,24 @@ pub fn start(
     sabotage: Option<Sabotage>,
 ) -> Result<Server, String> {
     check_partitions(&home.data(), config.number_of_partitions)?;
+    for (name, limit) in turnstone_executor::ring::sys::raise_limits() {
+        let shown = if limit == u64::MAX { "unlimited".to_string() } else { limit.to_string() };
+        log.line(Level::Debug, &format!("limit {name}: {shown}"));
+    }
+    let descriptors = Descriptors::of_process(config.number_of_partitions);
+    if config.max_conns.saturating_add(config.max_handshakes) > descriptors.sockets {
+        log.line(
+            Level::Warn,
+            &format!(
+                "open files are limited to {}: {} are kept for files, and max_conns ({}) with max_handshakes ({}) passes what \
+                 is left; connections beyond it are refused; raise the limit (ulimit -n, LimitNOFILE=)",
+                descriptors.limit,
+                descriptors.limit - descriptors.sockets,
+                config.max_conns,
+                config.max_handshakes
+            ),
+        );
+    }
     let settings = ServerSettings {
         node: node_number(&home.data())?,
         life: turnstone_executor::node::system_random(),
@@ -145,6 +164,7 @@ pub fn start(
         tls: config.tls_files(home),
         partitions: config.number_of_partitions as u8,
         max_conns: config.max_conns as usize,
+        sockets_max: descriptors.sockets,
         max_handshakes: config.max_handshakes as usize,
         handshake_timeout: config.handshake_timeout,
         request_timeout: config.request_timeout,
@@ -152,20 +172,17 @@ pub fn start(
         write_timeout: config.write_timeout,
         max_request_size: config.max_request_size as u32,
         shutdown_timeout: config.shutdown_timeout,
-        engine: engine_settings(config),
+        engine: Settings { value_handles: descriptors.value_files, ..engine_settings(config) },
         moves_max: MOVES_MAX,
     };
     let options = NodeOptions {
         executors: config.executors as usize,
         data: home.data(),
         index_cache_bytes: share(config.index_cache_size, config.number_of_partitions).max(1 << 20),
+        index_files: descriptors.index_files,
         shared_flush: config.flush == "shared",
         sabotage,
     };
-    for (name, limit) in turnstone_executor::ring::sys::raise_limits() {
-        let shown = if limit == u64::MAX { "unlimited".to_string() } else { limit.to_string() };
-        log.line(Level::Debug, &format!("limit {name}: {shown}"));
-    }
     if let Err(error) = turnstone_executor::ring::sys::forgo_huge_pages() {
         log.line(Level::Debug, &format!("huge pages stay allowed: {error}"));
     }

@@ -1,7 +1,6 @@
 //! The sender's side.
 
 use super::{CopyEntry, CopyHead, CopySum};
-use crate::disk::Disk;
 use crate::env::{Env, Sabotage};
 use crate::error::Error;
 use crate::manifest::{Hold, MembersRecord};
@@ -201,7 +200,7 @@ impl<E: Env> CopyOut<E> {
         self.core.env.spawn(async move {
             for run in gone {
                 // The next opening removes it, too.
-                let _ = core.env.disk().remove(&crate::names::run(run)).await;
+                core.leftovers.remove_after_failure(crate::names::run(run)).await;
             }
         });
     }
@@ -217,6 +216,6 @@ impl<E: Env> Core<E> {
                 return Ok(());
             }
         }
-        Ok(self.env.disk().remove(&crate::names::run(number)).await?)
+        Ok(self.leftovers.remove(crate::names::run(number)).await?)
     }
 }

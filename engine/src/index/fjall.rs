@@ -35,7 +35,27 @@ pub struct FjallIndex {
 pub type Listed = (Vec<u8>, Version, Settled);
 
 fn failed(what: &str) -> impl Fn(fjall::Error) -> IndexError {
-    move |error| IndexError(format!("{what}: {error:?}"))
+    move |error| {
+        let text = format!("{what}: {error:?}");
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(one) = cause {
+            if one.downcast_ref::<std::io::Error>().is_some_and(is_refusal) {
+                return IndexError::Refused(text);
+            }
+            cause = one.source();
+        }
+        IndexError::Failed(text)
+    }
+}
+
+/// Whether the system lacks space, descriptors or memory for what was asked.
+pub fn is_refusal(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, OutOfMemory, QuotaExceeded, StorageFull};
+    /// Too many open files, of the process and of the system: std has no kinds for these.
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge | OutOfMemory)
+        || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }
 
 fn stored_key(key: &[u8]) -> Vec<u8> {
@@ -46,18 +66,19 @@ fn stored_key(key: &[u8]) -> Vec<u8> {
 }
 
 fn damaged() -> IndexError {
-    IndexError("an entry is malformed".to_string())
+    IndexError::Failed("an entry is malformed".to_string())
 }
 
 impl FjallIndex {
-    /// Opens a directory, creating it if it is not there. Call from an unpinned thread: workers inherit its CPUs.
-    pub fn open(path: &Path, cache_bytes: u64) -> Result<FjallIndex, IndexError> {
+    /// Opens a directory, creating it if it is not there, with a block cache of `cache_bytes` and up to `files` tables open. Call
+    /// from an unpinned thread: workers inherit its CPUs.
+    pub fn open(path: &Path, cache_bytes: u64, files: usize) -> Result<FjallIndex, IndexError> {
         let database = Database::builder(path)
             .cache_size(cache_bytes)
             .worker_threads(1)
             .manual_journal_persist(true)
             .journal_compression(CompressionType::None)
-            .max_cached_files(Some(64))
+            .max_cached_files(Some(files))
             .open()
             .map_err(failed("open"))?;
         let options = || {
@@ -79,7 +100,7 @@ impl FjallIndex {
         let mut take = Take(&bytes);
         match take.u8() {
             Ok(format) if format <= FORMAT => Mark::decode(&mut take).map(Some).map_err(|_| damaged()),
-            Ok(format) => Err(IndexError(format!("it has format {format}, this program reads up to {FORMAT}"))),
+            Ok(format) => Err(IndexError::Failed(format!("it has format {format}, this program reads up to {FORMAT}"))),
             Err(_) => Err(damaged()),
         }
     }
@@ -119,7 +140,10 @@ impl FjallIndex {
         let started = std::time::Instant::now();
         while self.keyspace.l0_table_count() > LEVEL0_TABLES {
             if started.elapsed() > LEVEL0_WAIT {
-                return Err(IndexError(format!("compaction is stuck at {} tables", self.keyspace.l0_table_count())));
+                return Err(IndexError::Failed(format!(
+                    "compaction is stuck at {} tables",
+                    self.keyspace.l0_table_count()
+                )));
             }
             self.healthy()?;
             std::thread::sleep(Duration::from_millis(5));

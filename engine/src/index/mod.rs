@@ -6,16 +6,33 @@
 
 pub mod fjall;
 
+use crate::error::Error;
 use crate::manifest::Mark;
 use crate::types::{Settled, Version};
 
-/// What failed.
+/// What went wrong, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IndexError(pub String);
+pub enum IndexError {
+    /// It is damaged, or lost its footing: to be reopened, or built anew.
+    Failed(String),
+    /// The system had no descriptor, memory or space for it: nothing is wrong with the index, and asking again later helps.
+    Refused(String),
+}
 
 impl std::fmt::Display for IndexError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            IndexError::Failed(text) | IndexError::Refused(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<IndexError> for Error {
+    fn from(error: IndexError) -> Error {
+        match error {
+            IndexError::Failed(text) => Error::Index(text),
+            IndexError::Refused(text) => Error::Refused(format!("the index: {text}")),
+        }
     }
 }
 

@@ -40,12 +40,31 @@ pub struct Transaction {
     /// It takes its snapshot at its own prepare: what it writes without reading never conflicts (autocommit).
     pub late: bool,
     bytes: u64,
+    /// What it read counts by itself, against the same limit.
+    read_bytes: u64,
+}
+
+/// What a key that a transaction writes, or reads, counts at least: it costs memory beside its own bytes.
+pub const ENTRY_MIN: u64 = 64;
+
+/// What a write counts against `max_tx_size`.
+fn cost(key: &[u8], write: &Write) -> u64 {
+    let value = if let Write::Set(value) = write { value.len() } else { 0 };
+    ((key.len() + value) as u64).max(ENTRY_MIN)
 }
 
 impl Transaction {
     /// A transaction on `snapshot`.
     pub fn new(snapshot: Snapshot, begun: Duration) -> Transaction {
-        Transaction { snapshot, begun, reads: BTreeSet::new(), writes: Writes::default(), late: false, bytes: 0 }
+        Transaction {
+            snapshot,
+            begun,
+            reads: BTreeSet::new(),
+            writes: Writes::default(),
+            late: false,
+            bytes: 0,
+            read_bytes: 0,
+        }
     }
 
     /// Its own write of `key`.
@@ -53,32 +72,42 @@ impl Transaction {
         self.writes.get(key)
     }
 
-    /// Remembers that `key` was read from the snapshot.
-    pub fn note_read(&mut self, key: &[u8]) {
-        if !self.reads.contains(key) {
-            self.reads.insert(key.into());
+    /// Remembers that `key` was read from the snapshot; more than the limit is refused.
+    pub fn note_read(&mut self, settings: &Settings, key: &[u8]) -> Result<(), Error> {
+        // No such key can exist, now or later.
+        if self.reads.contains(key) || check_key(settings, key).is_err() {
+            return Ok(());
         }
+        let total = self.read_bytes + (key.len() as u64).max(ENTRY_MIN);
+        if total > settings.max_tx_size {
+            return Err(Error::TransactionTooLarge { limit: settings.max_tx_size });
+        }
+        self.read_bytes = total;
+        self.reads.insert(key.into());
+        Ok(())
     }
 
     /// Buffers a write; a broken limit leaves the transaction as it was.
     pub fn write(&mut self, settings: &Settings, key: &[u8], write: Write) -> Result<(), Error> {
         check_key(settings, key)?;
-        let mut bytes = key.len() as u64;
         if let Write::Set(value) = &write {
             check_value(settings, value.len())?;
-            bytes += value.len() as u64;
         }
-        let replaced = self.writes.get(key).map_or(0, |old| match old {
-            Write::Set(value) => (key.len() + value.len()) as u64,
-            Write::Delete => key.len() as u64,
-        });
-        let total = self.bytes - replaced + bytes;
+        let replaced = self.writes.get(key).map_or(0, |old| cost(key, old));
+        let total = self.bytes - replaced + cost(key, &write);
         if total > settings.max_tx_size {
             return Err(Error::TransactionTooLarge { limit: settings.max_tx_size });
         }
         self.bytes = total;
         self.writes.insert(key.into(), write);
         Ok(())
+    }
+
+    /// Lets go of everything: it is over, and only its refusal is left to be told.
+    pub fn forget(&mut self) {
+        self.snapshot.give_up();
+        (self.reads, self.writes) = (BTreeSet::new(), Writes::default());
+        (self.bytes, self.read_bytes) = (0, 0);
     }
 
     /// What it does to these keys so far, to go back to if a request of several writes fails half-way.
@@ -98,7 +127,7 @@ impl Transaction {
         self.bytes = mark.bytes;
     }
 
-    /// Bytes of keys and values it will write.
+    /// What it will write counts so much: bytes of keys and values, [`ENTRY_MIN`] for each at least.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -188,7 +217,7 @@ mod tests {
             Some(Error::Conflict { newest: 5, snapshot: 4, .. })
         ));
         let mut reader = transaction(4);
-        reader.note_read(b"a");
+        reader.note_read(&settings, b"a").unwrap();
         reader.write(&settings, b"b", Write::Delete).unwrap();
         assert!(conflict(&overlay, &reader, [&key(b"b")].into_iter(), false, None).is_some());
         let mut later = transaction(5);
@@ -198,15 +227,31 @@ mod tests {
 
     #[test]
     fn a_broken_limit_is_named_and_changes_nothing() {
-        let settings = Settings { max_key_size: 3, max_value_size: 4, max_tx_size: 9, ..Settings::default() };
+        let settings = Settings { max_key_size: 3, max_value_size: 100, max_tx_size: 165, ..Settings::default() };
         let mut t = transaction(0);
-        let set = |v: &[u8]| Write::Set(v.into());
-        assert_eq!(t.write(&settings, b"", set(b"")), Err(Error::KeyEmpty));
-        assert_eq!(t.write(&settings, b"abcd", set(b"")), Err(Error::KeyTooLarge { size: 4, limit: 3 }));
-        assert_eq!(t.write(&settings, b"a", set(b"12345")), Err(Error::ValueTooLarge { size: 5, limit: 4 }));
-        assert_eq!(t.write(&settings, b"a", set(b"1234")), Ok(()));
-        assert_eq!(t.write(&settings, b"b", set(b"1234")), Err(Error::TransactionTooLarge { limit: 9 }));
-        assert_eq!(t.write(&settings, b"a", set(b"4321")), Ok(()), "an overwrite counts once");
-        assert_eq!(t.bytes(), 5);
+        let set = |bytes: usize| Write::Set(vec![7; bytes].as_slice().into());
+        assert_eq!(t.write(&settings, b"", set(0)), Err(Error::KeyEmpty));
+        assert_eq!(t.write(&settings, b"abcd", set(0)), Err(Error::KeyTooLarge { size: 4, limit: 3 }));
+        assert_eq!(t.write(&settings, b"a", set(101)), Err(Error::ValueTooLarge { size: 101, limit: 100 }));
+        assert_eq!(t.write(&settings, b"a", set(100)), Ok(()));
+        assert_eq!(t.write(&settings, b"b", set(64)), Err(Error::TransactionTooLarge { limit: 165 }));
+        assert_eq!(t.write(&settings, b"a", set(99)), Ok(()), "an overwrite counts once");
+        assert_eq!(t.bytes(), 100);
+        assert_eq!(t.write(&settings, b"b", set(0)), Ok(()), "a small entry counts as 64 bytes");
+        assert_eq!(t.write(&settings, b"c", Write::Delete), Err(Error::TransactionTooLarge { limit: 165 }));
+    }
+
+    #[test]
+    fn what_is_read_is_limited_and_impossible_keys_are_not_noted() {
+        let settings = Settings { max_key_size: 3, max_tx_size: 3 * ENTRY_MIN, ..Settings::default() };
+        let mut t = transaction(0);
+        assert_eq!(t.note_read(&settings, &[1; 100_000]), Ok(()));
+        for key in [b"a", b"b", b"a", b"c", b"b"] {
+            assert_eq!(t.note_read(&settings, key), Ok(()));
+        }
+        assert_eq!(t.note_read(&settings, b"d"), Err(Error::TransactionTooLarge { limit: 3 * ENTRY_MIN }));
+        assert_eq!(t.reads.len(), 3);
+        t.forget();
+        assert!(t.reads.is_empty() && t.snapshot.given_up());
     }
 }

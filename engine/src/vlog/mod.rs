@@ -4,6 +4,7 @@
 //! A file is in the flushed manifest before anything points into it. Every opening writes into new files, made at the
 //! first write. Space is assured ahead of the end, so that a full disk is noticed where it can be refused.
 
+mod handles;
 pub mod record;
 
 use crate::buffer::{AlignedBuf, round_up};
@@ -11,13 +12,16 @@ use crate::disk::{BLOCK, Disk, DiskErrorKind, File, IoClass, OpenMode};
 use crate::env::{Env, Sabotage};
 use crate::error::Error;
 use crate::header::{self, FileKind};
+use crate::leftovers::Leftovers;
 use crate::manifest::{ManifestStore, ValueFile, sync_names};
 use crate::names;
 use crate::settings::Settings;
 use crate::sync::Gate;
 use crate::types::{Key, LogPosition, PartitionId, Value, ValuePointer};
+use handles::Handles;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 type FileOf<E> = <<E as Env>::Disk as Disk>::File;
 
@@ -43,9 +47,10 @@ struct Tail<E: Env> {
 pub struct ValueLog<E: Env> {
     env: E,
     partition: PartitionId,
+    leftovers: Rc<Leftovers<E>>,
     file_bytes: u64,
     step_bytes: u64,
-    readers: RefCell<BTreeMap<u32, FileOf<E>>>,
+    readers: RefCell<Handles<FileOf<E>>>,
     tails: [RefCell<Option<Tail<E>>>; 3],
     /// Bytes in use of every file that this opening wrote.
     written: RefCell<BTreeMap<u32, u64>>,
@@ -61,13 +66,14 @@ const GAP: u64 = 32 << 10;
 
 impl<E: Env> ValueLog<E> {
     /// A log that continues in new files.
-    pub fn new(env: E, partition: PartitionId, settings: &Settings) -> ValueLog<E> {
+    pub fn new(env: E, partition: PartitionId, settings: &Settings, leftovers: Rc<Leftovers<E>>) -> ValueLog<E> {
         ValueLog {
             env,
             partition,
+            leftovers,
             file_bytes: settings.value_file_size,
             step_bytes: settings.value_allocation,
-            readers: RefCell::default(),
+            readers: RefCell::new(Handles::new(settings.value_handles)),
             tails: Default::default(),
             written: RefCell::default(),
             gates: Default::default(),
@@ -174,20 +180,20 @@ impl<E: Env> ValueLog<E> {
             file.write_at(header::encode(FileKind::Values, self.partition, u64::from(number)), 0).await?;
             file.sync_data().await?;
             sync_names(&self.env).await?;
+            if !sabotaged {
+                let retired = (stream == Stream::Copy).then_some(LogPosition::default());
+                manifest.update(|m| m.values.push(ValueFile { number, used: BLOCK as u64, retired })).await?;
+            }
             Ok::<_, Error>(file)
         };
         let file = match made.await {
             Ok(file) => file,
             Err(error) => {
-                // Not in the manifest yet, so the next opening would remove it, too.
-                let _ = self.env.disk().remove(&name).await;
+                // It is not in the manifest.
+                self.leftovers.remove_after_failure(name).await;
                 return Err(error);
             }
         };
-        if !sabotaged {
-            let retired = (stream == Stream::Copy).then_some(LogPosition::default());
-            manifest.update(|m| m.values.push(ValueFile { number, used: BLOCK as u64, retired })).await?;
-        }
         self.readers.borrow_mut().insert(number, file.clone());
         Ok(Tail { number, file, end: BLOCK as u64, allocated: BLOCK as u64 })
     }
@@ -195,6 +201,13 @@ impl<E: Env> ValueLog<E> {
     /// How far the files are used that this opening wrote.
     pub fn used(&self) -> Vec<(u32, u64)> {
         self.written.borrow().iter().map(|(number, end)| (*number, *end)).collect()
+    }
+
+    /// A file of an earlier opening is used up to `end`.
+    pub fn note_used(&self, number: u32, end: u64) {
+        let mut written = self.written.borrow_mut();
+        let used = written.entry(number).or_default();
+        *used = end.max(*used);
     }
 
     /// A copy begins, into files of its own.
@@ -207,20 +220,20 @@ impl<E: Env> ValueLog<E> {
         self.tails[..Stream::Copy as usize].iter().for_each(|tail| *tail.borrow_mut() = None);
     }
 
-    /// Closes and removes a file that the manifest no longer lists.
-    pub async fn remove(&self, number: u32) -> Result<(), Error> {
-        self.readers.borrow_mut().remove(&number);
+    /// Closes a file that the manifest no longer lists.
+    pub fn forget(&self, number: u32) {
+        self.readers.borrow_mut().remove(number);
         self.written.borrow_mut().remove(&number);
-        match self.env.disk().remove(&names::values(number)).await {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind == DiskErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+    }
+
+    /// Files that are kept open.
+    pub fn open_files(&self) -> usize {
+        self.readers.borrow().len()
     }
 
     async fn reader(&self, number: u32) -> Result<FileOf<E>, Error> {
-        if let Some(file) = self.readers.borrow().get(&number) {
-            return Ok(file.clone());
+        if let Some(file) = self.readers.borrow_mut().get(number) {
+            return Ok(file);
         }
         let name = names::values(number);
         let opened = self.env.disk().open(&name, OpenMode::Existing, IoClass::Foreground).await;

@@ -4,7 +4,8 @@
 //! before anything is prepared, so an append never finds the disk full: what is reserved fits either what is left of the
 //! active segment or one spare segment, wherever its batches are cut (every transaction is counted as a batch of its own).
 //!
-//! After a write or flush failed the process ends: nobody can know what the disk holds, so nothing is retried.
+//! After a write or flush failed the process ends: nobody can know what the disk holds, so nothing is retried. What the system
+//! refused was not begun, and is tried again for a while with the same bytes ([`crate::insist`]).
 
 pub mod body;
 pub mod envelope;
@@ -16,6 +17,8 @@ use crate::disk::{BLOCK, Disk, DiskError, DiskErrorKind, File, IoClass, OpenMode
 use crate::env::{Env, Sabotage};
 use crate::error::Error;
 use crate::header::{self, FileKind};
+use crate::insist::insist;
+use crate::leftovers::Leftovers;
 use crate::manifest::{Segment, sync_names};
 use crate::names;
 use crate::sync::{Gate, Notify, Pass, first_of};
@@ -90,11 +93,21 @@ pub struct Append {
     pub published: LogPosition,
 }
 
+impl Append {
+    fn length(&self) -> usize {
+        round_up(Envelope::length(self.pointers.len()) + self.body.len())
+    }
+}
+
+/// Where batches end, and the CRCs of their envelopes.
+pub type Ends = Vec<(LogPosition, u32)>;
+
 /// The log of one partition.
 pub struct Wal<E: Env> {
     env: E,
     partition: PartitionId,
     segment_bytes: u32,
+    leftovers: Rc<Leftovers<E>>,
     state: RefCell<State<E>>,
     making: Gate,
     /// [`Wal::keep_spare`] is at work.
@@ -134,7 +147,13 @@ pub fn cost(operation_bytes: usize, large_values: usize) -> u64 {
 
 impl<E: Env> Wal<E> {
     /// Takes over the log where recovery left it.
-    pub async fn open(env: E, partition: PartitionId, segment_bytes: u64, end: LogEnd) -> Result<Wal<E>, Error> {
+    pub async fn open(
+        env: E,
+        partition: PartitionId,
+        segment_bytes: u64,
+        end: LogEnd,
+        leftovers: Rc<Leftovers<E>>,
+    ) -> Result<Wal<E>, Error> {
         let number = end.position.segment();
         let active = if end.segments.iter().any(|s| s.number == number) {
             let file = env.disk().open(&names::segment(number), OpenMode::Existing, IoClass::Foreground).await?;
@@ -164,6 +183,7 @@ impl<E: Env> Wal<E> {
             env,
             partition,
             segment_bytes,
+            leftovers,
             state: RefCell::new(state),
             making: Gate::default(),
             keeping: Cell::new(false),
@@ -272,18 +292,27 @@ impl<E: Env> Wal<E> {
         let _turn = self.take_turn().await;
         loop {
             let Some(number) = self.state.borrow_mut().doomed.pop() else { return Ok(()) };
-            let name = names::segment(number);
+            if let Err(error) = self.remove_segment(number).await {
+                // The next purge tries again.
+                self.state.borrow_mut().doomed.push(number);
+                return Err(error.into());
+            }
+        }
+    }
+
+    async fn remove_segment(&self, number: u32) -> Result<(), DiskError> {
+        let name = names::segment(number);
+        if self.state.borrow().spares.is_empty() {
             let file = self.env.disk().open(&name, OpenMode::Existing, IoClass::Foreground).await?;
-            let standard = file.length().await? == u64::from(self.segment_bytes);
-            if standard && self.state.borrow().spares.is_empty() {
+            if file.length().await? == u64::from(self.segment_bytes) {
                 let spare = self.spare_name();
                 self.env.disk().rename(&name, &spare).await?;
                 let capacity = self.segment_bytes;
                 self.state.borrow_mut().spares.push(Spare { name: spare, file, capacity });
-            } else {
-                self.env.disk().remove(&name).await?;
+                return Ok(());
             }
         }
+        self.env.disk().remove(&name).await
     }
 
     /// Marks the segments below `position` as checkpointed at `now_ms`.
@@ -384,6 +413,21 @@ impl<E: Env> Wal<E> {
         self.waiting.get() > 0 || behind
     }
 
+    /// Removes the spares that nothing reserved needs: for the space. Answers whether there were any.
+    pub async fn give_up_spares(&self) -> bool {
+        let _turn = self.take_turn().await;
+        let spares = {
+            let mut state = self.state.borrow_mut();
+            let left = state.active.as_ref().map_or(0, |a| u64::from(a.capacity - a.end));
+            if state.outstanding > left { Vec::new() } else { std::mem::take(&mut state.spares) }
+        };
+        let some = !spares.is_empty();
+        for spare in spares {
+            self.leftovers.remove_after_failure(spare.name).await;
+        }
+        some
+    }
+
     /// Removes all spares but one once nothing is reserved: large transactions leave large ones behind.
     pub async fn trim_spares(&self) -> Result<(), Error> {
         if self.extra_spare().is_none() {
@@ -392,7 +436,7 @@ impl<E: Env> Wal<E> {
         let _turn = self.take_turn().await;
         while let Some(index) = self.extra_spare() {
             let extra = self.state.borrow_mut().spares.swap_remove(index);
-            self.env.disk().remove(&extra.name).await?;
+            self.leftovers.remove(extra.name).await?;
         }
         Ok(())
     }
@@ -412,8 +456,8 @@ impl<E: Env> Wal<E> {
             self.state.borrow_mut().spares.push(Spare { name, file, capacity });
             return Ok(());
         }
-        // What is left of it would only take space; a failure to remove it changes nothing.
-        let _ = self.env.disk().remove(&name).await;
+        // What is left of it would only take space.
+        self.leftovers.remove_after_failure(name).await;
         written.map(|_| ()).map_err(Error::from)
     }
 
@@ -470,10 +514,11 @@ impl<E: Env> Wal<E> {
             state.activating = Some(spare.capacity);
             (spare, state.last_segment + 1)
         };
-        spare.file.write_durable(header::encode(FileKind::Segment, self.partition, u64::from(number)), 0).await?;
-        self.env.disk().rename(&spare.name, &names::segment(number)).await?;
+        let header = || header::encode(FileKind::Segment, self.partition, u64::from(number));
+        insist(&self.env, async || spare.file.write_durable(header(), 0).await).await?;
+        insist(&self.env, async || self.env.disk().rename(&spare.name, &names::segment(number)).await).await?;
         sync_names(&self.env).await?;
-        let shared = shared_flush(&self.env, &spare.file).await?;
+        let shared = insist(&self.env, async || shared_flush(&self.env, &spare.file).await).await?;
         let mut state = self.state.borrow_mut();
         state.last_segment = number;
         state.activating = None;
@@ -493,28 +538,46 @@ impl<E: Env> Wal<E> {
 
     /// Appends batches with one write and one flush: durable when this returns. Answers where each ends, and the CRC of its
     /// envelope. None of them vouches for another one of the same write, so that a torn write reads as a tail.
-    pub async fn append(&self, batches: Vec<Append>) -> Result<Vec<(LogPosition, u32)>, DiskError> {
-        let length = |batch: &Append| round_up(Envelope::length(batch.pointers.len()) + batch.body.len());
-        let total = batches.iter().map(length).sum();
+    pub async fn append(&self, batches: Vec<Append>) -> Result<Ends, DiskError> {
+        let total = batches.iter().map(Append::length).sum();
         let cost: u64 = batches.iter().map(|batch| batch.cost).sum();
         let Some(first) = batches.first() else { return Ok(Vec::new()) };
         let fits = self.state.borrow().active.as_ref().is_some_and(|a| total <= (a.capacity - a.end) as usize);
         if !fits {
             self.activate(total, first.first_version).await?;
         }
+        let (durable, ends) = insist(&self.env, async || self.write_batches(&batches, total).await).await?;
+        let mut state = self.state.borrow_mut();
+        let (end, crc) = ends.last().copied().unwrap_or((state.durable, state.chain));
+        if let Some(active) = &mut state.active {
+            active.end = end.offset();
+        }
+        if let Some(segment) = state.segments.last_mut() {
+            segment.used = end.offset();
+        }
+        state.chain = crc;
+        state.vouched = durable;
+        state.voucher_refused = false;
+        state.durable = end;
+        assert!(state.outstanding >= cost, "a batch was appended without a reservation");
+        state.outstanding -= cost;
+        Ok(ends)
+    }
+
+    /// Writes batches at the end of the active segment. Answers what they vouch for, where each ends, and the CRC of its envelope.
+    async fn write_batches(&self, batches: &[Append], total: usize) -> Result<(LogPosition, Ends), DiskError> {
         let mut buffer = AlignedBuf::uncleared(total);
         let unchained = self.env.sabotage() == Some(Sabotage::EnvelopeNotChained);
         let mut ends = Vec::with_capacity(batches.len());
-        let (file, shared, position, durable) = {
+        let (file, shared, offset, durable) = {
             let state = self.state.borrow();
             let (Some(active), Some(secret)) = (&state.active, state.secret) else {
-                unreachable!("a segment was activated above, a generation begun before the first reservation")
+                unreachable!("a segment was activated before, a generation begun before the first reservation")
             };
-            let position = LogPosition::new(active.number, active.end);
-            assert!(state.durable <= position, "a flushed block is never rewritten");
+            assert!(state.durable <= LogPosition::new(active.number, active.end), "a flushed block is never rewritten");
             let (mut at, mut chain) = (0, state.chain);
             for batch in batches {
-                let (head, length) = (Envelope::length(batch.pointers.len()), length(&batch));
+                let (head, length) = (Envelope::length(batch.pointers.len()), batch.length());
                 let place = &mut buffer[at..at + length];
                 let (envelope_place, rest) = place.split_at_mut(head);
                 let (body_place, padding) = rest.split_at_mut(batch.body.len());
@@ -529,37 +592,23 @@ impl<E: Env> Wal<E> {
                     chain: if unchained { 0 } else { chain },
                     body_length: batch.body.len() as u32,
                     body_crc: u32::from_le_bytes([batch.body[0], batch.body[1], batch.body[2], batch.body[3]]),
-                    pointers: batch.pointers,
+                    pointers: batch.pointers.clone(),
                     crc: 0,
                 };
                 chain = envelope.encode(place);
                 at += length;
                 ends.push((LogPosition::new(active.number, active.end + at as u32), chain));
             }
-            (active.file.clone(), active.shared.clone(), position, state.durable)
+            (active.file.clone(), active.shared.clone(), u64::from(active.end), state.durable)
         };
         if self.env.sabotage() == Some(Sabotage::AckBeforeFlush) {
-            file.write_at(buffer, u64::from(position.offset())).await?;
+            file.write_at(buffer, offset).await?;
         } else if let Some(shared) = shared.filter(|_| buffer.len() <= SHARED_MAX) {
-            shared.write_durable(&self.env, file, buffer, u64::from(position.offset())).await?;
+            shared.write_durable(&self.env, file, buffer, offset).await?;
         } else {
-            file.write_durable(buffer, u64::from(position.offset())).await?;
+            file.write_durable(buffer, offset).await?;
         }
-        let mut state = self.state.borrow_mut();
-        let (end, crc) = ends.last().copied().unwrap_or((position, state.chain));
-        if let Some(active) = &mut state.active {
-            active.end = end.offset();
-        }
-        if let Some(segment) = state.segments.last_mut() {
-            segment.used = end.offset();
-        }
-        state.chain = crc;
-        state.vouched = durable;
-        state.voucher_refused = false;
-        state.durable = end;
-        assert!(state.outstanding >= cost, "a batch was appended without a reservation");
-        state.outstanding -= cost;
-        Ok(ends)
+        Ok((durable, ends))
     }
 
     /// There was no room for an empty batch: not tried again before the next append.

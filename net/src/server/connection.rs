@@ -24,7 +24,7 @@ pub enum Stage {
 }
 
 /// Where the conversation of an open connection runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Place {
     /// Nowhere yet, or no more.
     Nowhere,

@@ -247,6 +247,15 @@ impl<E: Env> Conversation<E> {
         self.give_up_unpublished(partition);
     }
 
+    /// A transaction that is too old takes no memory any more: nothing but its refusal is left to be told.
+    pub fn forget_old_transaction(&mut self) {
+        if let (Some(partition), Some(transaction)) = (&self.partition, &mut self.transaction)
+            && matches!(partition.check(transaction), Err(Error::TransactionTimeout { .. }))
+        {
+            transaction.forget();
+        }
+    }
+
     /// A transaction comes back from a request that took its time.
     pub fn take_back(&mut self, transaction: Transaction, sight: Sight) {
         self.transaction = Some(transaction);

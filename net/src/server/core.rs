@@ -20,6 +20,7 @@ use super::shared::Shared;
 use crate::changes::Changes;
 use crate::replica::Replication;
 use crate::session::{Session, Step};
+use crate::tls::Role;
 use crate::wire::{Dialect, ErrorCode, WireError, hint_from_alpn, reply};
 use rustls::ServerConfig;
 use rustls::server::Accepted;
@@ -37,20 +38,14 @@ use turnstone_executor::{Core, Ended, Handler, RealEnv, SocketId, placement};
 pub(super) const WIRE_MAX: usize = 1 << 20;
 /// Frames of one conversation per turn.
 const FRAMES_PER_TURN: usize = 256;
+/// Connections beyond `max_conns` that servers and admins may have, with a sixteenth of it.
+const PLACES_KEPT: usize = 32;
 /// How long conversations are run in a turn.
 const TURN_TIME: Duration = Duration::from_micros(500);
 /// Up to so many bytes the memory of decrypted bytes is kept.
 const PLAIN_KEPT: usize = 64 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
-/// Descriptors that no socket takes.
-const DESCRIPTORS_LEFT: u64 = 128;
-
-/// Which numbers sockets may have: some are left for files, which a server that serves has to open.
-fn descriptors_for_sockets(limit: u64) -> u64 {
-    limit - (limit / 4).min(DESCRIPTORS_LEFT)
-}
-
 /// A partition of this core.
 pub enum Slot {
     /// It serves.
@@ -84,7 +79,6 @@ pub struct ServerCore {
     /// Connections whose handshake has something to be done.
     pub(super) to_greet: RefCell<VecDeque<u64>>,
     /// A socket with this number or a higher one is not taken: files must be opened, too.
-    descriptors_max: u64,
     pub(super) next_connection: Cell<u64>,
     next_core: Cell<usize>,
     /// The core that is asked next to make room for a handshake.
@@ -137,7 +131,6 @@ impl ServerCore {
             outbox: RefCell::default(),
             greeting: RefCell::default(),
             to_greet: RefCell::default(),
-            descriptors_max: descriptors_for_sockets(sys::descriptor_limit()),
             next_connection: Cell::new(1),
             next_core: Cell::new(0),
             next_room: Cell::new(0),
@@ -347,7 +340,7 @@ impl ServerCore {
                 }
             }
             Some(Ok(Some(introduction))) => {
-                if !self.admit(id, introduction.dialect) {
+                if !self.admit(id, introduction.dialect, introduction.role.as_ref().ok().copied()) {
                     return;
                 }
                 if let Err(why) = &introduction.role {
@@ -369,10 +362,15 @@ impl ServerCore {
         }
     }
 
-    /// The limit of connections; over it the peer is told so, and the connection ends.
-    pub(super) fn admit(&self, id: u64, dialect: Dialect) -> bool {
+    /// The limit of connections; over it the peer is told so, and the connection ends. Servers and admins have places of their own
+    /// beyond it: however many clients there are, nodes follow each other and somebody can look.
+    pub(super) fn admit(&self, id: u64, dialect: Dialect, role: Option<Role>) -> bool {
         self.shared.handshake_over();
-        if self.shared.admit_connection(self.settings.max_conns) {
+        let kept = match role {
+            Some(Role::Server | Role::Admin) => PLACES_KEPT + self.settings.max_conns / 16,
+            _ => 0,
+        };
+        if self.shared.admit_connection(self.settings.max_conns + kept) {
             self.with(id, |connection| connection.counted = true);
             return true;
         }
@@ -419,34 +417,32 @@ impl ServerCore {
         if plain.is_empty() || self.hear_link(id, plain) {
             return;
         }
-        let place = self.connections.borrow().get(&id).map(|c| c.place.clone());
-        match place {
-            Some(Place::Here) => {
-                let key = self.here(id);
-                let mut conversations = self.conversations.borrow_mut();
-                if let Some(conversation) = conversations.get_mut(&key) {
-                    conversation.input.extend(plain);
-                    let too_much = conversation.input.len() > self.input_max();
-                    drop(conversations);
-                    self.mark(key);
-                    if too_much {
-                        self.choke(id);
-                    }
+        let here = match self.connections.borrow_mut().get_mut(&id).map(|c| (&mut c.place, &mut c.choked, c.socket)) {
+            Some((Place::Here, ..)) => true,
+            Some((Place::There { input, .. }, choked, socket)) => {
+                input.extend_from_slice(plain);
+                // The other core takes it piece by piece, and gathers the request.
+                if input.len() > WIRE_MAX && !*choked {
+                    *choked = true;
+                    self.core.ring.stop_receiving(socket);
                 }
+                false
             }
-            Some(Place::There { .. }) => {
-                self.with(id, |connection| {
-                    if let Place::There { input, .. } = &mut connection.place {
-                        input.extend_from_slice(plain);
-                        if input.len() > self.input_max() && !connection.choked {
-                            connection.choked = true;
-                            self.core.ring.stop_receiving(connection.socket);
-                        }
-                    }
-                });
-                self.forward(id);
+            _ => return,
+        };
+        if !here {
+            return self.forward(id);
+        }
+        let key = self.here(id);
+        let mut conversations = self.conversations.borrow_mut();
+        if let Some(conversation) = conversations.get_mut(&key) {
+            conversation.input.extend(plain);
+            let too_much = conversation.input.len() > self.input_max();
+            drop(conversations);
+            self.mark(key);
+            if too_much {
+                self.choke(id);
             }
-            _ => {}
         }
     }
 
@@ -476,17 +472,26 @@ impl ServerCore {
     /// The peer sends no more, or is listened to no more: what it asked before is still run and answered, an open
     /// transaction is discarded.
     pub(super) fn peer_finished(&self, id: u64) {
-        let place = self.connections.borrow().get(&id).map(|c| (c.place.clone(), c.leaving.is_some()));
+        enum At {
+            Here,
+            There,
+            Nowhere,
+        }
+        let place = self.connections.borrow().get(&id).map(|c| match c.place {
+            Place::Here => (At::Here, c.leaving.is_some()),
+            Place::There { .. } => (At::There, c.leaving.is_some()),
+            Place::Nowhere => (At::Nowhere, c.leaving.is_some()),
+        });
         match place {
-            Some((Place::Here, _)) => {
+            Some((At::Here, _)) => {
                 let key = self.here(id);
                 if let Some(conversation) = self.conversations.borrow_mut().get_mut(&key) {
                     conversation.over_after_input();
                 }
                 self.mark(key);
             }
-            Some((Place::There { .. }, _)) => self.forward(id),
-            Some((Place::Nowhere, false)) => {
+            Some((At::There, _)) => self.forward(id),
+            Some((At::Nowhere, false)) => {
                 self.with(id, Connection::say_goodbye);
             }
             _ => {}
@@ -825,7 +830,7 @@ impl ServerCore {
 impl Handler for ServerCore {
     fn accepted(&self, fd: OwnedFd) {
         self.shared.count_accepted();
-        if fd.as_raw_fd() as u64 >= self.descriptors_max {
+        if self.shared.sockets() >= self.settings.sockets_max {
             let text = || "a connection was refused: descriptors are short (limit of open files)".to_string();
             return self.shared.refusals.count(&self.core.log, Refusal::Descriptors, text);
         }

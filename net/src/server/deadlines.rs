@@ -1,7 +1,7 @@
 //! Time on a core of the server: deadlines of connections and requests, and its own end.
 
 use super::connection::{Connection, Place};
-use super::conversation::Key;
+use super::conversation::{Conversation, Key};
 use super::core::{ServerCore, Slot};
 use super::refusals::Refusal;
 use std::rc::Weak;
@@ -47,6 +47,7 @@ impl ServerCore {
             self.abort(id);
         }
         self.end_late_requests();
+        self.conversations.borrow_mut().values_mut().for_each(Conversation::forget_old_transaction);
         self.shared.refusals.catch_up(&self.core.log);
         if let Some(deadline) = self.stopping.get() {
             self.go_on_stopping(now, deadline);

@@ -234,7 +234,20 @@ pub(super) async fn open_keeping(
 }
 
 async fn open_partition(core: &Rc<Core<Message>>, number: u8, engine: turnstone_engine::Settings) -> Slot {
-    match open_keeping(core, number, engine).await {
+    /// How long an opening is tried again that the system refuses something.
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let started = Instant::now();
+    let opened = loop {
+        match open_keeping(core, number, engine.clone()).await {
+            Err(turnstone_engine::Error::Refused(_) | turnstone_engine::Error::NoSpace(_))
+                if started.elapsed() < PATIENCE =>
+            {
+                core.sleep(PATIENCE / 50).await;
+            }
+            other => break other,
+        }
+    };
+    match opened {
         Ok(partition) => Slot::Open(partition),
         Err(error) => {
             core.log.line(Level::Error, &format!("partition {number} is offline, the others serve: {error}"));

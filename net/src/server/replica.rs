@@ -327,7 +327,7 @@ impl ServerCore {
 
     /// Another node comes to follow, which only servers may; or a consumer comes for changes.
     pub(super) fn admit_stream(&self, id: u64, introduction: &Introduction) -> bool {
-        if !self.admit(id, introduction.dialect) {
+        if !self.admit(id, introduction.dialect, introduction.role.as_ref().ok().copied()) {
             return false;
         }
         let (allowed, what) = match introduction.stream {

@@ -21,6 +21,8 @@ pub struct ServerSettings {
     pub partitions: u8,
     /// Connections with a finished handshake.
     pub max_conns: usize,
+    /// Sockets at most, of connections and handshakes: the other descriptors are for files.
+    pub sockets_max: u64,
     /// Connections without one yet.
     pub max_handshakes: usize,
     /// A handshake takes at most this long.

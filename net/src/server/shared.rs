@@ -44,6 +44,10 @@ impl Shared {
     pub fn handshake_over(&self) {
         self.handshakes.fetch_sub(1, Ordering::Relaxed);
     }
+    /// Sockets of connections and of handshakes.
+    pub fn sockets(&self) -> u64 {
+        (self.handshakes.load(Ordering::Relaxed) + self.connections.load(Ordering::Relaxed)) as u64
+    }
     /// Takes a place for a connection.
     pub fn admit_connection(&self, limit: usize) -> bool {
         take_place(&self.connections, limit)

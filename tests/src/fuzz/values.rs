@@ -6,9 +6,11 @@
 
 use super::memory::{MemoryEnv, at_once};
 use super::{Damage, Script};
+use std::rc::Rc;
 use turnstone_engine::codec::crc;
 use turnstone_engine::disk::BLOCK;
 use turnstone_engine::header::{self, FileKind};
+use turnstone_engine::leftovers::Leftovers;
 use turnstone_engine::types::ValuePointer;
 use turnstone_engine::vlog::{ValueLog, record};
 use turnstone_engine::{Error, Settings, names};
@@ -27,7 +29,8 @@ pub fn run(input: &[u8]) {
 
 fn log(bytes: Vec<u8>) -> ValueLog<MemoryEnv> {
     let env = MemoryEnv::new([(names::values(FILE), bytes)]);
-    ValueLog::new(env, PARTITION, &Settings::default())
+    let leftovers = Rc::new(Leftovers::new(env.clone()));
+    ValueLog::new(env, PARTITION, &Settings::default(), leftovers)
 }
 
 fn any_bytes(mode: u8, mut script: Script<'_>) {

@@ -257,11 +257,24 @@ impl DiskImage {
 /// Is told the kind of every step.
 pub type Observer = Rc<dyn Fn(&'static str)>;
 
+/// Operations that the system refuses, by their place in the order of all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// What it says: [`DiskErrorKind::NoSpace`] concerns what may take space, [`DiskErrorKind::Refused`] all but flushes.
+    pub kind: DiskErrorKind,
+    /// The first one that is refused.
+    pub from: u64,
+    /// How many are.
+    pub count: u64,
+}
+
 struct Shared {
     world: Rc<World>,
     image: RefCell<DiskImage>,
     observer: RefCell<Option<Observer>>,
     full: Cell<bool>,
+    refusal: Cell<Option<Refusal>>,
+    operations: Cell<u64>,
     serial: Cell<u64>,
 }
 
@@ -277,6 +290,8 @@ impl SimDisk {
             image: RefCell::new(image),
             observer: RefCell::default(),
             full: Cell::new(false),
+            refusal: Cell::new(None),
+            operations: Cell::new(0),
             serial: Cell::new(1 << 32),
         }))
     }
@@ -306,6 +321,28 @@ impl SimDisk {
         self.0.full.set(full);
     }
 
+    /// Refuses operations from now on, counted from the disk's beginning.
+    pub fn refuse(&self, refusal: Option<Refusal>) {
+        self.0.refusal.set(refusal);
+    }
+
+    /// Operations so far that the system may refuse.
+    pub fn operations(&self) -> u64 {
+        self.0.operations.get()
+    }
+
+    /// Counts an operation, and refuses it if that is its place.
+    fn may(&self, operation: &'static str, file: &str, takes_space: bool) -> Result<(), DiskError> {
+        let number = self.0.operations.get();
+        self.0.operations.set(number + 1);
+        let refusal = self.0.refusal.get().filter(|r| (r.from..r.from.saturating_add(r.count)).contains(&number));
+        match refusal.map(|refusal| refusal.kind) {
+            Some(DiskErrorKind::NoSpace) if !takes_space => Ok(()),
+            Some(kind) => Err(self.error(kind, operation, file)),
+            None => Ok(()),
+        }
+    }
+
     fn step(&self, kind: &'static str) {
         self.0.world.steps.set(self.0.world.steps.get() + 1);
         self.0.world.note(kind.len() as u64 ^ self.0.image.borrow().next << 8);
@@ -329,6 +366,7 @@ impl Disk for SimDisk {
     type File = SimFile;
 
     async fn open(&self, name: &str, mode: OpenMode, _class: IoClass) -> Result<SimFile, DiskError> {
+        self.may("open", name, mode == OpenMode::Create)?;
         self.0.world.device_time().await;
         let known = self.0.image.borrow().live_names.get(name).copied();
         let inode = match (known, mode) {
@@ -362,6 +400,7 @@ impl Disk for SimDisk {
     }
 
     async fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        self.may("rename", from, true)?;
         self.0.world.device_time().await;
         {
             let mut image = self.0.image.borrow_mut();
@@ -388,6 +427,7 @@ impl Disk for SimDisk {
     }
 
     async fn remove(&self, name: &str) -> Result<(), DiskError> {
+        self.may("remove", name, false)?;
         self.0.world.device_time().await;
         {
             let mut image = self.0.image.borrow_mut();
@@ -411,6 +451,7 @@ impl Disk for SimDisk {
     }
 
     async fn list(&self) -> Result<Vec<(String, u64)>, DiskError> {
+        self.may("list", "the directory", false)?;
         self.0.world.device_time().await;
         let image = self.0.image.borrow();
         Ok(image.live_names.iter().map(|(name, id)| (name.clone(), image.inodes[id].live.length)).collect())
@@ -532,6 +573,7 @@ impl File for SimFile {
     }
 
     async fn read_at(&self, offset: u64, length: usize) -> Result<ReadBuf, DiskError> {
+        self.disk.may("read", &self.name, false)?;
         self.disk.0.world.device_time().await;
         let image = self.disk.0.image.borrow();
         let empty = Content::default();
@@ -552,6 +594,7 @@ impl File for SimFile {
     }
 
     async fn write_at(&self, buffer: AlignedBuf, offset: u64) -> Result<(), DiskError> {
+        self.disk.may("write", &self.name, true)?;
         if self.disk.0.full.get() && offset + buffer.len() as u64 > self.length().await? {
             return Err(self.disk.error(DiskErrorKind::NoSpace, "write", &self.name));
         }
@@ -569,6 +612,7 @@ impl File for SimFile {
     }
 
     async fn write_durable(&self, buffer: AlignedBuf, offset: u64) -> Result<(), DiskError> {
+        self.disk.may("write", &self.name, true)?;
         let serial = self.change(Change::Write(offset, Rc::new(buffer.to_vec())));
         self.disk.step(self.kind(Kinds {
             wal: "log write",
@@ -609,6 +653,7 @@ impl File for SimFile {
     }
 
     async fn allocate(&self, length: u64) -> Result<(), DiskError> {
+        self.disk.may("allocate", &self.name, true)?;
         if self.disk.0.full.get() {
             return Err(self.disk.error(DiskErrorKind::NoSpace, "allocate", &self.name));
         }
@@ -628,6 +673,7 @@ impl File for SimFile {
     }
 
     async fn truncate(&self, length: u64) -> Result<(), DiskError> {
+        self.disk.may("truncate", &self.name, false)?;
         let serial = self.change(Change::Length(length));
         self.complete(serial);
         self.disk.step("value file truncate");

@@ -86,6 +86,9 @@ struct Shared {
     faults: Cell<bool>,
     /// It takes no ingestion.
     refuses: Cell<bool>,
+    /// The first operation that the system has nothing for, and how many there are.
+    lacks: Cell<Option<(u64, u64)>>,
+    operations: Cell<u64>,
     rotted: Cell<bool>,
     observer: RefCell<Option<Observer>>,
 }
@@ -105,6 +108,8 @@ impl SimIndex {
             poisoned: Cell::new(false),
             faults: Cell::new(faults),
             refuses: Cell::new(false),
+            lacks: Cell::new(None),
+            operations: Cell::new(0),
             rotted: Cell::new(false),
             observer: RefCell::default(),
         }))
@@ -130,6 +135,27 @@ impl SimIndex {
         self.0.refuses.set(refuses);
     }
 
+    /// The system has nothing for `count` operations from the `from`th on, counted from its beginning.
+    pub fn lack(&self, operations: Option<(u64, u64)>) {
+        self.0.lacks.set(operations);
+    }
+
+    /// Operations so far that the system may have nothing for.
+    pub fn operations(&self) -> u64 {
+        self.0.operations.get()
+    }
+
+    fn may(&self) -> Result<(), IndexError> {
+        let number = self.0.operations.get();
+        self.0.operations.set(number + 1);
+        match self.0.lacks.get() {
+            Some((from, count)) if (from..from.saturating_add(count)).contains(&number) => {
+                Err(IndexError::Refused("too many open files (simulated)".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn step(&self, kind: &'static str) {
         self.0.world.steps.set(self.0.world.steps.get() + 1);
         self.0.world.note(kind.len() as u64);
@@ -145,14 +171,16 @@ impl SimIndex {
 
     fn number(&self) -> Result<u32, IndexError> {
         if self.0.poisoned.get() {
-            return Err(IndexError("poisoned (simulated)".into()));
+            return Err(IndexError::Failed("poisoned (simulated)".into()));
         }
-        self.0.open.get().ok_or_else(|| IndexError("not open (simulated)".into()))
+        self.0.open.get().ok_or_else(|| IndexError::Failed("not open (simulated)".into()))
     }
 }
 
 impl Index for SimIndex {
     async fn open(&self, number: u32, create: bool) -> Result<Option<Mark>, IndexError> {
+        self.0.open.set(None);
+        self.may()?;
         self.0.world.device_time().await;
         self.0.poisoned.set(false);
         *self.0.ingesting.borrow_mut() = None;
@@ -162,8 +190,8 @@ impl Index for SimIndex {
                 image.directories.insert(number, Directory::default());
             }
             match image.directories.get_mut(&number) {
-                None => return Err(IndexError("missing (simulated)".into())),
-                Some(directory) if directory.damaged => return Err(IndexError("damaged (simulated)".into())),
+                None => return Err(IndexError::Failed("missing (simulated)".into())),
+                Some(directory) if directory.damaged => return Err(IndexError::Failed("damaged (simulated)".into())),
                 Some(directory) => directory.finishing = None,
             }
         }
@@ -175,6 +203,7 @@ impl Index for SimIndex {
     }
 
     async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Found>, IndexError> {
+        self.may()?;
         if self.fails(1) {
             self.0.poisoned.set(true);
         }
@@ -183,9 +212,10 @@ impl Index for SimIndex {
         self.0.world.device_time().await;
         let answer: Vec<Found> = {
             let image = self.0.image.borrow();
-            let directory = image.directories.get(&number).ok_or_else(|| IndexError("missing (simulated)".into()))?;
+            let directory =
+                image.directories.get(&number).ok_or_else(|| IndexError::Failed("missing (simulated)".into()))?;
             if directory.rotten {
-                return Err(IndexError("a block fails its checksum (simulated)".into()));
+                return Err(IndexError::Failed("a block fails its checksum (simulated)".into()));
             }
             keys.iter().map(|key| directory.keys.get(key).cloned()).collect()
         };
@@ -199,12 +229,14 @@ impl Index for SimIndex {
     }
 
     async fn scan(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<(Vec<u8>, Version, Settled)>, IndexError> {
+        self.may()?;
         let number = self.number()?;
         self.0.world.device_time().await;
         let image = self.0.image.borrow();
-        let directory = image.directories.get(&number).ok_or_else(|| IndexError("missing (simulated)".into()))?;
+        let directory =
+            image.directories.get(&number).ok_or_else(|| IndexError::Failed("missing (simulated)".into()))?;
         if directory.rotten {
-            return Err(IndexError("a block fails its checksum (simulated)".into()));
+            return Err(IndexError::Failed("a block fails its checksum (simulated)".into()));
         }
         let behind = |key: &Vec<u8>| after.as_ref().is_none_or(|after| key > after);
         Ok(directory
@@ -221,6 +253,7 @@ impl Index for SimIndex {
     }
 
     async fn ingest_begin(&self, mark: Mark) -> Result<(), IndexError> {
+        self.may()?;
         let number = self.number()?;
         let keys = self.0.image.borrow().directories.get(&number).map(|d| d.keys.clone()).unwrap_or_default();
         *self.0.ingesting.borrow_mut() = Some((keys, mark));
@@ -230,9 +263,9 @@ impl Index for SimIndex {
     async fn ingest_chunk(&self, chunk: Vec<u8>) -> Result<(), IndexError> {
         self.number()?;
         self.0.world.device_time().await;
-        let entries = decode_chunk(&chunk).map_err(|_| IndexError("malformed chunk".into()))?;
+        let entries = decode_chunk(&chunk).map_err(|_| IndexError::Failed("malformed chunk".into()))?;
         let mut ingesting = self.0.ingesting.borrow_mut();
-        let Some((keys, _)) = ingesting.as_mut() else { return Err(IndexError("no ingestion".into())) };
+        let Some((keys, _)) = ingesting.as_mut() else { return Err(IndexError::Failed("no ingestion".into())) };
         let keys = Rc::make_mut(keys);
         for entry in entries {
             match entry.settled {
@@ -244,12 +277,16 @@ impl Index for SimIndex {
     }
 
     async fn ingest_finish(&self) -> Result<(), IndexError> {
+        if let Err(error) = self.may() {
+            *self.0.ingesting.borrow_mut() = None;
+            return Err(error);
+        }
         let number = self.number()?;
         let Some((keys, mark)) = self.0.ingesting.borrow_mut().take() else {
-            return Err(IndexError("no ingestion".into()));
+            return Err(IndexError::Failed("no ingestion".into()));
         };
         if self.0.refuses.get() || self.fails(4) {
-            return Err(IndexError("the ingestion failed (simulated)".into()));
+            return Err(IndexError::Failed("the ingestion failed (simulated)".into()));
         }
         if let Some(directory) = self.0.image.borrow_mut().directories.get_mut(&number) {
             directory.finishing = Some((keys.clone(), mark));
@@ -268,7 +305,7 @@ impl Index for SimIndex {
         }
         self.step("index ingest done");
         if self.fails(4) {
-            return Err(IndexError("the ingestion failed although it was applied (simulated)".into()));
+            return Err(IndexError::Failed("the ingestion failed although it was applied (simulated)".into()));
         }
         Ok(())
     }
@@ -278,6 +315,7 @@ impl Index for SimIndex {
     }
 
     async fn remove(&self, number: u32) -> Result<(), IndexError> {
+        self.may()?;
         self.0.world.device_time().await;
         self.0.image.borrow_mut().directories.remove(&number);
         self.step("index remove");
@@ -285,6 +323,7 @@ impl Index for SimIndex {
     }
 
     async fn list(&self) -> Result<Vec<u32>, IndexError> {
+        self.may()?;
         Ok(self.0.image.borrow().directories.keys().copied().collect())
     }
 }
