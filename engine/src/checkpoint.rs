@@ -65,6 +65,10 @@ impl<E: Env> Core<E> {
             // at the next opening.
             return Err(Error::ShuttingDown);
         }
+        while self.entering.get().is_some() {
+            drop(self.slow_gate.enter().await);
+            self.env.give_way().await;
+        }
         let generation = self.overlay.borrow_mut().freeze(self.prepared.get());
         self.look_for_room();
         first_of(self.published.reached(generation.last), self.abandoned.reached(1)).await;
@@ -78,9 +82,7 @@ impl<E: Env> Core<E> {
         match &answer {
             Ok(()) => self.checkpoint_retry.set(None),
             Err(error) => {
-                let failures = self.checkpoint_retry.get().map_or(1, |(_, before)| before + 1);
-                let pause = (RETRY * failures).min(RETRY_MAX);
-                self.checkpoint_retry.set(Some((self.env.now() + pause, failures)));
+                let pause = self.postpone_checkpoint();
                 self.log(
                     Level::Warn,
                     format_args!("a checkpoint failed and will be tried again in {} s: {error}", pause.as_secs()),
@@ -91,6 +93,14 @@ impl<E: Env> Core<E> {
         }
         self.dismantle(generation).await;
         answer
+    }
+
+    /// The next try comes later than the one before did; answers after which time.
+    pub(crate) fn postpone_checkpoint(&self) -> Duration {
+        let failures = self.checkpoint_retry.get().map_or(1, |(_, before)| before + 1);
+        let pause = (RETRY * failures).min(RETRY_MAX);
+        self.checkpoint_retry.set(Some((self.env.now() + pause, failures)));
+        pause
     }
 
     /// The end of the last batch that has no version beyond `last`, and the chain there.

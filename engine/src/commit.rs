@@ -9,6 +9,8 @@
 //!
 //! After prepare a transaction is published, or the process ends, or the node stops to lead (`crate::reign`).
 
+pub(crate) mod large;
+
 use crate::disk::BLOCK;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
@@ -62,6 +64,8 @@ pub(crate) enum Content {
 pub enum Progress {
     /// It waits for space or for its large values.
     Reserving,
+    /// It has this version and goes into the log, and not all of it is in memory yet: who commits goes on when it is prepared.
+    Entering(Version),
     /// It has this version, and will be published; tell nobody before [`Partition::wait_published`].
     Prepared(Version),
     /// It left nothing behind.
@@ -106,11 +110,13 @@ impl Ticket {
         poll_fn(|cx| match (self.progress(), &self.0) {
             (Progress::Prepared(version), _) => Poll::Ready(Ok(version)),
             (Progress::Refused(error), _) => Poll::Ready(Err(error)),
-            (Progress::Reserving, State::Waiting(shared)) => {
+            (Progress::Reserving | Progress::Entering(_), State::Waiting(shared)) => {
                 shared.borrow_mut().1.push(cx.waker().clone());
                 Poll::Pending
             }
-            (Progress::Reserving, State::Settled(_)) => unreachable!("a settled ticket is prepared or refused"),
+            (Progress::Reserving | Progress::Entering(_), State::Settled(_)) => {
+                unreachable!("a settled ticket is prepared or refused")
+            }
         })
         .await
     }
@@ -123,25 +129,44 @@ struct Plan {
     cost: u64,
 }
 
-fn plan(writes: Writes, separation: usize) -> Plan {
-    let (mut large, mut bytes) = (Vec::new(), 0);
-    let mut entry_of = |(key, write): (Key, Write)| {
+/// A plan that grows by writes.
+struct Planner {
+    entries: Vec<(Key, Entry)>,
+    large: Vec<(Key, Value)>,
+    bytes: usize,
+    separation: usize,
+}
+
+impl Planner {
+    fn new(count: usize, separation: usize) -> Planner {
+        Planner { entries: Vec::with_capacity(count), large: Vec::new(), bytes: 0, separation }
+    }
+
+    fn add(&mut self, (key, write): (Key, Write)) {
         let entry = match write {
-            Write::Set(value) if value.len() >= separation => {
-                large.push((key.clone(), value.clone()));
-                let checksum = crate::codec::crc(&[&value]);
-                // The place is filled in once the value is written.
-                Entry::Pointer(ValuePointer { file: 0, offset: 0, length: value.len() as u32, checksum })
+            Write::Set(value) if value.len() >= self.separation => {
+                // Place and checksum are filled in once the value is written.
+                let place = ValuePointer { file: 0, offset: 0, length: value.len() as u32, checksum: 0 };
+                self.large.push((key.clone(), value));
+                Entry::Pointer(place)
             }
             Write::Set(value) => Entry::Value(value),
             Write::Delete => Entry::Tombstone,
         };
-        bytes += body::change_len(&key, &entry);
-        (key, entry)
-    };
-    let entries = writes.into_sorted().into_iter().map(&mut entry_of).collect();
-    let cost = wal::cost(bytes, large.len());
-    Plan { entries, large, cost }
+        self.bytes += body::change_len(&key, &entry);
+        self.entries.push((key, entry));
+    }
+
+    fn plan(self) -> Plan {
+        let cost = wal::cost(self.bytes, self.large.len());
+        Plan { entries: self.entries, large: self.large, cost }
+    }
+}
+
+fn plan(writes: Writes, separation: usize) -> Plan {
+    let mut planner = Planner::new(writes.len(), separation);
+    writes.into_sorted().for_each(|write| planner.add(write));
+    planner.plan()
 }
 
 /// Whether what is prepared now finds its place in the log at once; it is reserved then.
@@ -174,6 +199,10 @@ pub(crate) fn write_alone<E: Env>(core: &Rc<Core<E>>, key: &[u8], write: &Write)
 }
 
 pub(crate) fn submit<E: Env>(core: &Rc<Core<E>>, mut transaction: Transaction) -> Ticket {
+    if transaction.forgotten {
+        let refused = Partition(core.clone()).check(&transaction).err();
+        return Ticket::settled(Progress::Refused(refused.unwrap_or(Error::SnapshotTooOld)));
+    }
     if transaction.late && transaction.reads.is_empty() {
         // It sees nothing, so no checkpoint need wait for it, and it cannot become too old.
         transaction.snapshot.detach();
@@ -182,25 +211,43 @@ pub(crate) fn submit<E: Env>(core: &Rc<Core<E>>, mut transaction: Transaction) -
         return Ticket::settled(Progress::Prepared(transaction.snapshot.version()));
     }
     if let Err(error) = admit(core, &transaction) {
+        large::let_go(core, &mut transaction);
         return Ticket::settled(Progress::Refused(error));
     }
     let room = has_room(core, &transaction);
-    let plan = plan(std::mem::take(&mut transaction.writes), core.settings.value_separation);
-    if plan.large.is_empty() && room && reserve_at_once(core, plan.cost) {
-        return Ticket::settled(match prepare(core, &transaction, plan, &[]) {
-            Ok(version) => Progress::Prepared(version),
-            Err(error) => Progress::Refused(error),
-        });
-    }
+    let writes = std::mem::take(&mut transaction.writes);
+    let work = if writes.len() + transaction.reads.len() > core.settings.keys_at_once {
+        Work::InPieces(writes)
+    } else {
+        let plan = plan(writes, core.settings.value_separation);
+        if plan.large.is_empty() && room && reserve_at_once(core, plan.cost) {
+            return Ticket::settled(match prepare(core, &transaction, plan, &[]) {
+                Ok(version) => Progress::Prepared(version),
+                Err(error) => Progress::Refused(error),
+            });
+        }
+        Work::AtOnce(plan)
+    };
     let ticket = Ticket(State::Waiting(Rc::new(RefCell::new((Progress::Reserving, Vec::new())))));
     let (core, answer) = (core.clone(), ticket.clone());
     core.env.clone().spawn(async move {
-        answer.set(match reserve_and_prepare(&core, transaction, plan).await {
+        let outcome = match work {
+            Work::AtOnce(mut plan) => reserve_and_prepare(&core, &transaction, &mut plan, None).await,
+            Work::InPieces(writes) => large::commit(&core, transaction, writes, &answer).await,
+        };
+        answer.set(match outcome {
             Ok(version) => Progress::Prepared(version),
             Err(error) => Progress::Refused(error),
         });
     });
     ticket
+}
+
+/// How a transaction is worked on.
+enum Work {
+    AtOnce(Plan),
+    /// It has so many keys that the core would be deaf meanwhile.
+    InPieces(Writes),
 }
 
 fn admit<E: Env>(core: &Rc<Core<E>>, transaction: &Transaction) -> Result<(), Error> {
@@ -214,8 +261,9 @@ fn admit<E: Env>(core: &Rc<Core<E>>, transaction: &Transaction) -> Result<(), Er
 
 async fn reserve_and_prepare<E: Env>(
     core: &Rc<Core<E>>,
-    transaction: Transaction,
-    plan: Plan,
+    transaction: &Transaction,
+    plan: &mut Plan,
+    in_pieces: Option<&Ticket>,
 ) -> Result<Version, Error> {
     core.wait_for_quorum().await?;
     // What it waits for below may outlast the leadership, and the next one's log is not this transaction's.
@@ -225,16 +273,16 @@ async fn reserve_and_prepare<E: Env>(
     };
     begin_writing(core).await?;
     let turn = loop {
-        wait_for_room(core, &transaction).await?;
+        wait_for_room(core, transaction).await?;
         core.wait_for_flush_as_leader().await?;
         let turn = core.slow_gate.enter().await;
         // Who went before may have taken the room.
-        if has_room(core, &transaction) && !core.is_flushing() {
+        if has_room(core, transaction) && !core.is_flushing() {
             break turn;
         }
         drop(turn);
     };
-    admit(core, &transaction)?;
+    admit(core, transaction)?;
     still_leads(core)?;
     if !core.wal().try_reserve(plan.cost) {
         add(&core.stats.waits_for_log_space, 1);
@@ -248,12 +296,19 @@ async fn reserve_and_prepare<E: Env>(
             return Err(error);
         }
     };
+    let may_prepare = || admit(core, transaction).and_then(|()| still_leads(core));
+    if let Some(ticket) = in_pieces {
+        let entering = |version| ticket.set(Progress::Entering(version));
+        return large::prepare(core, transaction, plan, &pointers, turn, (may_prepare, entering)).await;
+    }
     drop(turn);
-    if let Err(error) = admit(core, &transaction).and_then(|()| still_leads(core)) {
+    if let Err(error) = may_prepare() {
         core.wal().release(plan.cost);
         return Err(error);
     }
-    prepare(core, &transaction, plan, &pointers)
+    let Plan { entries, large, cost } = plan;
+    let plan = Plan { entries: std::mem::take(entries), large: std::mem::take(large), cost: *cost };
+    prepare(core, transaction, plan, &pointers)
 }
 
 async fn write_large<E: Env>(core: &Rc<Core<E>>, large: &[(Key, Value)]) -> Result<Vec<ValuePointer>, Error> {
@@ -371,13 +426,7 @@ fn prepare<E: Env>(
     let clash = conflict(&core.overlay.borrow(), transaction, written, skip_reads, pending_hidden);
     if let Some(error) = clash {
         core.wal().release(plan.cost);
-        let newest = if let Error::Conflict { newest, .. } = error { newest } else { 0 };
-        if newest > core.published.get() && newest <= core.expired.get() {
-            // Nobody knows whether that version stays.
-            return Err(core.no_quorum());
-        }
-        add(&core.stats.conflicts, 1);
-        return Err(error);
+        return Err(told_conflict(core, error));
     }
     let mut places = pointers.iter();
     for (_, entry) in &mut plan.entries {
@@ -397,6 +446,17 @@ fn prepare<E: Env>(
         enter(core, &key, version, entry);
     }
     Ok(version)
+}
+
+/// What is told of a conflict.
+fn told_conflict<E: Env>(core: &Core<E>, error: Error) -> Error {
+    let newest = if let Error::Conflict { newest, .. } = error { newest } else { 0 };
+    if newest > core.published.get() && newest <= core.expired.get() {
+        // Nobody knows whether that version stays.
+        return core.no_quorum();
+    }
+    add(&core.stats.conflicts, 1);
+    error
 }
 
 /// A version enters the overlay. The cache of settled keys never has a key that is there; what it knew of one that enters
@@ -463,6 +523,13 @@ pub(crate) fn push_batch<E: Env>(
     core.queue_changed.notify();
 }
 
+/// Adds the batch of one transaction of this node's.
+fn push_batch_of<E: Env>(core: &Core<E>, batch: Batch) {
+    core.queue.borrow_mut().push_back(batch);
+    add(&core.stats.commits, 1);
+    core.queue_changed.notify();
+}
+
 /// The task that owns the log's tail: one flush in flight, no timer but the idle voucher's.
 pub(crate) async fn run_log<E: Env>(core: Rc<Core<E>>) {
     loop {
@@ -523,13 +590,19 @@ fn take_round<E: Env>(core: &Core<E>) -> Vec<Batch> {
 async fn persist<E: Env>(core: &Rc<Core<E>>) {
     let published = core.published_end.get();
     // Followers may get it while this node's own disk still works, and hold it first, but nobody is told before both do.
-    let tailed = core.tail.borrow().is_wanted();
+    let mut tailed = false;
     let (mut appends, mut written) = (Vec::with_capacity(1), Vec::with_capacity(1));
     for Batch { content, last, pointers, cost } in take_round(core) {
         let (first_version, bytes) = match content {
-            Content::Growing(body) => (body.first_version(), Rc::new(body.finish(core.env.wall_ms()))),
+            Content::Growing(body) => {
+                let first = body.first_version();
+                let bytes = body.finish_in_pieces(core.env.wall_ms(), async || core.env.give_way().await).await;
+                (first, Rc::new(bytes))
+            }
             Content::Whole { bytes, first_version } => (first_version, bytes),
         };
+        // Asked when it is there: a reader may have come or gone while it was finished.
+        tailed = core.tail.borrow().is_wanted();
         if tailed {
             core.tail.borrow_mut().push(Tailed::new(first_version, last, bytes.clone(), pointers.clone()));
         }

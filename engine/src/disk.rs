@@ -4,8 +4,9 @@
 //! - Writes start at multiples of [`BLOCK`] and their buffers' lengths are multiples of it; a write is all or error.
 //! - What was written is lost by a crash, wholly or in parts, in any order, until a flush that covers it returned.
 //! - A new name, a rename and a removal are lost by a crash, in any combination, until `sync_names` returned.
-//! - An operation that failed with [`DiskErrorKind::NoSpace`] or [`DiskErrorKind::Refused`] was not begun: nothing has changed, and
-//!   it may be tried again (a write, with the same bytes). A flush, of a file or of names, never answers these.
+//! - An operation that failed with [`DiskErrorKind::NoSpace`] or [`DiskErrorKind::Refused`] has changed nothing that counts, and may be
+//!   tried again: a write with the same bytes, which are written wholly once more. A flush, of a file or of names, never answers
+//!   these.
 //! - Any other failed write or flush says nothing about what reached the disk; the engine never repeats it.
 //! - `allocate` is the one place where a lack of space shows for bytes below the allocated length.
 

@@ -132,6 +132,13 @@ pub enum Error {
     Index(String),
 }
 
+impl Error {
+    /// Whether the system refused something before it was begun: nothing has changed, and later it may be given.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Error::NoSpace(_) | Error::Refused(_))
+    }
+}
+
 impl From<DiskError> for Error {
     fn from(error: DiskError) -> Error {
         match error.kind {

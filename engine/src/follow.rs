@@ -6,6 +6,7 @@
 //! A follower's epochs are its leader's; it begins none. What it has appended it shows when its leader does
 //! ([`Partition::allow`]).
 
+use crate::commit::large::enter_in_pieces;
 use crate::commit::{Content, enter_all, flush_with, push_batch, wait_until};
 use crate::env::Env;
 use crate::env::Sabotage;
@@ -287,6 +288,31 @@ impl<E: Env> Incoming<E> {
                 break alone;
             }
         };
+        let pointers = self.places.iter().map(|p| (p.file, p.offset)).collect();
+        let mut places = self.places.into_iter();
+        let mut changes = Vec::new();
+        for (version, operations) in (first_version..).zip(self.body.transactions) {
+            for operation in operations {
+                let (key, entry) = match operation {
+                    Operation::Set(key, value) => (key, Entry::Value(value)),
+                    Operation::Delete(key) => (key, Entry::Tombstone),
+                    Operation::SetLarge(key, ..) => match places.next() {
+                        Some(place) => (key, Entry::Pointer(place)),
+                        None => unreachable!("every large value was written before"),
+                    },
+                    Operation::Flush => unreachable!("a flush is alone in its batch"),
+                    Operation::Members(_) => continue,
+                };
+                if version < next {
+                    // The copy has it, or what came behind it.
+                    continue;
+                }
+                changes.push((version, key, entry));
+                if changes.len() % core.settings.keys_at_once == 0 {
+                    core.env.give_way().await;
+                }
+            }
+        }
         // Who is replaced, or closes, makes no segment any more.
         check(&core)?;
         core.wal().reserve(cost).await?;
@@ -307,30 +333,12 @@ impl<E: Env> Incoming<E> {
             return Err(error);
         }
         core.prepared.set(last);
-        let places = self.places.iter().map(|p| (p.file, p.offset)).collect();
-        push_batch(&core, Content::Whole { bytes: self.bytes, first_version }, last, places, cost);
-        let mut places = self.places.into_iter();
-        let mut changes = Vec::new();
-        for (version, operations) in (first_version..).zip(self.body.transactions) {
-            for operation in operations {
-                let (key, entry) = match operation {
-                    Operation::Set(key, value) => (key, Entry::Value(value)),
-                    Operation::Delete(key) => (key, Entry::Tombstone),
-                    Operation::SetLarge(key, ..) => match places.next() {
-                        Some(place) => (key, Entry::Pointer(place)),
-                        None => unreachable!("every large value was written before"),
-                    },
-                    Operation::Flush => unreachable!("a flush is alone in its batch"),
-                    Operation::Members(_) => continue,
-                };
-                if version < next {
-                    // The copy has it, or what came behind it.
-                    continue;
-                }
-                changes.push((version, key, entry));
-            }
+        push_batch(&core, Content::Whole { bytes: self.bytes, first_version }, last, pointers, cost);
+        if changes.len() > core.settings.keys_at_once {
+            enter_in_pieces(&core, next, changes.into_iter()).await;
+        } else {
+            enter_all(&core, changes);
         }
-        enter_all(&core, changes);
         Ok(last)
     }
 

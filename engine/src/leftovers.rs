@@ -39,9 +39,13 @@ impl<E: Env> Leftovers<E> {
 
     /// Removes those that were added, and tries again what was refused.
     pub async fn remove_all(&self) -> Result<(), DiskError> {
+        let mut failed = None;
         for name in self.names.take() {
-            self.remove(name).await?;
+            if let Err(error) = self.remove(name.clone()).await {
+                self.add(name);
+                failed = Some(error);
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 }

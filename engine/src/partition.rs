@@ -125,6 +125,8 @@ pub(crate) struct Core<E: Env> {
     /// Value files that a purge lets go, until the manifest no longer names them.
     pub doomed_values: RefCell<Vec<u32>>,
     pub leftovers: Rc<Leftovers<E>>,
+    /// From this version on not all changes are in the overlay yet, so nothing of it is published. The `slow_gate` is held as long.
+    pub entering: Cell<Option<Version>>,
     /// What copies that are being sent keep.
     pub pins: RefCell<Pins>,
     /// A copy is coming in.
@@ -425,6 +427,11 @@ impl<E: Env> Partition<E> {
     /// `None` if something does; then it takes a [`Transaction`].
     pub fn write_alone(&self, key: &[u8], write: &Write) -> Option<Result<Version, Error>> {
         crate::commit::write_alone(&self.0, key, write)
+    }
+
+    /// Ends a transaction that is not to be committed: what it holds is freed in pieces, if it is much.
+    pub fn end_transaction(&self, transaction: &mut Transaction) {
+        crate::commit::large::let_go(&self.0, transaction);
     }
 
     /// Hands a transaction to the log: see [`Ticket`].

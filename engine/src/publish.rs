@@ -34,6 +34,7 @@ impl<E: Env> Core<E> {
         let shown_early = self.env.sabotage() == Some(Sabotage::PendingShownByFollower)
             && matches!(self.manifest.get().leadership.role, Role::Follower(_));
         let to = if shown_early { flushed } else { flushed.min(self.gate.get()) };
+        let to = self.entering.get().map_or(to, |version| to.min(version - 1));
         if to <= self.published.get() {
             return;
         }

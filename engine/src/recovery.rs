@@ -119,6 +119,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         purge_gate: Gate::default(),
         doomed_values: RefCell::default(),
         leftovers,
+        entering: Cell::new(None),
         pins: RefCell::default(),
         copying: Cell::new(false),
         checkpoints: Watch::new(0),
@@ -196,7 +197,9 @@ impl<E: Env> Core<E> {
     async fn catch_up(self: &Rc<Self>, found: Mark, files: &[(String, u64)]) -> Result<bool, Error> {
         let reader = match RunReader::open(&self.env, self.id, found.run).await {
             Ok(reader) => reader,
-            Err(Error::Newer { file, format, known }) => return Err(Error::Newer { file, format, known }),
+            Err(error @ Error::Newer { .. }) => return Err(error),
+            // Nothing is wrong with it.
+            Err(error) if error.is_refusal() => return Err(error),
             Err(error) => {
                 self.log(Level::Warn, format_args!("the run that the index is at cannot be opened: {error}"));
                 return Ok(false);
@@ -221,6 +224,7 @@ impl<E: Env> Core<E> {
                 self.published.raise(found.version);
                 Ok(true)
             }
+            Err(error) if error.is_refusal() => Err(error),
             _ => Ok(false),
         }
     }
@@ -239,16 +243,24 @@ impl<E: Env> Core<E> {
             let alone = [number];
             let mut scanner = Scanner::new(&self.env, self.id, &manifest, &alone, start, None);
             // Only consumers would read it, so damage here is told to them and does not keep the partition closed.
-            let Ok(Some(first)) = scanner.next().await else {
-                self.log(
-                    Level::Warn,
-                    format_args!("{} cannot be read, consumers will miss it", names::segment(number)),
-                );
-                continue;
+            let first = match scanner.next().await {
+                Ok(Some(first)) => first,
+                Err(error) if error.is_refusal() => return Err(error),
+                _ => {
+                    self.log(
+                        Level::Warn,
+                        format_args!("{} cannot be read, consumers will miss it", names::segment(number)),
+                    );
+                    continue;
+                }
             };
             let mut used = first.end.offset();
-            while let Ok(Some(batch)) = scanner.next().await {
-                used = batch.end.offset();
+            loop {
+                match scanner.next().await {
+                    Ok(Some(batch)) => used = batch.end.offset(),
+                    Err(error) if error.is_refusal() => return Err(error),
+                    _ => break,
+                }
             }
             passed.push(Segment { number, first_version: first.body.first_version, used, checkpointed_ms: None });
         }
@@ -346,7 +358,7 @@ impl<E: Env> Core<E> {
                     if self.overlay.borrow().bytes() >= self.overlay_budget.get() && !postponed {
                         match self.checkpoint_in_replay(&used, &found, end).await {
                             // All of it was in memory before the restart.
-                            Err(Error::NoSpace(_) | Error::Refused(_)) => {}
+                            Err(error) if error.is_refusal() => drop(self.postpone_checkpoint()),
                             other => other?,
                         }
                     }
@@ -541,7 +553,7 @@ impl<E: Env> Core<E> {
         }
         match self.update_manifest(|m| m.durable = end).await {
             // It is flushed all the same: the next batch vouches for it, or the next change of the manifest.
-            Err(error @ (Error::NoSpace(_) | Error::Refused(_))) => {
+            Err(error) if error.is_refusal() => {
                 self.log(Level::Warn, format_args!("the manifest does not say how far the log is flushed: {error}"));
                 Ok(())
             }
@@ -653,7 +665,7 @@ impl<E: Env> Core<E> {
         // Each change of the manifest from now on says so, whatever becomes of this one.
         grown.iter().for_each(|(number, end)| self.values.note_used(*number, *end));
         match self.update_manifest(|_| ()).await {
-            Err(error @ (Error::NoSpace(_) | Error::Refused(_))) => {
+            Err(error) if error.is_refusal() => {
                 self.log(Level::Warn, format_args!("the manifest does not say how far value files are used: {error}"));
                 Ok(())
             }

@@ -27,6 +27,8 @@ pub struct Settings {
     pub value_file_size: u64,
     /// Space assured ahead of the value log's end.
     pub value_allocation: u64,
+    /// Keys of a transaction that are worked on at once: one with more is worked on in pieces.
+    pub keys_at_once: usize,
     /// Value files that are kept open, besides those that are being written.
     pub value_handles: usize,
     /// Most bytes in the overlay: commits wait beyond it.
@@ -65,6 +67,8 @@ impl Default for Settings {
             value_separation: 4096,
             value_file_size: 256 << 20,
             value_allocation: 8 << 20,
+            // Each takes some microseconds where memory is cold.
+            keys_at_once: 256,
             value_handles: 64,
             overlay_budget: 32 << 20,
             checkpoint_bytes: 8 << 20,

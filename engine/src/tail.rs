@@ -103,10 +103,12 @@ impl Tail {
             return Vec::new();
         }
         let mut bytes = 0;
+        let mut next = None;
         let mut fits = |batch: &&Rc<Tailed>| {
             let before = bytes;
             bytes += batch.bytes.len();
-            batch.last <= published && (before == 0 || before < limit_bytes)
+            let follows = next.replace(batch.last + 1).is_none_or(|next| next == batch.first);
+            follows && batch.last <= published && (before == 0 || before < limit_bytes)
         };
         self.batches.range(start..).take_while(|batch| fits(batch)).cloned().collect()
     }

@@ -27,9 +27,21 @@ pub enum Step<'a> {
         /// What is asked.
         request: Request<'a>,
     },
+    /// Run this request of many keys, which is too long to be looked at in one go: its payload ends where what is done with ends.
+    RunLong {
+        /// The frame's id.
+        id: u32,
+        /// `MGet`, `MSet` or `MDel`.
+        opcode: Opcode,
+        /// Bytes of its payload.
+        length: usize,
+    },
     /// Close the connection, without a reply.
     Quit,
 }
+
+/// From so many bytes on a request of many keys is run piece by piece.
+const LONG: usize = 16 << 10;
 
 /// One connection's session.
 #[derive(Debug, Clone)]
@@ -44,18 +56,26 @@ pub struct Session {
     pub in_transaction: bool,
     partitions: u8,
     max_request: u32,
+    /// From so many bytes on a request of many keys is run piece by piece.
+    pub long: usize,
     skip: u64,
 }
 
 impl Session {
     /// A new session; partition 0 is selected.
     pub fn new(dialect: Dialect, role: Option<Role>, partitions: u8, max_request: u32) -> Session {
-        Session { dialect, role, selected: 0, in_transaction: false, partitions, max_request, skip: 0 }
+        Session { dialect, role, selected: 0, in_transaction: false, partitions, max_request, long: LONG, skip: 0 }
     }
 
     /// Whether the rest of a frame that is too long is being skipped.
     pub fn is_skipping(&self) -> bool {
         self.skip > 0
+    }
+
+    /// How long the frame at the front of `input` is, if its header is there and it may be gathered.
+    pub fn announced(&self, input: &[u8]) -> usize {
+        let header = frame::decode_header(self.dialect, input).filter(|_| self.skip == 0);
+        header.map_or(0, |header| self.dialect.header_bytes() + header.length.min(self.max_request) as usize)
     }
 
     /// Looks at the front of `input`; answers how many bytes are done with, and what to do.
@@ -87,6 +107,12 @@ impl Session {
         };
         let end = start + header.length as usize;
         let Some(payload) = input.get(start..end) else { return (0, Step::NeedMore) };
+        if payload.len() >= self.long
+            && self.selected != 0
+            && matches!(opcode, Opcode::MGet | Opcode::MSet | Opcode::MDel)
+        {
+            return (end, Step::RunLong { id: header.id, opcode, length: payload.len() });
+        }
         let step = match self.parse(opcode, payload) {
             Ok(Request::Quit) => Step::Quit,
             Ok(request) => Step::Run { id: header.id, request },
@@ -136,6 +162,11 @@ impl Session {
     fn parse<'a>(&self, opcode: Opcode, payload: &'a [u8]) -> Result<Request<'a>, WireError> {
         /// As much of a name is repeated to whoever sent it.
         const SHOWN: usize = 32;
+        let count = payload.first_chunk().map_or(0, |count| u32::from_be_bytes(*count));
+        if opcode == Opcode::MGet && self.selected == 0 && count > NODE_KEYS_MAX {
+            let text = format!("{count} keys are asked for, partition 0 answers {NODE_KEYS_MAX} at once");
+            return Err(WireError::new(ErrorCode::RequestTooLarge, text));
+        }
         let request = Request::parse(opcode, payload)?;
         if let Request::Select { name } = &request
             && partition_from_decimal(name).is_none_or(|p| p > self.partitions)
@@ -145,13 +176,6 @@ impl Session {
             let text = format!("there is no partition \"{name}{more}\"; they are 0 to {}", self.partitions);
             return Err(WireError::new(ErrorCode::NoSuchPartition, text));
         }
-        if let Request::MGet(keys) = &request
-            && self.selected == 0
-            && keys.len() > NODE_KEYS_MAX
-        {
-            let text = format!("{} keys are asked for, partition 0 answers {NODE_KEYS_MAX} at once", keys.len());
-            return Err(WireError::new(ErrorCode::RequestTooLarge, text));
-        }
         Ok(request)
     }
 }
@@ -160,7 +184,7 @@ impl Session {
 const SMALL_MAX: u32 = 64 << 10;
 
 /// Keys of partition 0 that one request may ask for: each is made anew, and there are about a dozen.
-const NODE_KEYS_MAX: usize = 64;
+const NODE_KEYS_MAX: u32 = 64;
 
 fn carries_data(opcode: Opcode) -> bool {
     matches!(opcode, Opcode::Get | Opcode::Set | Opcode::Del | Opcode::MGet | Opcode::MSet | Opcode::MDel)

@@ -73,6 +73,7 @@ pub fn settings(rng: &Rng) -> Settings {
         wal_retention: Duration::from_millis(50 << rng.below(6)),
         wal_retention_bytes: 20_000 << rng.below(3),
         value_separation: 600,
+        keys_at_once: [1, 2, 256][rng.below(3) as usize],
         value_file_size: 32768 << rng.below(3),
         value_allocation: 16384,
         overlay_budget,
@@ -116,7 +117,7 @@ impl Life {
         let mut waiting = Vec::new();
         for one in self.outstanding.borrow_mut().drain(..) {
             match one.ticket.progress() {
-                Progress::Prepared(version) => prepared.push((version, one)),
+                Progress::Prepared(version) | Progress::Entering(version) => prepared.push((version, one)),
                 Progress::Reserving => waiting.push(one),
                 Progress::Refused(_) => {}
             }

@@ -65,6 +65,7 @@ impl Client {
             at += used;
             match step {
                 Step::NeedMore => break,
+                Step::RunLong { .. } => panic!("no request here is as long"),
                 Step::Run { id, request } => match execute(&mut self.conversation, id, request) {
                     Outcome::Done => {}
                     Outcome::Later(future) => (future.await)(&mut self.conversation),

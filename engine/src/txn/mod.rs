@@ -27,6 +27,23 @@ pub struct WritesBefore {
     bytes: u64,
 }
 
+impl WritesBefore {
+    /// Whether nothing is marked (any more).
+    pub fn is_empty(&self) -> bool {
+        self.before.is_empty()
+    }
+
+    /// Marks more keys.
+    pub fn add<'a>(&mut self, transaction: &Transaction, keys: impl Iterator<Item = &'a [u8]>) {
+        self.before.extend(keys.map(|key| (Key::from(key), transaction.writes.get(key).cloned())));
+    }
+
+    /// Lets go of the last `count` marks.
+    pub fn forget_some(&mut self, count: usize) {
+        self.before.truncate(self.before.len().saturating_sub(count));
+    }
+}
+
 /// An open transaction.
 pub struct Transaction {
     /// What it sees.
@@ -42,6 +59,8 @@ pub struct Transaction {
     bytes: u64,
     /// What it read counts by itself, against the same limit.
     read_bytes: u64,
+    /// What it would write was let go: it can only be refused.
+    pub forgotten: bool,
 }
 
 /// What a key that a transaction writes, or reads, counts at least: it costs memory beside its own bytes.
@@ -64,6 +83,7 @@ impl Transaction {
             late: false,
             bytes: 0,
             read_bytes: 0,
+            forgotten: false,
         }
     }
 
@@ -103,17 +123,30 @@ impl Transaction {
         Ok(())
     }
 
-    /// Lets go of everything: it is over, and only its refusal is left to be told.
-    pub fn forget(&mut self) {
+    /// It is over, and only its refusal is left to be told: answers what it held.
+    pub fn forget(&mut self) -> (BTreeSet<Key>, Writes) {
         self.snapshot.give_up();
-        (self.reads, self.writes) = (BTreeSet::new(), Writes::default());
+        self.forgotten |= !self.writes.is_empty();
         (self.bytes, self.read_bytes) = (0, 0);
+        (std::mem::take(&mut self.reads), std::mem::take(&mut self.writes))
     }
 
     /// What it does to these keys so far, to go back to if a request of several writes fails half-way.
     pub fn mark<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> WritesBefore {
-        let before = keys.map(|key| (Key::from(key), self.writes.get(key).cloned())).collect();
-        WritesBefore { before, bytes: self.bytes }
+        let mut mark = WritesBefore { before: Vec::new(), bytes: self.bytes };
+        mark.add(self, keys);
+        mark
+    }
+
+    /// Goes back to the mark for the last `count` keys of it; [`Transaction::restore`] goes back for the rest.
+    pub fn restore_some(&mut self, mark: &mut WritesBefore, count: usize) {
+        let from = mark.before.len().saturating_sub(count);
+        for (key, write) in mark.before.drain(from..).rev() {
+            match write {
+                Some(write) => self.writes.insert(key, write),
+                None => self.writes.remove(&key),
+            }
+        }
     }
 
     /// Goes back to the mark.
@@ -177,7 +210,17 @@ pub fn conflict<'a>(
 ) -> Option<Error> {
     let snapshot = transaction.snapshot.version();
     let reads = transaction.reads.iter().filter(|_| !skip_reads);
-    for key in written.filter(|_| !transaction.late).chain(reads) {
+    conflict_among(overlay, snapshot, written.filter(|_| !transaction.late).chain(reads), skip_pending_above)
+}
+
+/// The same of some keys that a transaction on `snapshot` wrote or read.
+pub fn conflict_among<'a>(
+    overlay: &Overlay,
+    snapshot: Version,
+    keys: impl Iterator<Item = &'a Key>,
+    skip_pending_above: Option<Version>,
+) -> Option<Error> {
+    for key in keys {
         let newest = overlay.newest(overlay.hashed(key)).unwrap_or(0);
         if skip_pending_above.is_some_and(|published| newest > published) {
             continue;
@@ -251,7 +294,7 @@ mod tests {
         }
         assert_eq!(t.note_read(&settings, b"d"), Err(Error::TransactionTooLarge { limit: 3 * ENTRY_MIN }));
         assert_eq!(t.reads.len(), 3);
-        t.forget();
+        assert_eq!(t.forget().0.len(), 3);
         assert!(t.reads.is_empty() && t.snapshot.given_up());
     }
 }

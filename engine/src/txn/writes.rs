@@ -67,14 +67,48 @@ impl Writes {
         }
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Held::Few(few) => few.len(),
+            Held::Many(many) => many.len(),
+        }
+    }
+
     /// All of them in the order of their keys.
-    pub fn into_sorted(self) -> Vec<(Key, Write)> {
+    pub fn into_sorted(self) -> Sorted {
         match self.0 {
             Held::Few(mut few) => {
                 few.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-                few
+                Sorted::Few(few.into_iter())
             }
-            Held::Many(many) => many.into_iter().collect(),
+            Held::Many(many) => Sorted::Many(many.into_iter()),
+        }
+    }
+}
+
+/// Writes in the order of their keys; each is let go as it is taken.
+pub enum Sorted {
+    /// From a list.
+    Few(std::vec::IntoIter<(Key, Write)>),
+    /// From a tree.
+    Many(std::collections::btree_map::IntoIter<Key, Write>),
+}
+
+impl Iterator for Sorted {
+    type Item = (Key, Write);
+
+    fn next(&mut self) -> Option<(Key, Write)> {
+        match self {
+            Sorted::Few(few) => few.next(),
+            Sorted::Many(many) => many.next(),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        match self {
+            Sorted::Few(few) => few.size_hint(),
+            Sorted::Many(many) => many.size_hint(),
         }
     }
 }
@@ -99,7 +133,8 @@ mod tests {
             }
             assert!((0..count).all(|i| writes.get(&key(i)) == map.get(&key(i))));
             assert_eq!(writes.is_empty(), map.is_empty());
-            assert_eq!(writes.into_sorted(), map.into_iter().collect::<Vec<_>>());
+            assert_eq!(writes.len(), map.len());
+            assert!(writes.into_sorted().eq(map));
         }
     }
 }

@@ -158,11 +158,19 @@ impl Builder {
 
     /// Adds a transaction of these changes.
     pub fn add<'a>(&mut self, changes: impl ExactSizeIterator<Item = (&'a [u8], &'a Entry)>) {
+        self.begin(changes.len());
+        changes.for_each(|(key, entry)| self.put(key, entry));
+    }
+
+    /// Begins a transaction of so many changes, which follow.
+    pub fn begin(&mut self, changes: usize) {
         self.transactions += 1;
-        self.bytes.put_u32(changes.len() as u32);
-        for (key, entry) in changes {
-            put_change(key, entry, &mut self.bytes);
-        }
+        self.bytes.put_u32(changes as u32);
+    }
+
+    /// The next change of the transaction that was begun.
+    pub fn put(&mut self, key: &[u8], entry: &Entry) {
+        put_change(key, entry, &mut self.bytes);
     }
 
     /// Adds a transaction that deletes every key.
@@ -181,11 +189,32 @@ impl Builder {
     }
 
     /// The whole body.
-    pub fn finish(mut self, commit_ms: u64) -> Vec<u8> {
+    pub fn finish(self, commit_ms: u64) -> Vec<u8> {
+        let mut unsummed = self.finish_but_sum(commit_ms);
+        let sum = crc(&[&unsummed[4..]]);
+        unsummed[..4].copy_from_slice(&sum.to_le_bytes());
+        unsummed
+    }
+
+    /// The whole body, in pieces: `give_way` is awaited behind each. A long one would keep the core for milliseconds.
+    pub async fn finish_in_pieces(self, commit_ms: u64, give_way: impl AsyncFn()) -> Vec<u8> {
+        /// Bytes that are summed at once.
+        const PIECE: usize = 1 << 20;
+        let mut unsummed = self.finish_but_sum(commit_ms);
+        let mut sum = crc32fast::Hasher::new();
+        for piece in unsummed[4..].chunks(PIECE) {
+            sum.update(piece);
+            if unsummed.len() > PIECE {
+                give_way().await;
+            }
+        }
+        unsummed[..4].copy_from_slice(&sum.finalize().to_le_bytes());
+        unsummed
+    }
+
+    fn finish_but_sum(mut self, commit_ms: u64) -> Vec<u8> {
         self.bytes[COMMIT_MS_AT..COMMIT_MS_AT + 8].copy_from_slice(&commit_ms.to_le_bytes());
         self.bytes[COMMIT_MS_AT + 8..BODY_HEADER].copy_from_slice(&self.transactions.to_le_bytes());
-        let sum = crc(&[&self.bytes[4..]]);
-        self.bytes[..4].copy_from_slice(&sum.to_le_bytes());
         self.bytes
     }
 }

@@ -290,14 +290,19 @@ impl<E: Env> Wal<E> {
             return Ok(());
         }
         let _turn = self.take_turn().await;
-        loop {
-            let Some(number) = self.state.borrow_mut().doomed.pop() else { return Ok(()) };
-            if let Err(error) = self.remove_segment(number).await {
-                // The next purge tries again.
-                self.state.borrow_mut().doomed.push(number);
-                return Err(error.into());
+        let doomed = std::mem::take(&mut self.state.borrow_mut().doomed);
+        let mut refused = None;
+        for number in doomed {
+            match self.remove_segment(number).await {
+                Err(error) if error.kind != DiskErrorKind::NotFound => {
+                    // The next purge tries again; the others go.
+                    self.state.borrow_mut().doomed.push(number);
+                    refused = Some(error);
+                }
+                _ => {}
             }
         }
+        refused.map_or(Ok(()), |error| Err(error.into()))
     }
 
     async fn remove_segment(&self, number: u32) -> Result<(), DiskError> {
@@ -566,41 +571,49 @@ impl<E: Env> Wal<E> {
 
     /// Writes batches at the end of the active segment. Answers what they vouch for, where each ends, and the CRC of its envelope.
     async fn write_batches(&self, batches: &[Append], total: usize) -> Result<(LogPosition, Ends), DiskError> {
+        /// Bytes that are copied at once.
+        const PIECE: usize = 256 << 10;
         let mut buffer = AlignedBuf::uncleared(total);
         let unchained = self.env.sabotage() == Some(Sabotage::EnvelopeNotChained);
         let mut ends = Vec::with_capacity(batches.len());
-        let (file, shared, offset, durable) = {
+        let (file, shared, segment, start, secret, durable, mut chain) = {
             let state = self.state.borrow();
             let (Some(active), Some(secret)) = (&state.active, state.secret) else {
                 unreachable!("a segment was activated before, a generation begun before the first reservation")
             };
             assert!(state.durable <= LogPosition::new(active.number, active.end), "a flushed block is never rewritten");
-            let (mut at, mut chain) = (0, state.chain);
-            for batch in batches {
-                let (head, length) = (Envelope::length(batch.pointers.len()), batch.length());
-                let place = &mut buffer[at..at + length];
-                let (envelope_place, rest) = place.split_at_mut(head);
-                let (body_place, padding) = rest.split_at_mut(batch.body.len());
-                envelope_place.fill(0);
-                body_place.copy_from_slice(&batch.body);
-                padding.fill(0);
-                let envelope = Envelope {
-                    secret,
-                    position: LogPosition::new(active.number, active.end + at as u32),
-                    durable: state.durable,
-                    published: batch.published,
-                    chain: if unchained { 0 } else { chain },
-                    body_length: batch.body.len() as u32,
-                    body_crc: u32::from_le_bytes([batch.body[0], batch.body[1], batch.body[2], batch.body[3]]),
-                    pointers: batch.pointers.clone(),
-                    crc: 0,
-                };
-                chain = envelope.encode(place);
-                at += length;
-                ends.push((LogPosition::new(active.number, active.end + at as u32), chain));
-            }
-            (active.file.clone(), active.shared.clone(), u64::from(active.end), state.durable)
+            let (file, shared) = (active.file.clone(), active.shared.clone());
+            (file, shared, active.number, active.end, secret, state.durable, state.chain)
         };
+        let (offset, mut at) = (u64::from(start), 0);
+        for batch in batches {
+            let (head, length) = (Envelope::length(batch.pointers.len()), batch.length());
+            let place = &mut buffer[at..at + length];
+            let (envelope_place, rest) = place.split_at_mut(head);
+            let (body_place, padding) = rest.split_at_mut(batch.body.len());
+            envelope_place.fill(0);
+            for (to, from) in body_place.chunks_mut(PIECE).zip(batch.body.chunks(PIECE)) {
+                to.copy_from_slice(from);
+                if batch.body.len() > PIECE {
+                    self.env.give_way().await;
+                }
+            }
+            padding.fill(0);
+            let envelope = Envelope {
+                secret,
+                position: LogPosition::new(segment, start + at as u32),
+                durable,
+                published: batch.published,
+                chain: if unchained { 0 } else { chain },
+                body_length: batch.body.len() as u32,
+                body_crc: u32::from_le_bytes([batch.body[0], batch.body[1], batch.body[2], batch.body[3]]),
+                pointers: batch.pointers.clone(),
+                crc: 0,
+            };
+            chain = envelope.encode(&mut buffer[at..at + length]);
+            at += length;
+            ends.push((LogPosition::new(segment, start + at as u32), chain));
+        }
         if self.env.sabotage() == Some(Sabotage::AckBeforeFlush) {
             file.write_at(buffer, offset).await?;
         } else if let Some(shared) = shared.filter(|_| buffer.len() <= SHARED_MAX) {

@@ -70,6 +70,8 @@ pub struct Conversation<E: Env = RealEnv> {
     pub partial: Option<Partial>,
     /// Replies that may leave.
     pub out: Vec<u8>,
+    /// Replies that may leave before `out`, piece by piece. Until they have, nothing more is run.
+    pub pieces: VecDeque<Vec<u8>>,
     /// The selected partition, where it is open.
     pub partition: Option<Partition<E>>,
     /// The open transaction of a user partition.
@@ -110,6 +112,7 @@ impl<E: Env> Conversation<E> {
             hungry: false,
             partial: None,
             out: Vec::new(),
+            pieces: VecDeque::new(),
             partition: None,
             transaction: None,
             ahead: RunAhead::default(),
@@ -153,6 +156,32 @@ impl<E: Env> Conversation<E> {
         let (dialect, error) = (self.session.dialect, Error::UnknownOutcome(partition.position(sight.floor)));
         self.give_up_unpublished(&partition);
         self.reply(|out| reply::encode_error(dialect, id, ErrorCode::UnknownOutcome, &error.to_string(), out));
+    }
+
+    /// The same for a reply that is made already, in pieces.
+    pub fn reply_long(&mut self, sight: Sight, id: u32, pieces: Vec<Vec<u8>>) {
+        let floor = self.partition.as_ref().map_or(0, |partition| self.ahead.tell_after(partition)).max(sight.floor);
+        let shown = self.partition.as_ref().is_none_or(|partition| floor <= partition.published());
+        if self.waiting.is_empty() && shown {
+            let before = std::mem::take(&mut self.out);
+            self.pieces.extend(Some(before).filter(|bytes| !bytes.is_empty()).into_iter().chain(pieces));
+            return;
+        }
+        self.reply_later(sight, id, |out| out.extend_from_slice(&pieces.concat()));
+    }
+
+    /// What leaves next: about `most` bytes at once, so that encrypting them does not keep the core.
+    pub fn take_output(&mut self, most: usize) -> Vec<u8> {
+        if self.pieces.is_empty() && self.out.len() > most {
+            let long = std::mem::take(&mut self.out);
+            self.pieces.extend(long.chunks(most).map(<[u8]>::to_vec));
+        }
+        self.pieces.pop_front().unwrap_or_else(|| std::mem::take(&mut self.out))
+    }
+
+    /// Whether replies are left that may leave.
+    pub fn has_output(&self) -> bool {
+        !self.out.is_empty() || !self.pieces.is_empty()
     }
 
     /// Appends a reply, to leave when everything this session was shown is published.
@@ -252,7 +281,7 @@ impl<E: Env> Conversation<E> {
         if let (Some(partition), Some(transaction)) = (&self.partition, &mut self.transaction)
             && matches!(partition.check(transaction), Err(Error::TransactionTimeout { .. }))
         {
-            transaction.forget();
+            partition.end_transaction(transaction);
         }
     }
 
@@ -261,6 +290,13 @@ impl<E: Env> Conversation<E> {
         self.transaction = Some(transaction);
         if let Some(partition) = self.partition.clone().filter(|_| sight.resets != self.resets) {
             self.give_up_unpublished(&partition);
+        }
+    }
+
+    /// Ends the open transaction, if there is one.
+    pub fn drop_transaction(&mut self) {
+        if let (Some(partition), Some(mut transaction)) = (&self.partition, self.transaction.take()) {
+            partition.end_transaction(&mut transaction);
         }
     }
 
@@ -285,6 +321,6 @@ impl<E: Env> Conversation<E> {
 
     /// Whether nothing is in flight: no request, no waiting reply.
     pub fn is_settled(&self) -> bool {
-        self.waiting.is_empty() && !self.blocked
+        self.waiting.is_empty() && !self.blocked && self.pieces.is_empty()
     }
 }

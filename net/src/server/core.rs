@@ -11,8 +11,9 @@ use super::ahead;
 use super::connection::{Connection, Leaving, Place, Stage, session};
 use super::conversation::{Conversation, Key};
 use super::deadlines::{SWEEP, keep_deadlines};
-use super::execute::{self, NodeQuestion, Outcome};
+use super::execute::{self, Later, NodeQuestion, Outcome};
 use super::handoff::{Greeting, Message, Moving, Parked};
+use super::long;
 use super::node_view::NodeViews;
 use super::refusals::Refusal;
 use super::replica::{Here, Wire};
@@ -36,6 +37,8 @@ use turnstone_executor::{Core, Ended, Handler, RealEnv, SocketId, placement};
 
 /// Encrypted bytes that may wait at a socket before its conversation stops.
 pub(super) const WIRE_MAX: usize = 1 << 20;
+/// Bytes of replies that are encrypted at once.
+const SAID_AT_ONCE: usize = 256 << 10;
 /// Frames of one conversation per turn.
 const FRAMES_PER_TURN: usize = 256;
 /// Connections beyond `max_conns` that servers and admins may have, with a sixteenth of it.
@@ -247,7 +250,10 @@ impl ServerCore {
     }
 
     pub(super) fn drop_conversation(&self, key: Key) {
-        self.conversations.borrow_mut().remove(&key);
+        let conversation = self.conversations.borrow_mut().remove(&key);
+        if let Some(mut conversation) = conversation {
+            conversation.drop_transaction();
+        }
         self.marked.borrow_mut().remove(&key);
         self.waiting.borrow_mut().values_mut().for_each(|keys| {
             keys.remove(&key);
@@ -550,7 +556,9 @@ impl ServerCore {
         let mut warm_to = 0;
         let started = Instant::now();
         conversation.hungry = false;
-        while !conversation.blocked && conversation.leaving.is_none() && !conversation.over && !conversation.throttled {
+        let goes_on =
+            |c: &Conversation| !c.blocked && c.leaving.is_none() && !c.over && !c.throttled && c.pieces.is_empty();
+        while goes_on(conversation) {
             // Replies leave before more are made; those that wait come back when their version is published.
             let long = frames % 16 == 15 && started.elapsed() > TURN_TIME;
             if frames == FRAMES_PER_TURN || long || conversation.out.len() > WIRE_MAX {
@@ -567,6 +575,9 @@ impl ServerCore {
             match step {
                 Step::NeedMore => {
                     at += used;
+                    // One buffer that grows would be copied as a whole now and then.
+                    let announced = conversation.session.announced(&input.rest()[at..]);
+                    input.make_room(at, announced);
                     conversation.wait_for_more(used, input.len() - at);
                     break;
                 }
@@ -576,16 +587,19 @@ impl ServerCore {
                     conversation.reply(|out| reply::encode_error(dialect, id, error.code, &error.text, out));
                 }
                 Step::Quit => conversation.over = true,
+                Step::RunLong { id, opcode, length } => {
+                    let payload = input.cut(at + used - length, at + used);
+                    (at, warm_to) = (0, 0);
+                    frames += 1;
+                    conversation.partial = None;
+                    if let Outcome::Later(future) = long::execute(conversation, id, opcode, payload) {
+                        self.run_later(key, conversation, future);
+                    }
+                    continue;
+                }
                 Step::Run { id, request } => match execute::execute(conversation, id, request) {
                     Outcome::Done => {}
-                    Outcome::Later(future) => {
-                        conversation.blocked = true;
-                        let this = self.this();
-                        self.core.spawn(async move {
-                            let finish = future.await;
-                            this.unblock(key, finish);
-                        });
-                    }
+                    Outcome::Later(future) => self.run_later(key, conversation, future),
                     Outcome::Select(partition) => {
                         if !conversation.is_settled() {
                             // Replies of the old partition leave first; the frame is looked at again then.
@@ -604,6 +618,16 @@ impl ServerCore {
         input.take(at);
         conversation.input = input;
         more
+    }
+
+    /// The conversation goes on when this is done.
+    fn run_later(&self, key: Key, conversation: &mut Conversation, future: Later<RealEnv>) {
+        conversation.blocked = true;
+        let this = self.this();
+        self.core.spawn(async move {
+            let finish = future.await;
+            this.unblock(key, finish);
+        });
     }
 
     /// What no client of ours sends; refusals that belong to the life of a client are not counted.
@@ -660,21 +684,31 @@ impl ServerCore {
 
     /// Passes on what a conversation has to say, and lets it go where it wants.
     fn hand_over(&self, key: Key) {
-        let (out, over, leaving, settled, input_left) = {
+        let (out, over, leaving, settled, input_left, more) = {
             let mut conversations = self.conversations.borrow_mut();
             let Some(c) = conversations.get_mut(&key) else { return };
-            let settled = c.is_settled();
-            let held_before = c.held_since().is_some();
-            let out = if key.home == self.core.index && c.holds_back() {
+            let (held_before, had_pieces) = (c.held_since().is_some(), !c.pieces.is_empty());
+            let mut stays = had_pieces && c.throttled;
+            let out = if stays {
+                Vec::new()
+            } else if key.home == self.core.index && !had_pieces && c.holds_back() {
                 if !held_before {
                     self.hold(key);
                 }
+                stays = true;
                 Vec::new()
             } else {
-                std::mem::take(&mut c.out)
+                c.take_output(SAID_AT_ONCE)
             };
-            (out, c.over && settled, c.leaving.filter(|_| settled), settled, c.input.len())
+            let settled = c.is_settled() && !c.has_output();
+            // Behind the last piece more requests are run, and what they answer follows.
+            let more = (had_pieces || c.has_output()) && !stays;
+            (out, c.over && settled, c.leaving.filter(|_| settled), settled, c.input.len(), more)
         };
+        if more {
+            // The next piece leaves in the next turn, unless this one piles up at the socket.
+            self.mark(key);
+        }
         if key.home != self.core.index {
             return self.hand_over_forwarded(key, out, over, leaving.is_some());
         }

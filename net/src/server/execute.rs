@@ -20,7 +20,7 @@ use turnstone_engine::types::{Value, Version};
 use turnstone_engine::{Error, Lookup, Partition, Progress, RunAhead, Transaction, Write};
 
 /// Values that one reply carries together at most, bytes: a short request must not make a long answer in memory.
-const REPLY_MAX: usize = 64 << 20;
+pub(super) const REPLY_MAX: usize = 64 << 20;
 
 /// A wait for a position takes at most this long.
 const WAIT_MAX: Duration = Duration::from_secs(300);
@@ -31,12 +31,15 @@ const ADDRESS_MAX: usize = 300;
 /// Applied to a conversation when its request is done.
 pub type Finish<E> = Box<dyn FnOnce(&mut Conversation<E>)>;
 
+/// A request that takes its time.
+pub type Later<E> = Pin<Box<dyn Future<Output = Finish<E>>>>;
+
 /// How a request went.
 pub enum Outcome<E: Env> {
     /// It is answered.
     Done,
     /// It waits for something.
-    Later(Pin<Box<dyn Future<Output = Finish<E>>>>),
+    Later(Later<E>),
     /// The conversation must go to this partition's core.
     Select(u8),
     /// It asks about the node.
@@ -78,7 +81,7 @@ pub(super) fn refuse_with<E: Env>(conversation: &mut Conversation<E>, id: u32, c
     conversation.reply(|out| reply::encode_error(dialect, id, code, text, out));
 }
 
-fn ok<E: Env>(conversation: &mut Conversation<E>, id: u32, parts: &[&[u8]]) {
+pub(super) fn ok<E: Env>(conversation: &mut Conversation<E>, id: u32, parts: &[&[u8]]) {
     let dialect = conversation.session.dialect;
     conversation.reply(|out| reply::encode_ok(dialect, id, parts, out));
 }
@@ -112,16 +115,22 @@ pub fn execute<E: Env>(conversation: &mut Conversation<E>, id: u32, request: Req
         Request::Quit => conversation.over = true,
         request if conversation.session.selected == 0 => return of_node(conversation, id, request),
         request => {
-            let Some(partition) = conversation.partition.clone() else {
-                let text = "this partition is offline: it is being opened anew (try again), or its files are damaged (the \
-                            server's log says which)";
-                refuse_with(conversation, id, ErrorCode::Offline, text);
-                return Outcome::Done;
-            };
+            let Some(partition) = partition_of(conversation, id) else { return Outcome::Done };
             return of_partition(conversation, &partition, id, request);
         }
     }
     Outcome::Done
+}
+
+/// The selected partition; that it is offline is answered.
+pub(super) fn partition_of<E: Env>(conversation: &mut Conversation<E>, id: u32) -> Option<Partition<E>> {
+    let partition = conversation.partition.clone();
+    if partition.is_none() {
+        let text = "this partition is offline: it is being opened anew (try again), or its files are damaged (the server's log \
+                    says which)";
+        refuse_with(conversation, id, ErrorCode::Offline, text);
+    }
+    partition
 }
 
 fn of_node<E: Env>(conversation: &mut Conversation<E>, id: u32, request: Request<'_>) -> Outcome<E> {
@@ -213,7 +222,7 @@ fn of_partition<E: Env>(
         }
         Request::Abort => {
             conversation.session.in_transaction = false;
-            conversation.transaction = None;
+            conversation.drop_transaction();
             ok(conversation, id, &[]);
         }
         Request::Stat => {
@@ -436,7 +445,7 @@ async fn fetch_all<E: Env>(lookups: Vec<Lookup<E>>) -> Result<Vec<Option<Value>>
 }
 
 /// A transaction of one request: it takes its snapshot at its own prepare.
-fn autocommit<E: Env>(partition: &Partition<E>, ahead: RunAhead) -> Transaction {
+pub(super) fn autocommit<E: Env>(partition: &Partition<E>, ahead: RunAhead) -> Transaction {
     let mut transaction = partition.begin(ahead.snapshot(partition));
     transaction.late = true;
     transaction
@@ -582,7 +591,7 @@ fn submit<E: Env>(
     match ticket.progress() {
         Progress::Prepared(version) => committed(conversation, partition, id, version),
         Progress::Refused(error) => refuse(conversation, id, &error),
-        Progress::Reserving => {
+        Progress::Reserving | Progress::Entering(_) => {
             let partition = partition.clone();
             return Outcome::Later(Box::pin(async move {
                 let answer = ticket.prepared().await;
@@ -597,7 +606,12 @@ fn submit<E: Env>(
     Outcome::Done
 }
 
-fn committed<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, id: u32, version: Version) {
+pub(super) fn committed<E: Env>(
+    conversation: &mut Conversation<E>,
+    partition: &Partition<E>,
+    id: u32,
+    version: Version,
+) {
     conversation.ahead.prepared(version);
     let (dialect, at) = (conversation.session.dialect, position(partition, version));
     conversation.reply(|out| reply::encode_committed(dialect, id, at, out));

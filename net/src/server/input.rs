@@ -4,6 +4,25 @@
 /// Up to this many bytes a buffer is kept for what comes next.
 const KEEP: usize = 1 << 20;
 
+/// Bytes that were cut out.
+pub struct Cut {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl From<Vec<u8>> for Cut {
+    fn from(bytes: Vec<u8>) -> Cut {
+        Cut { bytes, start: 0 }
+    }
+}
+
+impl Cut {
+    /// They.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
 /// A queue of bytes.
 #[derive(Debug, Default)]
 pub struct Input {
@@ -21,6 +40,16 @@ impl Input {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Room for a whole request of `length` bytes that begins `at` bytes behind the front, when much of it has come.
+    pub fn make_room(&mut self, at: usize, length: usize) {
+        let have = self.len() - at;
+        if have > KEEP && self.bytes.capacity() - self.bytes.len() + have < length {
+            let mut bytes = Vec::with_capacity(at + length);
+            bytes.extend_from_slice(self.rest());
+            (self.bytes, self.taken) = (bytes, 0);
+        }
+    }
+
     /// What is there.
     pub fn rest(&self) -> &[u8] {
         &self.bytes[self.taken..]
@@ -29,6 +58,11 @@ impl Input {
     /// How much that is.
     pub fn len(&self) -> usize {
         self.bytes.len() - self.taken
+    }
+
+    /// Whether nothing is there.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Takes bytes from the front.
@@ -41,6 +75,21 @@ impl Input {
                 self.bytes = Vec::new();
             }
         }
+    }
+
+    /// Takes the first `end` bytes, and answers those of them from `start` on, as part of what they came in where little follows
+    /// them: a long request is not copied.
+    pub fn cut(&mut self, start: usize, end: usize) -> Cut {
+        let (start, end) = (self.taken + start, self.taken + end);
+        if self.bytes.len() - end > end - start {
+            let bytes = self.bytes[start..end].to_vec();
+            self.take(end - self.taken);
+            return Cut { bytes, start: 0 };
+        }
+        let rest = self.bytes.split_off(end);
+        let bytes = std::mem::replace(&mut self.bytes, rest);
+        self.taken = 0;
+        Cut { bytes, start }
     }
 
     /// Everything, for a journey.
@@ -59,6 +108,18 @@ impl From<Vec<u8>> for Input {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_cut_out_is_what_was_there_whatever_follows() {
+        let all: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
+        for (before, start, end) in [(0, 0, 10_000), (7, 3, 9_000), (100, 0, 50), (0, 5, 6), (10, 4_000, 5_100)] {
+            let mut input = Input::from(all.clone());
+            input.take(before);
+            let cut = input.cut(start, end - before);
+            assert_eq!(cut.bytes(), &all[before + start..end]);
+            assert_eq!(input.rest(), &all[end..]);
+        }
+    }
 
     #[test]
     fn bytes_come_out_as_they_went_in() {

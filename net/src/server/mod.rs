@@ -11,7 +11,8 @@ pub mod execute;
 mod forward;
 pub mod handoff;
 mod hold;
-mod input;
+pub mod input;
+pub mod long;
 mod node_view;
 pub mod orders;
 mod refusals;
@@ -239,9 +240,7 @@ async fn open_partition(core: &Rc<Core<Message>>, number: u8, engine: turnstone_
     let started = Instant::now();
     let opened = loop {
         match open_keeping(core, number, engine.clone()).await {
-            Err(turnstone_engine::Error::Refused(_) | turnstone_engine::Error::NoSpace(_))
-                if started.elapsed() < PATIENCE =>
-            {
+            Err(error) if error.is_refusal() && started.elapsed() < PATIENCE => {
                 core.sleep(PATIENCE / 50).await;
             }
             other => break other,

@@ -110,6 +110,55 @@ pub fn encode_mget<V: AsRef<[u8]>>(dialect: Dialect, id: u32, values: &[Option<V
     }
 }
 
+/// The reply of a long `MGet`, made piece by piece: one buffer that grows would be copied as a whole now and then.
+pub struct LongMGet {
+    dialect: Dialect,
+    id: u32,
+    total: u64,
+    pieces: Vec<Vec<u8>>,
+}
+
+impl LongMGet {
+    /// Bytes of a piece, about: one value more than this is still in it.
+    const PIECE: usize = 256 << 10;
+
+    /// A reply of `count` entries, which follow.
+    pub fn begin(dialect: Dialect, id: u32, count: usize) -> LongMGet {
+        let mut head = Vec::new();
+        frame::encode_header(dialect, Header { tag: Status::Ok.byte(), length: 0, id }, &mut head);
+        head.extend_from_slice(&(count as u32).to_be_bytes());
+        LongMGet { dialect, id, total: 4, pieces: vec![head] }
+    }
+
+    /// The next entry.
+    pub fn push(&mut self, value: Option<&[u8]>) {
+        let value_bytes = value.unwrap_or_default();
+        if self.pieces.last().is_none_or(|piece| piece.len() + value_bytes.len() >= Self::PIECE) {
+            self.pieces.push(Vec::with_capacity(Self::PIECE.max(4 + value_bytes.len())));
+        }
+        let Some(piece) = self.pieces.last_mut() else { unreachable!("there is one piece at least") };
+        let length = value.map_or(ABSENT, |value| value.len() as u32);
+        piece.extend_from_slice(&length.to_be_bytes());
+        piece.extend_from_slice(value_bytes);
+        self.total += 4 + value_bytes.len() as u64;
+    }
+
+    /// The whole reply, in pieces; an error in its place if it is too large to be sent.
+    pub fn finish(mut self) -> Vec<Vec<u8>> {
+        let mut refused = Vec::new();
+        if refuse_large(self.dialect, self.id, self.total, &mut refused) {
+            return vec![refused];
+        }
+        let mut head = Vec::new();
+        let length = self.total as u32;
+        frame::encode_header(self.dialect, Header { tag: Status::Ok.byte(), length, id: self.id }, &mut head);
+        if let Some(first) = self.pieces.first_mut() {
+            first[..head.len()].copy_from_slice(&head);
+        }
+        self.pieces
+    }
+}
+
 /// Reads the body of an `MGet` reply; `None` if it does not have that shape.
 pub fn decode_mget(body: &[u8]) -> Option<Vec<Option<&[u8]>>> {
     let (count, mut rest) = body.split_first_chunk::<4>()?;
@@ -179,6 +228,20 @@ fn encode_status(dialect: Dialect, status: Status, id: u32, parts: &[&[u8]], out
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_reply_in_pieces_is_the_same_reply() {
+        let values: Vec<Option<Vec<u8>>> = (0..3_000usize)
+            .map(|n| (n % 3 > 0).then(|| vec![n as u8; [0, 7, 400, 300_000][n % 4 % (1 + n / 2_990 * 3)]]))
+            .collect();
+        for dialect in [Dialect::V1, Dialect::Turnstone2] {
+            let mut whole = Vec::new();
+            encode_mget(dialect, 5, &values, &mut whole);
+            let mut long = LongMGet::begin(dialect, 5, values.len());
+            values.iter().for_each(|value| long.push(value.as_deref()));
+            assert!(long.finish().concat() == whole, "{dialect:?}");
+        }
+    }
 
     const POSITION: Position = Position { partition: 3, epoch: 1, epoch_id: 42, version: 9 };
 

@@ -333,7 +333,47 @@ impl<'a> Request<'a> {
     }
 }
 
+/// The keys of an `MGet` or `MDel`, or the pairs of an `MSet`, one after the other: for a request that is too long to be looked at
+/// in one go. A key of the first two has an empty value.
+#[derive(Clone)]
+pub struct Items<'a> {
+    reader: Reader<'a>,
+    left: usize,
+}
+
+/// A key, and the value of a pair.
+pub type Item<'a> = (&'a [u8], &'a [u8]);
+
+impl<'a> Items<'a> {
+    /// Reads the count.
+    pub fn of(opcode: Opcode, payload: &'a [u8]) -> Result<Items<'a>, WireError> {
+        let mut reader = Reader { opcode, rest: payload };
+        let least = if opcode == Opcode::MSet { 8 } else { 4 };
+        let left = reader.count(least)?;
+        Ok(Items { reader, left })
+    }
+
+    /// How many are left.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// The next one; `None` behind the last, where nothing may follow.
+    pub fn next_item(&mut self) -> Result<Option<Item<'a>>, WireError> {
+        if self.left == 0 {
+            return self.reader.finish().map(|()| None);
+        }
+        self.left -= 1;
+        let item = match self.reader.opcode {
+            Opcode::MSet => (self.reader.key()?, self.reader.str32("value")?),
+            _ => (self.reader.str32("key")?, &[][..]),
+        };
+        Ok(Some(item))
+    }
+}
+
 /// Takes fields off the front of a payload; every error names the opcode and the field.
+#[derive(Clone)]
 struct Reader<'a> {
     opcode: Opcode,
     rest: &'a [u8],

@@ -143,6 +143,7 @@ fn settings(world: &World, features: Features) -> Settings {
         checkpoint_interval: Duration::from_millis(200 + rng.below(5_000)),
         idle_vouch: Duration::from_millis(2 + rng.below(50)),
         quorum_timeout: Duration::from_millis(500),
+        keys_at_once: if overlay_budget.is_multiple_of(2) { 1 } else { 256 },
         max_tx_age: Duration::from_secs(10),
         copy_rate: if features.has(Feature::LongCopies) { LONG_COPY_RATE } else { Settings::default().copy_rate },
         ..Settings::default()

@@ -19,6 +19,8 @@ use turnstone_engine::types::Epoch;
 use turnstone_net::server::conversation::Conversation;
 use turnstone_net::server::execute::{Finish, Outcome, execute};
 use turnstone_net::server::handoff::Parked;
+use turnstone_net::server::input::Cut;
+use turnstone_net::server::long;
 use turnstone_net::session::{Session, Step};
 use turnstone_net::tls::Role;
 use turnstone_net::wire::reply::{Reply, decode_mget, encode_error};
@@ -26,6 +28,8 @@ use turnstone_net::wire::{Dialect, Position, Request, Status};
 
 const DIALECT: Dialect = Dialect::Turnstone2;
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
+/// Bytes of replies that leave at once.
+const AT_ONCE: usize = 100;
 /// A conversation without a partition looks for it again after this time.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -45,7 +49,11 @@ impl Connection {
     /// Connects to a node; `None` if it does not run.
     fn open(cluster: &Rc<Cluster>, node: usize) -> Option<Rc<Connection>> {
         cluster.running(node)?;
-        let session = Session::new(DIALECT, Some(Role::Client), 16, REQUEST_BYTES_MAX);
+        let mut session = Session::new(DIALECT, Some(Role::Client), 16, REQUEST_BYTES_MAX);
+        if cluster.world.steps.get().is_multiple_of(2) {
+            // Requests of many keys are run piece by piece, however few they have.
+            session.long = 1;
+        }
         let mut conversation = Conversation::new(Parked { session, input: Vec::new(), last_input: false });
         conversation.session.selected = PARTITION;
         let connection = Rc::new(Connection {
@@ -65,11 +73,19 @@ impl Connection {
         let mut conversation = self.conversation.borrow_mut();
         let input = std::mem::take(&mut *self.input.borrow_mut());
         let mut at = 0;
-        while !conversation.blocked && !conversation.over {
+        while !conversation.blocked && !conversation.over && conversation.pieces.is_empty() {
             let (used, step) = conversation.session.next(&input[at..]);
             at += used;
             match step {
                 Step::NeedMore => break,
+                Step::RunLong { id, opcode, length } => {
+                    let payload = Cut::from(input[at - length..at].to_vec());
+                    if let Outcome::Later(future) = long::execute(&mut conversation, id, opcode, payload) {
+                        conversation.blocked = true;
+                        let this = self.clone();
+                        cluster.world.spawn(async move { this.unblock(future.await) });
+                    }
+                }
                 Step::Run { id, request } => match execute(&mut conversation, id, request) {
                     Outcome::Done => {}
                     Outcome::Later(future) => {
@@ -143,9 +159,17 @@ async fn serve(cluster: Rc<Cluster>, node: usize, connection: Rc<Connection>) {
         {
             let mut conversation = connection.conversation.borrow_mut();
             conversation.settle();
-            if !conversation.out.is_empty() {
-                connection.replies.borrow_mut().append(&mut conversation.out);
+            let waited = !conversation.pieces.is_empty();
+            if conversation.has_output() {
+                let mut replies = connection.replies.borrow_mut();
+                while conversation.has_output() {
+                    replies.append(&mut conversation.take_output(AT_ONCE));
+                }
                 connection.replied.notify();
+            }
+            if waited {
+                // What was not run before they left is run now.
+                connection.changed.notify();
             }
         }
         match partition.filter(|partition| !partition.is_closed()) {

@@ -77,6 +77,7 @@ impl Connection {
                         self.refusal(id, error.code, &error.text);
                         said.push(Said::Refused(id, error.code, error.text));
                     }
+                    Step::RunLong { .. } => panic!("no request here is as long"),
                     Step::Run { id, request } => {
                         self.judge(&session, &request);
                         let mut payload = Vec::new();

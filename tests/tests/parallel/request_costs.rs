@@ -1,10 +1,12 @@
 //! What a request may cost: requests that want much are refused before they take it, and what was refused is not kept.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 use turnstone_net::client::{ClientError, Connection};
 use turnstone_net::tls::{ClientOffer, Role};
 use turnstone_net::wire::{ErrorCode, Request};
-use turnstone_tests::real::{TestHome, TestServer, eventually};
+use turnstone_tests::real::{TestHome, TestServer, eventually, figure};
 
 const MIB: usize = 1 << 20;
 
@@ -83,7 +85,7 @@ fn what_a_transaction_reads_is_limited_and_goes_with_its_age() {
         assert_eq!(client.get(&vec![n; 60 * MIB]).expect("absent"), None);
     }
     let grown = memory(&server).saturating_sub(before);
-    assert!(grown < 160 * MIB, "{} MiB more for keys that cannot exist", grown / MIB);
+    assert!(grown < 220 * MIB, "{} MiB more for keys that cannot exist", grown / MIB);
     client.abort().expect("over");
     // Keys that can exist are kept up to the limit.
     client.begin().expect("begun");
@@ -100,6 +102,74 @@ fn what_a_transaction_reads_is_limited_and_goes_with_its_age() {
     });
     assert!(began.elapsed() > Duration::from_millis(500));
     assert_eq!(code(client.get(b"k")), Some(ErrorCode::TxTimeout));
+    client.abort().expect("over");
+    // One that wrote is not taken for one that wrote nothing.
+    client.begin().expect("begun");
+    client.set(b"written", b"and too late").expect("it is buffered");
+    thread::sleep(Duration::from_secs(6));
+    assert_eq!(code(client.commit()), Some(ErrorCode::TxTimeout));
+    assert_eq!(client.get(b"written").expect("absent"), None);
+}
+
+/// Sends requests at once and answers their replies.
+fn pipeline(connection: &mut Connection, requests: &[Request<'_>]) -> Vec<Vec<u8>> {
+    let ids: Vec<u32> = requests.iter().map(|request| connection.send(request).expect("sent")).collect();
+    connection.flush().expect("sent");
+    let receive = |id| {
+        let reply = connection.receive().expect("a reply");
+        assert_eq!(reply.id, id, "replies come in the order of their requests");
+        connection.check(reply).expect("a good one").body
+    };
+    ids.into_iter().map(receive).collect()
+}
+
+#[test]
+fn requests_behind_a_long_one_are_answered_behind_it() {
+    let home = TestHome::new("behind-long");
+    let server = home.serve(&["--executors=2"]);
+    let mut client = home.connect(&server, Role::Client, 1);
+    let keys: Vec<Vec<u8>> = (0..3_000u32).map(|n| format!("key-{n:08}").into_bytes()).collect();
+    let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let pairs: Vec<(&[u8], &[u8])> = names.iter().map(|key| (*key, &[7; 400][..])).collect();
+    let large = vec![9; 300 << 10];
+    for partition in 1..=2 {
+        client.select(partition).expect("it is there");
+        client.mset(&pairs).expect("written");
+        client.set(b"large", &large).expect("written");
+    }
+    let look = |client: &mut Connection| {
+        let replies =
+            pipeline(client, &[Request::MGet(names.clone()), Request::Get { key: b"key-00000001" }, Request::Ping]);
+        assert!(replies[0].len() > 3_000 * 400 && replies[1] == [7; 400] && replies[2] == b"PONG");
+        for got in pipeline(client, &vec![Request::Get { key: b"large" }; 12]) {
+            assert!(got == large, "{} bytes", got.len());
+        }
+        // Replies that wait for their commit, between long ones.
+        let set = Request::Set { key: b"between", value: b"1" };
+        let get = Request::Get { key: b"large" };
+        let replies =
+            pipeline(client, &[get.clone(), set.clone(), get.clone(), set, get, Request::MGet(names.clone())]);
+        assert!(replies[4] == large && replies[5].len() == replies[5].len().max(3_000 * 400));
+        client.ping().expect("it goes on");
+    };
+    look(&mut client);
+    // One that has moved often is forwarded to the core of its partition.
+    for round in 0..40u8 {
+        client.select(1 + round % 2).expect("it is there");
+    }
+    look(&mut client);
+    client.select(1).expect("it is there");
+    look(&mut client);
+    // Goodbye does not overtake what was asked before.
+    let mut leaving = home.connect(&server, Role::Client, 1);
+    let requests = [Request::Get { key: b"large" }, Request::Set { key: b"last", value: b"1" }, Request::Quit];
+    let ids: Vec<u32> = requests.iter().map(|request| leaving.send(request).expect("sent")).collect();
+    leaving.flush().expect("sent");
+    for id in &ids[..2] {
+        let reply = leaving.receive().expect("a reply before the end");
+        assert_eq!(reply.id, *id);
+        leaving.check(reply).expect("a good one");
+    }
 }
 
 #[test]
@@ -112,4 +182,93 @@ fn clients_leave_places_for_servers_and_admins() {
     let mut admin = connect(&home, &server, Role::Admin);
     admin.ping().expect("an admin has a place");
     assert_eq!(clients.len(), 8);
+}
+
+/// Asks for one key, 500 times a second, for as long as `going` says; answers how long each took.
+fn probe(mut connection: Connection, going: &AtomicBool) -> Vec<Duration> {
+    const PAUSE: Duration = Duration::from_millis(2);
+    let mut took = Vec::new();
+    while going.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        connection.get(b"probed").expect("a probe is answered");
+        took.push(began.elapsed());
+        thread::sleep(PAUSE.saturating_sub(began.elapsed()));
+    }
+    took.sort_unstable();
+    took
+}
+
+#[test]
+fn a_million_keys_in_one_request_leave_the_core_to_others() {
+    const KEYS: usize = 1 << 20;
+    let home = TestHome::new("million");
+    let server = home.serve(&["--executors=1"]);
+    let mut client = home.connect(&server, Role::Client, 1);
+    let stretch = |client: &mut Connection| figure(&client.stat().expect("figures"), "core_longest_stretch_us");
+    let keys: Vec<Vec<u8>> =
+        (0..KEYS).map(|n| format!("{:08x}", n.wrapping_mul(0x9E37_79B1) as u32).into_bytes()).collect();
+    let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+    let pairs: Vec<(&[u8], &[u8])> = names.iter().map(|key| (*key, &b"value"[..])).collect();
+    // One entry more than the limit: refused by name, and nothing of it is there.
+    assert_eq!(code(client.mget(&[&names[..], &names[..1]].concat())), Some(ErrorCode::RequestTooLarge));
+    let mut run = |what: &str, work: &mut dyn FnMut(&mut Connection)| {
+        let going = AtomicBool::new(true);
+        let prober = home.connect(&server, Role::Client, 1);
+        let (began, before) = (Instant::now(), stretch(&mut client));
+        let took = thread::scope(|scope| {
+            let probes = scope.spawn(|| probe(prober, &going));
+            work(&mut client);
+            going.store(false, Ordering::Relaxed);
+            probes.join().expect("the prober ends")
+        });
+        println!(
+            "{what} of {KEYS} keys: {} ms; {} probes, median {} us, worst {} us; longest stretch of the core {} us \
+             (before {before} us)",
+            began.elapsed().as_millis(),
+            took.len(),
+            took[took.len() / 2].as_micros(),
+            took[took.len() - 1].as_micros(),
+            stretch(&mut client)
+        );
+    };
+    run("MSET", &mut |client| assert!(client.mset(&pairs).expect("it is carried out").is_some()));
+    run("MGET", &mut |client| {
+        let values = client.mget(&names).expect("it is carried out");
+        assert!(values.len() == KEYS && values.iter().all(|value| value.as_deref() == Some(b"value")));
+    });
+    run("MGET in a transaction", &mut |client| {
+        client.begin().expect("begun");
+        assert_eq!(client.mget(&names).expect("it is carried out").len(), KEYS);
+        client.abort().expect("over");
+    });
+    run("MSET in a transaction", &mut |client| {
+        client.begin().expect("begun");
+        client.mset(&pairs).expect("it is carried out");
+        client.commit().expect("it is committed");
+    });
+    run("MDEL", &mut |client| {
+        assert_eq!(client.mdel(&names).expect("it is carried out").0 as usize, KEYS);
+    });
+    assert!(client.mget(&names).expect("it is carried out").iter().all(Option::is_none));
+}
+
+#[test]
+fn a_transaction_of_too_many_small_entries_is_refused_by_name() {
+    let home = TestHome::new("entries");
+    let server = home.serve(&["--executors=1"]);
+    let mut client = home.connect(&server, Role::Client, 1);
+    client.begin().expect("begun");
+    let keys: Vec<Vec<u8>> = (0..3_000_000u32).map(|n| n.to_be_bytes().to_vec()).collect();
+    let mut written = 0;
+    let refused = keys.chunks(100_000).find_map(|some| {
+        let pairs: Vec<(&[u8], &[u8])> = some.iter().map(|key| (key.as_slice(), &b""[..])).collect();
+        let answer = client.mset(&pairs).err();
+        written += if answer.is_none() { some.len() } else { 0 };
+        answer
+    });
+    assert_eq!(refused.expect("the limit is reached").code(), Some(ErrorCode::TxTooLarge));
+    assert_eq!(written, 1_000_000, "an entry costs 64 bytes of 64 MiB");
+    client.commit().expect("what was taken is committed");
+    assert_eq!(client.get(&keys[999_999]).expect("it is there"), Some(Vec::new()));
+    assert_eq!(client.get(&keys[1_000_000]).expect("it is not"), None);
 }
