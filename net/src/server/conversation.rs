@@ -10,7 +10,7 @@ use super::input::Input;
 use crate::changes::Consumers;
 use crate::replica::Board;
 use crate::session::Session;
-use crate::wire::{ErrorCode, frame, reply};
+use crate::wire::{ErrorCode, WireError, frame, reply};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -92,6 +92,8 @@ pub struct Conversation<E: Env = RealEnv> {
     pub undrained: usize,
     /// Nothing comes behind what is in `input`.
     pub last_input: bool,
+    /// A request that took its time was found to be none that a client of ours sends: for the core to count.
+    pub malformed: Option<WireError>,
     /// What its core knows of replication.
     pub board: Rc<Board>,
     /// Who reads changes of this core's partitions.
@@ -123,6 +125,7 @@ impl<E: Env> Conversation<E> {
             owes_taken: false,
             undrained: 0,
             last_input: parked.last_input,
+            malformed: None,
             board: Rc::default(),
             consumers: Rc::default(),
             waiting: VecDeque::new(),

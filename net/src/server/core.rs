@@ -664,9 +664,16 @@ impl ServerCore {
     }
 
     pub(super) fn unblock(&self, key: Key, finish: execute::Finish<RealEnv>) {
-        if let Some(conversation) = self.conversations.borrow_mut().get_mut(&key) {
-            conversation.blocked = false;
-            finish(conversation);
+        let malformed = {
+            let mut conversations = self.conversations.borrow_mut();
+            conversations.get_mut(&key).and_then(|conversation| {
+                conversation.blocked = false;
+                finish(conversation);
+                conversation.malformed.take().map(|error| (conversation.session.clone(), error))
+            })
+        };
+        if let Some((session, error)) = malformed {
+            self.count_bad_request(key, &session, &error);
         }
         self.mark(key);
     }

@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn what_is_cut_out_is_what_was_there_whatever_follows() {
         let all: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
-        for (before, start, end) in [(0, 0, 10_000), (7, 3, 9_000), (100, 0, 50), (0, 5, 6), (10, 4_000, 5_100)] {
+        for (before, start, end) in [(0, 0, 10_000), (7, 3, 9_000), (100, 0, 150), (0, 5, 6), (10, 4_000, 5_100)] {
             let mut input = Input::from(all.clone());
             input.take(before);
             let cut = input.cut(start, end - before);

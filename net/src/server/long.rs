@@ -116,7 +116,10 @@ impl<E: Env> Long<E> {
                 conversation.take_back(transaction, self.sight);
             }
             match refused {
-                Refused::Shape(error) => refuse_with(conversation, self.id, error.code, &error.text),
+                Refused::Shape(error) => {
+                    refuse_with(conversation, self.id, error.code, &error.text);
+                    conversation.malformed = Some(error);
+                }
                 Refused::Engine(error) => refuse(conversation, self.id, &error),
             }
         })

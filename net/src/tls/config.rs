@@ -216,13 +216,46 @@ fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
 fn read_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = read_file(what, path)?;
     let unreadable = |why: String| TlsError::Unreadable { what, path: path.to_owned(), why };
+    let announced = count_certificates(&pem).map_err(unreadable)?;
     let certificates = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unreadable(format!("it is not in PEM form ({error})")))?;
     if certificates.is_empty() {
         return Err(unreadable("it holds no certificate in PEM form".to_owned()));
     }
+    if certificates.len() != announced {
+        let read = certificates.len();
+        return Err(unreadable(format!("{announced} certificates begin in it, and {read} of them can be read")));
+    }
     Ok(certificates)
+}
+
+/// Certificates that begin in a file. The reader passes over what it does not recognise, and a list of which a part is missing is
+/// worse than none: whatever looks like the beginning of a certificate and is not taken for one is an error with its line.
+fn count_certificates(pem: &[u8]) -> Result<usize, String> {
+    const BEGIN: &[u8] = b"-----BEGIN ";
+    let mut count = 0;
+    for (line, text) in (1..).zip(pem.split(|byte| *byte == b'\n')) {
+        let text = text.trim_ascii_end();
+        let Some(at) = text.windows(BEGIN.len()).position(|bytes| bytes == BEGIN) else { continue };
+        if at > 0 {
+            let why = match text.starts_with(b"\xef\xbb\xbf") {
+                true => "a byte order mark comes before the certificate; save the file without it",
+                false => "a section begins within the line; put a line end before it (files were joined without one?)",
+            };
+            return Err(format!("line {line}: {why}"));
+        }
+        match text[BEGIN.len()..].strip_suffix(b"-----") {
+            Some(b"CERTIFICATE") => count += 1,
+            Some(label) if label.ends_with(b"CERTIFICATE") => {
+                let label = label.escape_ascii();
+                return Err(format!("line {line}: a {label} is not read; convert it to a CERTIFICATE (openssl x509)"));
+            }
+            Some(_) => {}
+            None => return Err(format!("line {line}: a section's first line does not end with five hyphens")),
+        }
+    }
+    Ok(count)
 }
 
 #[cfg(test)]

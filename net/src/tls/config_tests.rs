@@ -217,3 +217,34 @@ fn the_home_in_a_hint_is_the_one_above_certs() {
     assert_eq!(home_of(Path::new("certs/ca.crt")), ".");
     assert_eq!(home_of(Path::new("/etc/ssl/ca.crt")), "DIR");
 }
+
+#[test]
+fn a_list_of_certificates_is_read_whole_or_refused_with_the_line() {
+    let directory = Directory::new("lists");
+    let path = directory.0.join("list.pem");
+    let (one, two) = (Authority::create().unwrap(), Authority::create().unwrap());
+    let (one, two) = (one.cert_pem().to_string(), two.cert_pem().to_string());
+    let read = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        read_certificates("CA certificate", &path).map(|found| found.len()).map_err(|error| error.to_string())
+    };
+    assert_eq!(read(&format!("{one}{two}")), Ok(2));
+    assert_eq!(read(&format!("about the first\n{}\nabout the second\n{two}", one.replace('\n', "\r\n"))), Ok(2));
+    assert_eq!(read(&format!("{one}-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n{two}")), Ok(2));
+    let lines = one.trim_end().lines().count();
+    // What passed over a part of the list before.
+    let joined = format!("{}{two}", one.trim_end());
+    assert!(read(&joined).is_err_and(|e| e.contains(&format!("line {lines}: a section begins within the line"))));
+    assert!(read(&format!("\u{feff}{one}{two}")).is_err_and(|e| e.contains("line 1: a byte order mark")));
+    let indented = two.replace("-----BEGIN", "  -----BEGIN");
+    assert!(read(&format!("{one}{indented}")).is_err_and(|e| e.contains(&format!("line {}: a section", lines + 1))));
+    for label in ["TRUSTED CERTIFICATE", "X509 CERTIFICATE"] {
+        let other = two.replace("CERTIFICATE-----", &format!("{label}-----").replace("CERTIFICATE CERT", "CERT"));
+        assert!(
+            read(&format!("{one}{other}")).is_err_and(|e| e.contains(&format!("a {label} is not read"))),
+            "{label}"
+        );
+    }
+    let cut = &two[..two.len() / 2];
+    assert!(read(&format!("{one}{cut}")).is_err());
+}

@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 use turnstone_cdc::ValueFormat;
 use turnstone_cdc::line::{self, InTransaction, Op, Place};
 use turnstone_tests::changes::PATIENCE;
@@ -75,6 +76,10 @@ fn what_was_loaded_is_not_loaded_again_and_archived_files_leave() {
     assert!(said(&files.load(&[])).contains("loaded 4 lines of 2 files"));
     assert_eq!(files.data(), "a=3");
     assert!(said(&files.load(&[])).contains("loaded 0 lines of 0 files"));
+    let loaded: u64 =
+        files.query("SELECT epoch(max(loaded_at))::BIGINT::VARCHAR FROM turnstone_files").parse().unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(now.abs_diff(loaded) < 900, "loaded at {loaded}, now it is {now}");
     let archive = files.directory.path().join("archive");
     let archived = files.load(&["-archive", &archive.display().to_string()]);
     assert!(said(&archived).contains("loaded 0 lines"), "{}", said(&archived));

@@ -104,7 +104,8 @@ config_keys! {
     port: String = Kind::Address, ":6379", now, shown,
         "TCP address to listen on; ':6379' and '6379' listen on all IPv4 addresses.";
     max_conns: u64 = Kind::Count(1, 1_000_000), "1000", now, shown,
-        "Client connections at a time; one more is answered 'Max connections' and closed.";
+        "Client connections at a time; one more is answered 'Max connections' and closed. Servers and admins have 32 places, \
+         and a sixteenth of it, beyond.";
     number_of_partitions: u64 = Kind::Count(1, 16), "16", now, shown,
         "User partitions. It may grow later, but not shrink below what is on disk.";
     tls_cert_file: PathBuf = Kind::Path, "certs/server.crt", now, shown,

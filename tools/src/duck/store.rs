@@ -15,6 +15,7 @@
 use super::rows::{self, Row};
 use duckdb::{Connection, Transaction, params};
 use std::collections::HashSet;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The version of DuckDB that the program was built for.
 pub const DUCKDB: &str = "v1.5.6";
@@ -388,10 +389,12 @@ impl Load<'_> {
     /// A change file was loaded.
     pub fn file(&mut self, name: &str, number: u64, bytes: u64, lines: u64) -> Result<(), String> {
         self.watermark.file_number = number;
+        // DuckDB's own now() is of the host's zone, once it is a plain timestamp; every time here is of UTC.
+        let now_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64);
         self.transaction
             .execute(
-                "INSERT INTO turnstone_files VALUES (?, ?, ?, ?, ?, now()::TIMESTAMP)",
-                params![self.partition, number, name, bytes, lines],
+                "INSERT INTO turnstone_files VALUES (?, ?, ?, ?, ?, make_timestamp(?))",
+                params![self.partition, number, name, bytes, lines, now_us],
             )
             .map_err(failed)?;
         Ok(())
