@@ -129,7 +129,7 @@ pub fn cases() -> Vec<Case> {
         case("a long frame that drips for ever", Expect::Ended, "request_timeout", 1, |g, _| drip(g, 32 << 20)),
         case("a frame too long that drips for ever", Expect::Ended, "request_timeout", 1, |g, _| drip(g, u32::MAX)),
         case("half a frame, silent", Expect::Ended, "request_timeout", 1, |g, _| {
-            with(g, &g.client, |link| match link.send(&[0x03, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 1]) {
+            with(g, &g.client, |link| match link.send(&[0x02, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 1]) {
                 Ok(()) => link.reply(),
                 Err(how) => how,
             })
