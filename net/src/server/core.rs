@@ -478,26 +478,19 @@ impl ServerCore {
     /// The peer sends no more, or is listened to no more: what it asked before is still run and answered, an open
     /// transaction is discarded.
     pub(super) fn peer_finished(&self, id: u64) {
-        enum At {
-            Here,
-            There,
-            Nowhere,
-        }
-        let place = self.connections.borrow().get(&id).map(|c| match c.place {
-            Place::Here => (At::Here, c.leaving.is_some()),
-            Place::There { .. } => (At::There, c.leaving.is_some()),
-            Place::Nowhere => (At::Nowhere, c.leaving.is_some()),
-        });
+        let (here, there) =
+            (|c: &Connection| c.place == Place::Here, |c: &Connection| matches!(c.place, Place::There { .. }));
+        let place = self.connections.borrow().get(&id).map(|c| (here(c), there(c), c.leaving.is_some()));
         match place {
-            Some((At::Here, _)) => {
+            Some((true, ..)) => {
                 let key = self.here(id);
                 if let Some(conversation) = self.conversations.borrow_mut().get_mut(&key) {
                     conversation.over_after_input();
                 }
                 self.mark(key);
             }
-            Some((At::There, _)) => self.forward(id),
-            Some((At::Nowhere, false)) => {
+            Some((_, true, _)) => self.forward(id),
+            Some((_, _, false)) => {
                 self.with(id, Connection::say_goodbye);
             }
             _ => {}
