@@ -16,11 +16,6 @@ impl<F: Clone> Handles<F> {
         Handles { most: most.max(1), now: 0, files: BTreeMap::new() }
     }
 
-    /// How many are open.
-    pub(super) fn len(&self) -> usize {
-        self.files.len()
-    }
-
     /// The file, if it is open.
     pub(super) fn get(&mut self, number: u32) -> Option<F> {
         self.now += 1;
@@ -58,6 +53,6 @@ mod tests {
         handles.insert(3, "three");
         assert_eq!((handles.get(1), handles.get(2), handles.get(3)), (Some("one"), None, Some("three")));
         handles.remove(1);
-        assert_eq!((handles.get(1), handles.len()), (None, 1));
+        assert_eq!((handles.get(1), handles.files.len()), (None, 1));
     }
 }

@@ -226,11 +226,6 @@ impl<E: Env> ValueLog<E> {
         self.written.borrow_mut().remove(&number);
     }
 
-    /// Files that are kept open.
-    pub fn open_files(&self) -> usize {
-        self.readers.borrow().len()
-    }
-
     async fn reader(&self, number: u32) -> Result<FileOf<E>, Error> {
         if let Some(file) = self.readers.borrow_mut().get(number) {
             return Ok(file);

@@ -426,15 +426,20 @@ impl<E: Env> Alone<E> {
     }
 }
 
+/// What a look-up finds, if need be on the disk.
+pub(super) async fn fetch<E: Env>(lookup: Lookup<E>) -> Result<Option<Value>, Error> {
+    match lookup {
+        Lookup::Found(value) => Ok(Some(value)),
+        Lookup::Absent => Ok(None),
+        Lookup::Cold(cold) => cold.fetch().await,
+    }
+}
+
 async fn fetch_all<E: Env>(lookups: Vec<Lookup<E>>) -> Result<Vec<Option<Value>>, Error> {
     let mut values = Vec::with_capacity(lookups.len());
     let mut bytes = 0;
     for lookup in lookups {
-        let value = match lookup {
-            Lookup::Found(value) => Some(value),
-            Lookup::Absent => None,
-            Lookup::Cold(cold) => cold.fetch().await?,
-        };
+        let value = fetch(lookup).await?;
         bytes += value.as_ref().map_or(0, |v| v.len());
         if bytes > REPLY_MAX {
             return Err(Error::TooMuchAtOnce { limit: REPLY_MAX });

@@ -5,19 +5,19 @@
 
 use super::conversation::{Conversation, Sight};
 use super::execute::{
-    Finish, Outcome, REPLY_MAX, autocommit, committed, ok, partition_of, position, refuse, refuse_with,
+    Finish, Outcome, REPLY_MAX, autocommit, committed, fetch, ok, partition_of, position, refuse, refuse_with,
 };
 use super::input::Cut;
 use crate::wire::reply::{self, LongMGet};
-use crate::wire::{Dialect, Items, Opcode, WireError};
+use crate::wire::{Dialect, Item, Items, Opcode, WireError};
 use turnstone_engine::env::Env;
 use turnstone_engine::txn::WritesBefore;
-use turnstone_engine::types::{Value, Version};
-use turnstone_engine::{Error, Lookup, Partition, RunAhead, TOGETHER, Transaction, Write, warm};
+use turnstone_engine::types::Version;
+use turnstone_engine::{Error, Partition, RunAhead, TOGETHER, Transaction, Write, warm};
 
 /// Keys that are worked on at once.
 const PIECE: usize = 128;
-/// Items that are looked at, or freed, at once.
+/// Items whose shape is looked at at once.
 const LIGHT_PIECE: usize = 4096;
 
 /// A request that is being run.
@@ -94,8 +94,8 @@ impl<E: Env> Long<E> {
         }
     }
 
-    /// The next items, with what memory knows of their keys on its way to the processor.
-    fn piece<'a>(&self, items: &mut Items<'a>) -> Vec<(&'a [u8], &'a [u8])> {
+    /// The next items.
+    fn piece<'a>(&self, items: &mut Items<'a>) -> Vec<Item<'a>> {
         let mut piece = Vec::with_capacity(PIECE);
         while piece.len() < PIECE
             && let Ok(Some(item)) = items.next_item()
@@ -105,8 +105,9 @@ impl<E: Env> Long<E> {
         piece
     }
 
-    fn warm(&self, keys: &[(&[u8], &[u8])]) {
-        warm(keys.iter().take(TOGETHER).map(|(key, _)| (&self.partition, *key)));
+    /// What memory knows of up to [`TOGETHER`] keys is fetched at the same time.
+    fn warm(&self, keys: &[Item<'_>]) {
+        warm(keys.iter().map(|(key, _)| (&self.partition, *key)));
     }
 
     /// What ends it without an answer of its own.
@@ -332,13 +333,5 @@ impl<E: Env> Long<E> {
             before.forget_some(PIECE);
             self.give_way().await;
         }
-    }
-}
-
-async fn fetch<E: Env>(lookup: Lookup<E>) -> Result<Option<Value>, Error> {
-    match lookup {
-        Lookup::Found(value) => Ok(Some(value)),
-        Lookup::Absent => Ok(None),
-        Lookup::Cold(cold) => cold.fetch().await,
     }
 }

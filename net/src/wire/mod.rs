@@ -25,7 +25,7 @@ pub use frame::{FrameTooLarge, Header};
 pub use opcode::Opcode;
 pub use position::Position;
 pub use reply::Reply;
-pub use request::{Items, Request, WireError};
+pub use request::{Item, Items, Request, WireError};
 pub use status::Status;
 
 /// The ALPN protocol that selects [`Dialect::Turnstone2`].

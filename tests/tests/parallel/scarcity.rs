@@ -1,11 +1,16 @@
-//! A server that the system gives little: few descriptors with many value files and as many connections as are let in. Nobody who
-//! is in is put out, what was stored is read, refusals say why, and the process goes on.
+//! A server that the system gives little. With few descriptors, many value files and as many connections as are let in, no
+//! connection that is in is put out; on a full disk what was stored is read, before and after a kill. Refusals say why, and the
+//! process goes on.
 
+use std::io::Write;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 use turnstone_net::client::Connection;
 use turnstone_net::tls::{ClientOffer, Role};
-use turnstone_tests::real::{TestHome, TestServer, binary, figure};
+use turnstone_net::wire::ErrorCode;
+use turnstone_tests::changes::SmallDisk;
+use turnstone_tests::real::{TestHome, TestServer, binary, eventually, figure};
 
 const PARTITIONS: u8 = 16;
 /// Each has a file of its own.
@@ -77,7 +82,9 @@ fn few_descriptors_end_nothing() {
         let let_in = idle.len();
         // Room for those that work.
         idle.truncate(let_in - 8);
-        thread::sleep(Duration::from_millis(200));
+        eventually(Duration::from_secs(10), "eight are gone", || {
+            figure(&idle[0].stat().expect("it answers"), "connections") as usize <= let_in - 8
+        });
         for _ in 0..2 {
             everywhere(&home, &server, read_all);
             everywhere(&home, &server, |partition, connection| {
@@ -98,4 +105,57 @@ fn few_descriptors_end_nothing() {
         assert!(log.iter().any(|line| line.contains("descriptors are short")), "{log:?}");
         println!("{limit} descriptors, {} value files: {let_in} connections", value_files() * u32::from(PARTITIONS));
     }
+}
+
+/// Takes the space that a disk has left.
+fn fill(disk: &Path, name: &str) {
+    let mut filler = std::fs::File::create(disk.join(name)).expect("a name is free");
+    while filler.write_all(&[7; 4096]).is_ok() {}
+}
+
+#[test]
+fn a_full_disk_serves_reads_before_and_after_a_kill() {
+    const LIVES: u32 = 3;
+    let Some(disk) = SmallDisk::new("full-disk", 128 << 10) else {
+        println!("NOT RUN: a small disk cannot be mounted here");
+        return;
+    };
+    let home = TestHome::within(disk.path(), "home");
+    let flags = &["--executors=1", "--wal-max-size=1MiB"];
+    let mut server = home.serve(flags);
+    let values = |partition: u8| [vec![partition; 20], vec![partition; 60 << 10]];
+    for partition in 1..=3 {
+        let mut connection = home.connect(&server, Role::Client, partition);
+        for value in values(partition) {
+            connection.set(value.len().to_string().as_bytes(), &value).expect("there is space");
+        }
+    }
+    for life in 0..LIVES {
+        fill(disk.path(), &format!("filler-{life}"));
+        for partition in 1..=3 {
+            let mut connection = home.connect(&server, Role::Client, partition);
+            // What was set aside before is used up first.
+            let refused = (0..200u32).find_map(|n| connection.set(&n.to_be_bytes(), &[9; 60 << 10]).err());
+            assert_eq!(refused.expect("the disk is full").code(), Some(ErrorCode::NoSpace), "life {life}");
+            for value in values(partition) {
+                let found = connection.get(value.len().to_string().as_bytes()).expect("it is read");
+                assert!(found == Some(value), "life {life}, partition {partition}");
+            }
+        }
+        server.kill();
+        let told: Vec<String> =
+            server.log().into_iter().filter(|line| line.contains("the disk has no space")).collect();
+        assert!(told.len() == 1 && told[0].contains("/data/") && told[0].contains(" bytes"), "life {life}: {told:?}");
+        server = home.serve(flags);
+    }
+    fill(disk.path(), "filler-last");
+    let mut connection = home.connect(&server, Role::Client, 1);
+    assert!((0..200u32).any(|n| connection.set(&n.to_be_bytes(), &[9; 60 << 10]).is_err()), "the disk is full");
+    for name in (0..LIVES).map(|life| format!("filler-{life}")).chain(["filler-last".to_string()]) {
+        std::fs::remove_file(disk.path().join(name)).expect("it is there");
+    }
+    eventually(Duration::from_secs(20), "it takes writes again", || connection.set(b"new", &[1; 60 << 10]).is_ok());
+    assert!(server.stop().0.success());
+    let log = server.log();
+    assert!(log.iter().any(|line| line.contains("the disk has space again")), "{log:?}");
 }
