@@ -20,7 +20,6 @@ use crate::memory::overlay::{Generation, Place, Prior};
 use crate::memory::warm::TOGETHER;
 use crate::partition::{BatchEnd, Core, Partition, SettledValues, warm};
 use crate::run::{CHUNK_BYTES, RunWriter, encode_entry};
-use crate::run_merge::{Merge, tiers};
 use crate::stats::add;
 use crate::sync::first_of;
 use crate::types::{Entry, Key, Settled, Value, ValuePointer, Version};
@@ -30,7 +29,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// Keys that are settled together: their values are one write.
-const GROUP: usize = 512;
+pub(crate) const GROUP: usize = 512;
 /// Keys, or versions, that are worked on without giving way. Each may wait for memory a few times: some 10 to 50 us in all,
 /// so that commits and reads, which need the core several times each, hardly notice a checkpoint. A core that has no time left
 /// gives it one piece in each round, however, so where memory gets short a piece is a whole group ([`Core::piece`]).
@@ -162,35 +161,17 @@ impl<E: Env> Core<E> {
         self.adopt_run(&run.summary).await
     }
 
-    /// Lets go of what a checkpoint made superfluous. Log goes first: it asks for no space, and nothing that is wrong with a run
-    /// keeps it.
+    /// Lets go of what a checkpoint made superfluous.
     async fn tidy(self: &Rc<Self>) {
-        let warn = |what: &str, error: Error| self.log(Level::Warn, format_args!("{what} for now: {error}"));
-        // In replay there is no log yet to let go of.
-        if self.wal.get().is_some()
-            && let Err(error) = self.purge().await
-        {
-            warn("log that is not needed any more is kept", error);
+        if self.wal.get().is_none() {
+            // In replay there is no log yet to let go of, and nobody who would wait for a merge.
+            self.merge_what_is_due().await;
+            return;
         }
-        let merged = match self.merge_runs(false).await {
-            Ok(true) => Ok(()),
-            Ok(false) => self.merge_tier().await,
-            Err(error) => Err(error),
-        };
-        let merged = match merged {
-            Err(error @ Error::Corrupt { .. }) => {
-                // The index has what the runs have: with one run of all of it the damaged one is not needed any more.
-                self.log(
-                    Level::Error,
-                    format_args!("{error}; a run is written from the index in the place of all runs"),
-                );
-                self.merge_runs(true).await.map(drop)
-            }
-            other => other,
-        };
-        if let Err(error) = merged {
-            warn("runs are not merged", error);
+        if let Err(error) = self.purge().await {
+            self.log(Level::Warn, format_args!("log that is not needed any more is kept for now: {error}"));
         }
+        self.start_merging();
     }
 
     /// What was just settled is likely to be read. A commit that comes in between takes its key out again, and no other
@@ -427,130 +408,10 @@ impl<E: Env> Core<E> {
             for (number, used) in &summary.used {
                 raise_used(&mut m.values, *number, *used);
             }
-            m.runs.push(summary.clone());
+            // What is alive is said once, for the newest.
+            m.runs.push(RunSummary { live: Vec::new(), used: Vec::new(), ..summary.clone() });
         })
         .await
-    }
-
-    /// Writes a base run when the runs have become much longer than what is alive, or in any case; answers whether it did.
-    async fn merge_runs(self: &Rc<Self>, always: bool) -> Result<bool, Error> {
-        let (entries, keys, runs, mark) = {
-            let m = self.manifest.get();
-            (m.runs.iter().map(|r| r.entries).sum::<u64>(), m.keys, m.runs.len(), m.mark)
-        };
-        if runs == 0 || (!always && (runs < 2 || entries <= 2 * keys + self.settings.base_run_slack)) {
-            return Ok(false);
-        }
-        let number = self.manifest.update(Manifest::take_number).await?;
-        let written = self.write_base_run(number, mark).await;
-        self.replace_runs(number, runs, written).await?;
-        add(&self.stats.base_runs, 1);
-        Ok(true)
-    }
-
-    /// Makes one of the newest runs when there are many of about a size.
-    async fn merge_tier(self: &Rc<Self>) -> Result<(), Error> {
-        let (newest, last) = {
-            let m = self.manifest.get();
-            let entries: Vec<u64> = m.runs.iter().map(|r| r.entries).collect();
-            let count = tiers(&entries);
-            let newest: Vec<u32> = m.runs[m.runs.len() - count..].iter().map(|r| r.number).collect();
-            (newest, m.runs.last().cloned())
-        };
-        let Some(last) = last.filter(|_| !newest.is_empty()) else { return Ok(()) };
-        let number = self.manifest.update(Manifest::take_number).await?;
-        let count = newest.len();
-        let written = self.write_tier(number, newest, last).await;
-        self.replace_runs(number, count, written).await?;
-        add(&self.stats.runs_merged, count as u64);
-        Ok(())
-    }
-
-    /// Puts a run in the place of the `count` newest ones, or removes it if it came to nothing.
-    async fn replace_runs(&self, number: u32, count: usize, written: Result<RunSummary, Error>) -> Result<(), Error> {
-        let replaced = match written {
-            Ok(summary) => {
-                self.update_manifest(|m| {
-                    let old = m.runs.split_off(m.runs.len() - count);
-                    m.runs.push(summary);
-                    old
-                })
-                .await
-            }
-            Err(error) => Err(error),
-        };
-        match replaced {
-            Ok(old) => {
-                for run in old {
-                    self.remove_run(run.number).await?;
-                }
-                Ok(())
-            }
-            Err(error) => {
-                self.leftovers.remove_after_failure(crate::names::run(number)).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// Tombstones stay: there are older runs, which may have what they bury.
-    async fn write_tier(&self, number: u32, newest: Vec<u32>, last: RunSummary) -> Result<RunSummary, Error> {
-        let mut merge = Merge::open(&self.env, self.id, newest.into_iter()).await?;
-        let mut writer = RunWriter::create(&self.env, self.id, number).await?;
-        let (mut chunk, mut entries) = (Vec::new(), 0);
-        while let Some(entry) = merge.next().await? {
-            entries += 1;
-            encode_entry(&entry.key, entry.version, &entry.settled, &mut chunk);
-            if chunk.len() >= CHUNK_BYTES {
-                writer.push(&chunk).await?;
-                chunk.clear();
-                self.env.give_way().await;
-            }
-        }
-        if !chunk.is_empty() {
-            writer.push(&chunk).await?;
-        }
-        let summary = RunSummary { number, base: false, entries, used: Vec::new(), ..last };
-        writer.finish(&summary).await?;
-        sync_names(&self.env).await?;
-        Ok(summary)
-    }
-
-    async fn write_base_run(self: &Rc<Self>, number: u32, mark: Mark) -> Result<RunSummary, Error> {
-        let mut writer = RunWriter::create(&self.env, self.id, number).await?;
-        let (mut after, mut chunk, mut entries) = (None, Vec::new(), 0);
-        loop {
-            let from: Option<Vec<u8>> = after.clone();
-            let page = self.ask_index(async |index: &E::Index| index.scan(from.clone(), GROUP).await).await?;
-            let Some((last, ..)) = page.last() else { break };
-            after = Some(last.clone());
-            for (key, version, settled) in page {
-                if settled == Settled::Tombstone {
-                    continue;
-                }
-                entries += 1;
-                encode_entry(&key, version, &settled, &mut chunk);
-                if chunk.len() >= CHUNK_BYTES {
-                    writer.push(&chunk).await?;
-                    chunk.clear();
-                }
-            }
-            self.env.give_way().await;
-        }
-        if !chunk.is_empty() {
-            writer.push(&chunk).await?;
-        }
-        let (keys, live) = {
-            let m = self.manifest.get();
-            (m.keys, m.live.clone())
-        };
-        if entries != keys {
-            return Err(Error::Index(format!("the index has {entries} live keys where {keys} were counted")));
-        }
-        let summary = RunSummary { number, base: true, mark, entries, keys, live, used: Vec::new() };
-        writer.finish(&summary).await?;
-        sync_names(&self.env).await?;
-        Ok(summary)
     }
 
     /// How many keys are worked on without giving way: half of the memory is taken, so commits may soon wait for the end of this.

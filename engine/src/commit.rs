@@ -10,11 +10,12 @@
 //! After prepare a transaction is published, or the process ends, or the node stops to lead (`crate::reign`).
 
 pub(crate) mod large;
+mod plan;
 
 use crate::disk::BLOCK;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
-use crate::manifest::{Generation, Role, begin_epoch};
+use crate::manifest::{Generation, Manifest, Role, begin_epoch};
 use crate::memory::overlay::Prior;
 use crate::memory::warm::TOGETHER;
 use crate::partition::{BatchEnd, Core, Partition, warm};
@@ -28,6 +29,7 @@ use crate::types::{CommitPosition, Entry, Key, LogPosition, Value, ValuePointer,
 use crate::vlog::Stream;
 use crate::wal::body::{self, Builder};
 use crate::wal::{self, Append};
+use plan::{Plan, plan};
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
@@ -120,53 +122,6 @@ impl Ticket {
         })
         .await
     }
-}
-
-/// What a transaction becomes in the log and in the overlay.
-struct Plan {
-    entries: Vec<(Key, Entry)>,
-    large: Vec<(Key, Value)>,
-    cost: u64,
-}
-
-/// A plan that grows by writes.
-struct Planner {
-    entries: Vec<(Key, Entry)>,
-    large: Vec<(Key, Value)>,
-    bytes: usize,
-    separation: usize,
-}
-
-impl Planner {
-    fn new(count: usize, separation: usize) -> Planner {
-        Planner { entries: Vec::with_capacity(count), large: Vec::new(), bytes: 0, separation }
-    }
-
-    fn add(&mut self, (key, write): (Key, Write)) {
-        let entry = match write {
-            Write::Set(value) if value.len() >= self.separation => {
-                // Place and checksum are filled in once the value is written.
-                let place = ValuePointer { file: 0, offset: 0, length: value.len() as u32, checksum: 0 };
-                self.large.push((key.clone(), value));
-                Entry::Pointer(place)
-            }
-            Write::Set(value) => Entry::Value(value),
-            Write::Delete => Entry::Tombstone,
-        };
-        self.bytes += body::change_len(&key, &entry);
-        self.entries.push((key, entry));
-    }
-
-    fn plan(self) -> Plan {
-        let cost = wal::cost(self.bytes, self.large.len());
-        Plan { entries: self.entries, large: self.large, cost }
-    }
-}
-
-fn plan(writes: Writes, separation: usize) -> Plan {
-    let mut planner = Planner::new(writes.len(), separation);
-    writes.into_sorted().for_each(|write| planner.add(write));
-    planner.plan()
 }
 
 /// Whether what is prepared now finds its place in the log at once; it is reserved then.
@@ -306,9 +261,7 @@ async fn reserve_and_prepare<E: Env>(
         core.wal().release(plan.cost);
         return Err(error);
     }
-    let Plan { entries, large, cost } = plan;
-    let plan = Plan { entries: std::mem::take(entries), large: std::mem::take(large), cost: *cost };
-    prepare(core, transaction, plan, &pointers)
+    prepare(core, transaction, std::mem::take(plan), &pointers)
 }
 
 async fn write_large<E: Env>(core: &Rc<Core<E>>, large: &[(Key, Value)]) -> Result<Vec<ValuePointer>, Error> {
@@ -379,6 +332,8 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
     let first_version = core.prepared.get() + 1;
     let oldest = core.wal().oldest().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
     let sabotaged = core.env.sabotage() == Some(Sabotage::GenerationNotAdvanced);
+    let manifest = core.manifest.get().clone();
+    core.wal().record_active(&fresh, &manifest).await?;
     let secret = core
         .update_manifest(|m| {
             if !m.writable() {
@@ -388,7 +343,7 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
             if sabotaged && !m.generations.is_empty() {
                 forget_generations(&mut m.generations, oldest);
             } else {
-                begin_generation(&mut m.generations, fresh, oldest);
+                begin_generation(m, fresh, oldest);
             }
             begin_epoch(m, epoch_id, first_version);
             // A list that is not in the log was lost, and must not come into force with what is written now.
@@ -407,10 +362,11 @@ fn forget_generations(generations: &mut Vec<Generation>, oldest: LogPosition) {
 }
 
 /// Adds a generation; one that wrote nothing is replaced.
-pub(crate) fn begin_generation(generations: &mut Vec<Generation>, fresh: Generation, oldest: LogPosition) {
-    forget_generations(generations, oldest);
-    generations.retain(|g| g.start < fresh.start);
-    generations.push(fresh);
+pub(crate) fn begin_generation(manifest: &mut Manifest, fresh: Generation, oldest: LogPosition) {
+    forget_generations(&mut manifest.generations, oldest);
+    manifest.generations.retain(|g| g.start < fresh.start);
+    manifest.generations.push(fresh);
+    manifest.log_end = true;
 }
 
 fn prepare<E: Env>(
@@ -448,11 +404,11 @@ fn prepare<E: Env>(
     Ok(version)
 }
 
-/// What is told of a conflict.
+/// The error that answers a conflict.
 fn told_conflict<E: Env>(core: &Core<E>, error: Error) -> Error {
     let newest = if let Error::Conflict { newest, .. } = error { newest } else { 0 };
     if newest > core.published.get() && newest <= core.expired.get() {
-        // Nobody knows whether that version stays.
+        // Whether that version stays is not known.
         return core.no_quorum();
     }
     add(&core.stats.conflicts, 1);
@@ -520,13 +476,6 @@ pub(crate) fn push_batch<E: Env>(
     cost: u64,
 ) {
     core.queue.borrow_mut().push_back(Batch { content, last, pointers, cost });
-    core.queue_changed.notify();
-}
-
-/// Adds the batch of one transaction of this node's.
-fn push_batch_of<E: Env>(core: &Core<E>, batch: Batch) {
-    core.queue.borrow_mut().push_back(batch);
-    add(&core.stats.commits, 1);
     core.queue_changed.notify();
 }
 
@@ -741,14 +690,28 @@ pub(crate) async fn flush_with<E: Env>(
     .await
 }
 
+/// Nothing is prepared as long as this lives: fast submissions see the flag. Its maker holds the `slow_gate`, which slow ones wait for.
+struct Pause<'a, E: Env>(&'a Core<E>);
+
+impl<E: Env> Pause<'_, E> {
+    fn begin(core: &Core<E>) -> Pause<'_, E> {
+        core.paused.set(true);
+        Pause(core)
+    }
+}
+
+impl<E: Env> Drop for Pause<'_, E> {
+    fn drop(&mut self) {
+        self.0.paused.set(false);
+    }
+}
+
 impl<E: Env> Core<E> {
     /// Runs `work` while nothing is prepared: fast submissions see the flag, slow ones wait for the gate.
     pub(crate) async fn paused<T>(&self, work: impl AsyncFnOnce() -> T) -> T {
         let _turn = self.slow_gate.enter().await;
-        self.paused.set(true);
-        let answer = work().await;
-        self.paused.set(false);
-        answer
+        let _pause = Pause::begin(self);
+        work().await
     }
 
     /// Whether nothing may be prepared now.

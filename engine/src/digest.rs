@@ -32,7 +32,7 @@ impl<E: Env> Partition<E> {
     pub async fn digest(&self) -> Result<(Version, u64), Error> {
         self.checkpoint().await?;
         let core = &self.0;
-        let _still = core.ingest_gate.enter().await;
+        let still = core.ingest_gate.enter().await;
         let (version, index) = {
             let manifest = core.manifest.get();
             let published = core.published.get();
@@ -46,7 +46,8 @@ impl<E: Env> Partition<E> {
                 break;
             }
             let from: Option<Vec<u8>> = after.clone();
-            let page = core.ask_index(async |index: &E::Index| index.scan(from.clone(), PAGE).await).await?;
+            let scan = async |index: &E::Index| index.scan(from.clone(), PAGE).await;
+            let page = core.ask_index_within(Some(&still), scan).await?;
             let Some((last, ..)) = page.last() else { break };
             after = Some(last.clone());
             for (key, _, settled) in page {

@@ -68,6 +68,8 @@ pub enum Sabotage {
     ForgottenNotKept,
     NewcomerLeads,
     RestartTellsLess,
+    NewestSegmentNotRecorded,
+    TierWithoutTombstones,
 }
 
 impl Sabotage {
@@ -105,7 +107,7 @@ impl Sabotage {
     ];
 
     /// Those that one partition shows by itself.
-    pub const ALL: [Sabotage; 14] = [
+    pub const ALL: [Sabotage; 15] = [
         Sabotage::AckBeforeFlush,
         Sabotage::EnvelopeNotChained,
         Sabotage::ChecksumSkipped,
@@ -120,6 +122,7 @@ impl Sabotage {
         Sabotage::LargeValueNotFlushed,
         Sabotage::ReadCheckSkipped,
         Sabotage::FlushJoinedLate,
+        Sabotage::NewestSegmentNotRecorded,
     ];
 }
 

@@ -94,6 +94,10 @@ impl<E: Env> Partition<E> {
         let changed = core.manifest.get().epochs != epochs;
         let fresh = Generation { secret: core.env.random(), start: core.wal().end() };
         let oldest = core.wal().oldest().map_or(fresh.start, |s| LogPosition::new(s.number, 0));
+        if !begun {
+            let manifest = core.manifest.get().clone();
+            core.wal().record_active(&fresh, &manifest).await?;
+        }
         let sabotaged = core.env.sabotage() == Some(Sabotage::OldLeaderFollowed);
         let recorded = core
             .update_manifest(|m| {
@@ -107,7 +111,7 @@ impl<E: Env> Partition<E> {
                 // A list that is not in the log was lost, and must not come into force with what is written now.
                 m.members.retain(|record| record.version <= last);
                 if !begun {
-                    crate::commit::begin_generation(&mut m.generations, fresh, oldest);
+                    crate::commit::begin_generation(m, fresh, oldest);
                 }
                 Ok(m.generations.last().map_or(fresh.secret, |g| g.secret))
             })

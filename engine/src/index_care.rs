@@ -11,6 +11,7 @@ use crate::partition::Core;
 use crate::run::{CHUNK_BYTES, encode_entry};
 use crate::run_merge::Merge;
 use crate::stats::add;
+use crate::sync::Pass;
 use crate::types::{PartitionId, Settled};
 use std::rc::Rc;
 
@@ -22,6 +23,15 @@ impl<E: Env> Core<E> {
     /// to those who ask for what is damaged.
     pub(crate) async fn ask_index<T>(
         self: &Rc<Self>,
+        question: impl AsyncFn(&E::Index) -> Result<T, IndexError>,
+    ) -> Result<T, Error> {
+        self.ask_index_within(None, question).await
+    }
+
+    /// The same; who is in the `ingest_gate` already shows its pass.
+    pub(crate) async fn ask_index_within<T>(
+        self: &Rc<Self>,
+        feeding: Option<&Pass>,
         question: impl AsyncFn(&E::Index) -> Result<T, IndexError>,
     ) -> Result<T, Error> {
         let mut cure = Cure::Reopen;
@@ -50,7 +60,10 @@ impl<E: Env> Core<E> {
                 Err(error) => {
                     self.log(Level::Warn, format_args!("the index did not answer: {error}"));
                     last = error.to_string();
-                    let _feeding = self.ingest_gate.enter().await;
+                    let _feeding = match feeding {
+                        Some(_) => None,
+                        None => Some(self.ingest_gate.enter().await),
+                    };
                     self.mend_index(epoch, None, cure).await?;
                     cure = Cure::Rebuild;
                 }
@@ -114,11 +127,15 @@ impl<E: Env> Core<E> {
                 Err(error) => self.log(Level::Warn, format_args!("the index cannot be reopened: {error}")),
             }
         }
-        let (fresh, manifest) = {
-            let fresh = self.manifest.update(Manifest::take_number).await?;
-            (fresh, self.manifest.get().clone())
-        };
-        rebuild(&self.env, self.id, &manifest, fresh).await?;
+        let fresh = self.manifest.update(Manifest::take_number).await?;
+        loop {
+            let manifest = self.manifest.get().clone();
+            match rebuild(&self.env, self.id, &manifest, fresh).await {
+                // Merged meanwhile, and removed before they were opened.
+                Err(_) if self.manifest.get().runs != manifest.runs => {}
+                other => break other?,
+            }
+        }
         self.update_manifest(|m| m.index = fresh).await?;
         // What is left of the old one is removed by the next opening if not now.
         let _ = self.env.index().remove(number).await;

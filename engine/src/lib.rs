@@ -8,6 +8,7 @@
 //! [`env::Env`]; the exception is `index/fjall.rs`, which runs on threads of the executor's. A partition lives on one
 //! core, so nothing here locks. Nothing that a disk said is trusted without its checksum.
 
+pub mod age;
 pub mod buffer;
 mod checkpoint;
 pub mod codec;
@@ -25,8 +26,10 @@ mod index_care;
 mod insist;
 pub mod leadership;
 pub mod leftovers;
+mod log_end;
 pub mod manifest;
 pub mod memory;
+mod merging;
 pub mod names;
 pub mod partition;
 mod publish;

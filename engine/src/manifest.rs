@@ -236,6 +236,8 @@ pub struct Manifest {
     pub live: Vec<(u32, u64)>,
     /// Nodes that this one has met, with the hashes of their keys.
     pub peers: Vec<Peer>,
+    /// There is a file that says which segment is the newest one.
+    pub log_end: bool,
 }
 
 impl Default for Manifest {
@@ -256,6 +258,7 @@ impl Default for Manifest {
             keys: 0,
             live: Vec::new(),
             peers: Vec::new(),
+            log_end: false,
         }
     }
 }
@@ -346,6 +349,7 @@ impl Manifest {
             out.put_u16(peer.name.len() as u16);
             out.put(peer.name.as_bytes());
         });
+        out.put_u8(u8::from(self.log_end));
         let mut whole = Vec::with_capacity(out.len() + 8);
         whole.put_u32(out.len() as u32);
         whole.put_u32(crc(&[&out]));
@@ -396,6 +400,7 @@ impl Manifest {
             live: counts(take)?,
             // Manifests of before there were any end here.
             peers: if take.left() == 0 { Vec::new() } else { list(take, Peer::decode)? },
+            log_end: false,
         };
         // Manifests of before there was more to leadership than a role end here.
         if take.left() != 0 {
@@ -404,10 +409,17 @@ impl Manifest {
                 let length = usize::from(t.u16()?);
                 String::from_utf8(t.bytes(length)?.to_vec()).map_err(|_| Truncated)
             })?;
-            if names.len() != manifest.peers.len() || take.left() != 0 {
+            if names.len() != manifest.peers.len() {
                 return Err(Truncated);
             }
             manifest.peers.iter_mut().zip(names).for_each(|(peer, name)| peer.name = name);
+            // Manifests of before the newest segment was recorded end here.
+            if take.left() != 0 {
+                manifest.log_end = take.u8()? != 0;
+            }
+            if take.left() != 0 {
+                return Err(Truncated);
+            }
         } else {
             manifest.leadership.of_before(manifest.epochs.last().map_or(0, |start| start.epoch.number));
         }
@@ -704,6 +716,7 @@ mod tests {
             keys: 1,
             live: vec![(1, 100)],
             peers: vec![Peer { node: 5, key: [9; 32], name: "b".to_string() }],
+            log_end: true,
         }
     }
 

@@ -8,6 +8,9 @@ pub const MANIFEST_NEW: &str = "manifest.new";
 /// Space set aside for a manifest that must not fail.
 pub const MANIFEST_RESERVED: &str = "manifest.reserved";
 
+/// What says which log segment is the newest one.
+pub const LOG_END: &str = "log-end";
+
 /// A log segment.
 pub fn segment(number: u32) -> String {
     format!("wal-{number:08x}")

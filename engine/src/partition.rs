@@ -8,6 +8,7 @@
 //! A session may run ahead of its flushes: its next snapshot is its own last prepared version, and whatever it is told
 //! waits until that version is published ([`RunAhead`]).
 
+use crate::age::AgeClock;
 use crate::commit::{Batch, Ticket};
 use crate::copy::Pins;
 use crate::env::{Env, Level, Sabotage};
@@ -29,6 +30,7 @@ use crate::txn::{Transaction, Write};
 use crate::types::{CommitPosition, Entry, Key, LogPosition, PartitionId, Settled, Value, ValuePointer, Version};
 use crate::vlog::ValueLog;
 use crate::wal::Wal;
+use crate::wal::end::EndFile;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -125,6 +127,12 @@ pub(crate) struct Core<E: Env> {
     /// Value files that a purge lets go, until the manifest no longer names them.
     pub doomed_values: RefCell<Vec<u32>>,
     pub leftovers: Rc<Leftovers<E>>,
+    /// Which segment of the log is the newest one.
+    pub end_file: Rc<EndFile<E>>,
+    /// How old kept log is.
+    pub age_clock: AgeClock,
+    /// Stamps of segments were moved, and the manifest does not have them yet.
+    pub stamps_moved: Cell<bool>,
     /// From this version on not all changes are in the overlay yet, so nothing of it is published. The `slow_gate` is held as long.
     pub entering: Cell<Option<Version>>,
     /// What copies that are being sent keep.
@@ -144,6 +152,10 @@ pub(crate) struct Core<E: Env> {
     pub index_gate: Gate,
     /// Who brings something into the index and records that, or replaces it. Taken before `index_gate`.
     pub ingest_gate: Gate,
+    /// Who merges runs.
+    pub merge_gate: Gate,
+    /// Runs are being merged, or are about to be.
+    pub merging: Cell<bool>,
     /// The index failed and could not be mended: it must be before it is asked again.
     pub index_bad: Cell<bool>,
     /// Not before this time, and how often in a row a checkpoint has failed.
@@ -532,6 +544,7 @@ impl<E: Env> Partition<E> {
         core.wal().settled().await;
         core.flush_pass.borrow_mut().take();
         drop(core.checkpoint_gate.enter().await);
+        drop(core.merge_gate.enter().await);
         // The next opening replaces the same file.
         core.manifest.close().await;
         core.ended.set(true);

@@ -12,16 +12,16 @@
 //! What is shown is what the log itself says was published (each envelope names the place up to where), and all of it where
 //! no followers are asked for and nobody is followed. The rest is pending, as it was before.
 
+use crate::age::AgeClock;
 use crate::checkpoint::{raise_used, record_end};
 use crate::commit::{enter_all, run_log};
 use crate::disk::{BLOCK, Disk, DiskErrorKind, File, IoClass, OpenMode};
-use crate::env::{Env, Level, Sabotage};
+use crate::env::{Env, Level};
 use crate::error::Error;
-use crate::header::{self, FileKind};
 use crate::index::{Index, IndexError};
 use crate::index_care::{rebuild, same_contents};
 use crate::leftovers::Leftovers;
-use crate::manifest::{Generation, Manifest, ManifestStore, Mark, Segment, sync_names};
+use crate::manifest::{Manifest, ManifestStore, Mark, Segment, sync_names};
 use crate::memory::hash::KeyHasher;
 use crate::memory::hot::HotCache;
 use crate::memory::overlay::Overlay;
@@ -36,6 +36,7 @@ use crate::txn::snapshots::Snapshots;
 use crate::types::{Entry, LogPosition, PartitionId, ValuePointer, Version};
 use crate::vlog::ValueLog;
 use crate::wal::body::Operation;
+use crate::wal::end::EndFile;
 use crate::wal::envelope::pointer;
 use crate::wal::scan::{Batch, Scanner};
 use crate::wal::{LogEnd, Wal};
@@ -119,6 +120,9 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         purge_gate: Gate::default(),
         doomed_values: RefCell::default(),
         leftovers,
+        end_file: Rc::new(EndFile::new(env.clone(), id)),
+        age_clock: AgeClock::new(env.now(), env.wall_ms()),
+        stamps_moved: Cell::new(false),
         entering: Cell::new(None),
         pins: RefCell::default(),
         copying: Cell::new(false),
@@ -131,6 +135,8 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         housekeeping: Notify::default(),
         index_gate: Gate::default(),
         ingest_gate: Gate::default(),
+        merge_gate: Gate::default(),
+        merging: Cell::new(false),
         index_bad: Cell::new(false),
         checkpoint_retry: Cell::new(None),
         index_epoch: Cell::new(0),
@@ -306,9 +312,12 @@ impl<E: Env> Core<E> {
 
     /// Step 3.
     async fn replay(self: &Rc<Self>, files: &[(String, u64)]) -> Result<Replayed, Error> {
+        let mut cut_short = self.look_for_newest_segment(files).await?;
         let mut numbers: Vec<u32> = files.iter().filter_map(|(name, _)| names::number(name, "wal")).collect();
         let manifest = self.manifest.get().clone();
         let mark = manifest.mark;
+        let recorded = if cut_short { None } else { self.counting_record() };
+        let durable = recorded.map_or(manifest.durable, |record| record.durable.max(manifest.durable));
         numbers.retain(|n| *n >= mark.position.segment());
         let mut scanner = Scanner::new(&self.env, self.id, &manifest, &numbers, mark.position, Some(mark.chain));
         let mut used = BTreeMap::new();
@@ -323,12 +332,15 @@ impl<E: Env> Core<E> {
         loop {
             let next = match scanner.next().await {
                 Ok(next) => next,
-                Err(Error::Corrupt { .. }) if self.settings.truncate_corrupt_wal => None,
+                Err(Error::Corrupt { .. }) if self.settings.truncate_corrupt_wal => {
+                    cut_short = true;
+                    None
+                }
                 Err(error) => return Err(error),
             };
             // The batch before is believed if this one vouches for it, or the manifest does, or its values are whole.
             if let Some(batch) = unvouched.take() {
-                let vouched = next.as_ref().map_or(manifest.durable, |n| n.envelope.durable).max(manifest.durable);
+                let vouched = next.as_ref().map_or(durable, |n| n.envelope.durable).max(durable);
                 // A later envelope may be whole although its body is not: it vouches, too.
                 if vouched < batch.end
                     && !self.large_values_are_whole(&batch).await?
@@ -383,17 +395,23 @@ impl<E: Env> Core<E> {
             None => (scanner.position(), scanner.chain().unwrap_or(mark.chain)),
         };
         if cut.is_none() {
-            let vouched = scanner.vouched_beyond().await?.max(manifest.durable);
+            let vouched = scanner.vouched_beyond().await?.max(durable);
             if vouched > end {
                 self.refuse_or_cut(end, vouched).await?;
             }
+        }
+        if cut_short {
+            self.record_cut(end).await?;
+            self.record_newest(end).await?;
         }
         if !found.is_empty() {
             self.flush_replayed(&found, end).await?;
         }
         self.flushed.raise(self.prepared.get());
         self.appending.raise(self.prepared.get());
-        let beyond = numbers.iter().copied().filter(|n| *n > end.segment()).collect();
+        // A recorded segment stays until a generation of this opening takes its place: before, another opening would miss it.
+        let recorded = self.counting_record().map(|record| record.segment);
+        let beyond = numbers.iter().copied().filter(|n| *n > end.segment() && Some(*n) != recorded).collect();
         let kept_numbers = numbers.iter().copied().filter(|n| *n <= end.segment());
         let mut segments: Vec<Segment> =
             manifest.segments.iter().copied().filter(|s| s.number < mark.position.segment()).collect();
@@ -410,43 +428,6 @@ impl<E: Env> Core<E> {
             segments.push(Segment { number, first_version, used, checkpointed_ms: None });
         }
         Ok(Replayed { end, chain, segments, beyond, used })
-    }
-
-    /// What lies behind a forced cut must not count again: recorded at once, before anything is appended.
-    async fn record_cut(&self, end: LogPosition) -> Result<(), Error> {
-        let generation = Generation { secret: self.env.random(), start: end };
-        let sabotaged = self.env.sabotage() == Some(Sabotage::GenerationNotAdvanced);
-        self.update_manifest(|m| {
-            m.durable = end;
-            if !sabotaged {
-                m.generations.retain(|g| g.start < end);
-                m.generations.push(generation);
-            }
-        })
-        .await
-    }
-
-    async fn refuse_or_cut(&self, end: LogPosition, vouched: LogPosition) -> Result<(), Error> {
-        let file = names::segment(end.segment().max(1));
-        let offset = u64::from(end.offset());
-        if self.settings.truncate_corrupt_wal {
-            self.log(
-                Level::Warn,
-                format_args!(
-                    "{file} is damaged at offset {offset} although the log was durable up to {vouched}; \
-                     truncate_corrupt_wal is on: cut there, acknowledged transactions are lost"
-                ),
-            );
-            return self.record_cut(end).await;
-        }
-        Err(Error::Corrupt {
-            file,
-            offset,
-            what: format!(
-                "the log cannot be read on, although it was durable up to {vouched}; restore the file, or start with \
-                 truncate_corrupt_wal to give up what follows"
-            ),
-        })
     }
 
     async fn large_values_are_whole(&self, batch: &Batch) -> Result<bool, Error> {
@@ -551,6 +532,15 @@ impl<E: Env> Core<E> {
         if end <= durable {
             return Ok(());
         }
+        // A crash may have come between a segment's first batch and its record.
+        if self.end_file.is_there() && self.counting_record().is_none_or(|record| record.segment < end.segment()) {
+            match self.record_newest(end).await {
+                Err(error) if error.is_refusal() => {
+                    self.log(Level::Warn, format_args!("the newest segment of the log is not recorded: {error}"));
+                }
+                other => other?,
+            }
+        }
         match self.update_manifest(|m| m.durable = end).await {
             // It is flushed all the same: the next batch vouches for it, or the next change of the manifest.
             Err(error) if error.is_refusal() => {
@@ -606,7 +596,8 @@ impl<E: Env> Core<E> {
             self.mend_segment_header(replayed.end, &replayed.segments).await?;
         }
         let end = LogEnd { position: replayed.end, chain: replayed.chain, segments: replayed.segments };
-        let wal = Wal::open(self.env.clone(), self.id, self.settings.wal_max_size, end, self.leftovers.clone()).await?;
+        let (env, leftovers) = (self.env.clone(), self.leftovers.clone());
+        let wal = Wal::open(env, self.id, self.settings.wal_max_size, end, leftovers, self.end_file.clone()).await?;
         if self.wal.set(wal).is_err() {
             unreachable!("a log is opened once");
         }
@@ -614,28 +605,12 @@ impl<E: Env> Core<E> {
         self.cut_value_files(&replayed.used).await
     }
 
-    /// The log goes on behind a cut; where the segment's own header was the damage, it gets a new one.
-    async fn mend_segment_header(&self, end: LogPosition, segments: &[Segment]) -> Result<(), Error> {
-        let number = end.segment();
-        if !segments.iter().any(|s| s.number == number) {
-            return Ok(());
-        }
-        let name = names::segment(number);
-        let file = self.env.disk().open(&name, OpenMode::Existing, IoClass::Foreground).await?;
-        let block = file.read_at(0, BLOCK).await?;
-        match header::check(&block, &name, FileKind::Segment, self.id, u64::from(number)) {
-            Err(Error::Corrupt { .. }) => {
-                self.log(Level::Warn, format_args!("the header of {name} is damaged and is written anew"));
-                self.record_cut(end).await?;
-                Ok(file.write_durable(header::encode(FileKind::Segment, self.id, u64::from(number)), 0).await?)
-            }
-            other => other,
-        }
-    }
-
     /// Value files of earlier openings are cut to what is used; this opening writes into new ones.
     async fn cut_value_files(&self, used: &BTreeMap<u32, u64>) -> Result<(), Error> {
-        let files = self.manifest.get().values.clone();
+        let (files, live) = {
+            let m = self.manifest.get();
+            (m.values.clone(), m.live.iter().copied().collect::<BTreeMap<u32, u64>>())
+        };
         let lengths: BTreeMap<u32, u64> = self
             .env
             .disk()
@@ -647,13 +622,24 @@ impl<E: Env> Core<E> {
         let ours: BTreeSet<u32> = self.values.used().into_iter().map(|(number, _)| number).collect();
         let mut grown = Vec::new();
         for file in files {
-            let Some(length) = lengths.get(&file.number) else { continue };
+            let length = lengths.get(&file.number).copied().unwrap_or(0);
+            let needed = live.get(&file.number).copied().unwrap_or(0);
+            if length < needed {
+                self.log(
+                    Level::Error,
+                    format_args!(
+                        "{} has {length} bytes, and {needed} of living values are in it: reads of what is missing answer CORRUPT; \
+                         restore it from a backup",
+                        names::values(file.number)
+                    ),
+                );
+            }
             let end = used.get(&file.number).copied().unwrap_or(0).max(file.used);
             let end = crate::buffer::round_up(end as usize) as u64;
             if end > file.used {
                 grown.push((file.number, end));
             }
-            if *length > end && !ours.contains(&file.number) {
+            if length > end && !ours.contains(&file.number) {
                 let name = names::values(file.number);
                 let handle = self.env.disk().open(&name, OpenMode::Existing, IoClass::Bulk).await?;
                 handle.truncate(end).await?;

@@ -185,11 +185,20 @@ impl<E: Env> Partition<E> {
                     }
                     return Err(too_many_changes());
                 }
+                if !begun {
+                    let manifest = core.manifest.get().clone();
+                    if let Err(error) = core.wal().record_active(&fresh, &manifest).await {
+                        if asks {
+                            core.wal().release(cost);
+                        }
+                        return Err(error);
+                    }
+                }
                 let recorded = core
                     .update_manifest(|m| {
                         let next = decide(&m.leadership)?;
                         if !begun {
-                            begin_generation(&mut m.generations, fresh, oldest);
+                            begin_generation(m, fresh, oldest);
                         }
                         begin_agreed(m, epoch, version);
                         m.leadership = Leadership { number: m.leadership.number, ..next };

@@ -69,11 +69,30 @@ impl<E: Env> Core<E> {
         Kept { segments: checkpointed, ends, pinned }
     }
 
+    /// The time, milliseconds, that kept log is stamped with. Stamps move when the wall clock was set.
+    async fn time_of_ages(&self) -> u64 {
+        let (now, wall_ms) = (self.env.now(), self.env.wall_ms());
+        if let Some(step_ms) = self.age_clock.follow(now, wall_ms) {
+            let (seconds, way) = (step_ms.unsigned_abs() / 1000, if step_ms > 0 { "forward" } else { "back" });
+            self.log(
+                Level::Warn,
+                format_args!("the wall clock was set {way} by {seconds} s; the log is kept for as long as before"),
+            );
+            self.wal().move_stamps(step_ms);
+            self.stamps_moved.set(true);
+        }
+        // The next opening compares them with the wall clock as it is then.
+        if self.stamps_moved.get() && self.update_manifest(|_| ()).await.is_ok() {
+            self.stamps_moved.set(false);
+        }
+        self.age_clock.ms(now)
+    }
+
     /// Lets go of log that nobody may ask for any more. Called after checkpoints and once in a while.
     pub(crate) async fn purge(self: &Rc<Self>) -> Result<(), Error> {
         // One at a time: what one has decided to remove, another must not decide about again.
         let _turn = self.purge_gate.enter().await;
-        let now = self.env.wall_ms();
+        let now = self.time_of_ages().await;
         let oldest_ms = now.saturating_sub(self.settings.wal_retention.as_millis() as u64);
         let (numbers, files) = {
             let manifest = self.manifest.get();

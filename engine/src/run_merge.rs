@@ -1,7 +1,7 @@
 //! Several runs read as one: key ascending, and of each key the entry that counts, which is the one with the newest
-//! version, and at equal version the one of the higher run.
+//! version, and at equal version the one of the later run.
 //!
-//! Two things are made of it: a new index ([`crate::index_care`]), and one run in place of many ([`tiers`]). Without the
+//! Two things are made of it: a new index ([`crate::index_care`]), and one run in place of many ([`crate::merging`]). Without the
 //! second a partition that changes one key a minute would have 1,440 runs after a day, all named in its manifest and all
 //! opened by a rebuild.
 
@@ -12,11 +12,12 @@ use crate::types::{PartitionId, Version};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-/// Key ascending; of a key the newest version first, and at equal version the higher run number.
-type Order = Reverse<(Vec<u8>, Reverse<Version>, Reverse<u32>)>;
+/// Key ascending; of a key the newest version first, and at equal version the later run.
+type Order = Reverse<(Vec<u8>, Reverse<Version>, Reverse<usize>)>;
 
 struct Source<E: Env> {
-    number: u32,
+    /// Its place among the runs, oldest first.
+    place: usize,
     reader: RunReader<E>,
     entries: VecDeque<RunEntry>,
     head: Option<RunEntry>,
@@ -35,7 +36,7 @@ impl<E: Env> Source<E> {
 
     fn order(&self) -> Option<Order> {
         let head = self.head.as_ref()?;
-        Some(Reverse((head.key.clone(), Reverse(head.version), Reverse(self.number))))
+        Some(Reverse((head.key.clone(), Reverse(head.version), Reverse(self.place))))
     }
 }
 
@@ -49,12 +50,12 @@ pub(crate) struct Merge<E: Env> {
 }
 
 impl<E: Env> Merge<E> {
-    /// Opens runs by number.
+    /// Opens runs by number, oldest first.
     pub async fn open(env: &E, partition: PartitionId, runs: impl Iterator<Item = u32>) -> Result<Merge<E>, Error> {
         let mut merge = Merge { sources: Vec::new(), heap: BinaryHeap::new(), last: None, read: 0 };
         for number in runs {
             let reader = RunReader::open(env, partition, number).await?;
-            let mut source = Source { number, reader, entries: VecDeque::new(), head: None };
+            let mut source = Source { place: merge.sources.len(), reader, entries: VecDeque::new(), head: None };
             source.advance().await?;
             if let Some(order) = source.order() {
                 merge.heap.push((order, merge.sources.len()));

@@ -37,6 +37,8 @@ pub struct Tally {
     pub recoveries: u64,
     /// Recoveries of images with rot, and how many of those were refused.
     pub rotten: (u64, u64),
+    /// Recoveries of images that lack a log file or a part of one, and how many of those were refused.
+    pub lacking: (u64, u64),
     /// Recoveries that rebuilt the index.
     pub rebuilt: u64,
     /// Transactions committed, refused for a conflict, refused for lack of space.
@@ -342,6 +344,8 @@ async fn administer(env: &SimEnv, partition: &Partition<SimEnv>, life: &Rc<Life>
             let settled = partition.settings().checkpoint_wal_bytes;
             partition.set_checkpoint_wal_bytes(settled * (1 + rng.below(4)));
         }
+        // People set the wall clock.
+        20 => env.world.wall_step_ms.set((rng.below(2_000) as i64 - 1_000) * 86_400_000),
         // The system lacks something for a moment: one operation, or a few in a row.
         17..=19 => {
             let kind = if rng.percent(50) { DiskErrorKind::NoSpace } else { DiskErrorKind::Refused };
@@ -591,28 +595,39 @@ fn try_crash(
     let loss = choose_loss(side);
     let mut disk = moment.disk.crash(loss);
     let index = moment.index.crash(side.next());
-    let rot = (depth > 0 && side.percent(8)).then(|| plant_rot(&mut disk, side)).flatten();
+    let damage = match side.below(100) {
+        0..8 if depth > 0 => plant_rot(&mut disk, side).map(Damage::Rot),
+        8..14 if depth > 0 => take_away(&mut disk, side).map(Damage::Lack),
+        _ => None,
+    };
     {
         let mut tally = tally.borrow_mut();
         tally.recoveries += 1;
         tally.images.insert(mix(disk.hash() ^ index.hash().rotate_left(17)));
-        tally.rotten.0 += u64::from(rot.is_some());
+        tally.rotten.0 += u64::from(matches!(damage, Some(Damage::Rot(_))));
+        tally.lacking.0 += u64::from(matches!(damage, Some(Damage::Lack(_))));
     }
-    let mut recovery = Recovery { moment, side, sabotage, tally, depth, rot: rot.is_some(), loss };
-    let context = |what: String| match &rot {
-        Some(place) => format!("{what} (loss {loss:?}, rot in {place})"),
+    let mut recovery = Recovery { moment, side, sabotage, tally, depth, damage: damage.as_ref(), loss };
+    let context = |what: String| match &damage {
+        Some(Damage::Rot(place)) => format!("{what} (loss {loss:?}, rot in {place})"),
+        Some(Damage::Lack(lack)) => format!("{what} (loss {loss:?}, {lack})"),
         None => format!("{what} (loss {loss:?})"),
     };
     match recovery.open(disk.clone(), index.clone(), settings.clone()) {
         Ok(()) => Ok(()),
         Err(Refusal::Wrong(what)) => Err(context(what)),
-        Err(Refusal::Refused(Error::Corrupt { file, .. })) if rot.is_some() => {
-            tally.borrow_mut().rotten.1 += 1;
+        Err(Refusal::Refused(Error::Corrupt { file, .. })) if damage.is_some() => {
             let kind = |name: &str| name.split('-').next().unwrap_or(name).to_string();
-            if rot.as_deref().is_some_and(|place| kind(place).split(' ').next() != Some(&kind(&file))) {
-                return Err(context(format!("it is refused for {file}")));
+            match &damage {
+                Some(Damage::Rot(place)) => {
+                    tally.borrow_mut().rotten.1 += 1;
+                    if kind(place).split(' ').next() != Some(&kind(&file)) {
+                        return Err(context(format!("it is refused for {file}")));
+                    }
+                }
+                _ => tally.borrow_mut().lacking.1 += 1,
             }
-            if !file.starts_with("wal-") {
+            if !file.starts_with("wal-") && file != "log-end" {
                 return Ok(());
             }
             // Somebody decides to give up what follows the damage, and goes on: that must work, too.
@@ -626,6 +641,31 @@ fn try_crash(
         }
         Err(Refusal::Refused(error)) => Err(context(format!("it does not open: {error}"))),
     }
+}
+
+/// What was done to an image.
+enum Damage {
+    Rot(String),
+    /// A file of the log is gone, or was cut short.
+    Lack(String),
+}
+
+/// As a broken copy or a bad restore leaves a log: mostly without all of its newest file.
+fn take_away(disk: &mut DiskImage, side: &Rng) -> Option<String> {
+    let names: Vec<String> =
+        disk.names().into_iter().filter(|n| n.starts_with("wal-") || (n == "log-end" && side.percent(10))).collect();
+    let newest = names.iter().rfind(|name| name.starts_with("wal-"))?;
+    let name = match side.percent(75) {
+        true => newest,
+        false => &names[side.below(names.len() as u64) as usize],
+    };
+    let block = if side.percent(50) { 4096 } else { 1 };
+    let length = side.percent(50).then(|| side.below(disk.length(name) / block) * block);
+    disk.damage(name, length);
+    Some(match length {
+        None => format!("{name} is gone"),
+        Some(length) => format!("{name} is cut at {length}"),
+    })
 }
 
 fn plant_rot(disk: &mut DiskImage, side: &Rng) -> Option<String> {
@@ -656,7 +696,7 @@ struct Recovery<'a> {
     sabotage: Option<Sabotage>,
     tally: &'a Rc<RefCell<Tally>>,
     depth: u32,
-    rot: bool,
+    damage: Option<&'a Damage>,
     loss: Loss,
 }
 
@@ -671,11 +711,14 @@ impl Recovery<'_> {
             settings.checkpoint_bytes = settings.overlay_budget / 2;
         }
         let mut model = self.moment.model.clone();
-        if self.rot {
+        let rot = self.damage.is_some();
+        match self.damage {
+            Some(_) if settings.truncate_corrupt_wal => model.told = 0,
             // Damage to what nothing vouches for yet cannot be told from a tail; docs/recovery.md says so.
-            model.told = if settings.truncate_corrupt_wal { 0 } else { model.vouched.min(model.told) };
+            Some(Damage::Rot(_)) => model.told = model.vouched.min(model.told),
+            // A file that is not there, or not whole, can.
+            Some(Damage::Lack(_)) | None => {}
         }
-        let rot = self.rot;
         model.log_was_cut |= settings.truncate_corrupt_wal;
         // Reading the log takes as long as all the rest.
         let (with_log, damaged) = (self.side.percent(25), rot || model.log_was_cut);

@@ -4,34 +4,18 @@
 //! true, and the version that the batch is built for is the next one. It is handed to the log before all of its changes are in the
 //! overlay; until they are, `Core::entering` keeps it from being published, and checkpoints from freezing half of it.
 
-use super::{
-    Batch, Content, Plan, Planner, TOGETHER, Ticket, enter, push_batch_of, reserve_and_prepare, told_conflict, warm,
-};
+use super::plan::{Plan, Planner};
+use super::{Content, Pause, TOGETHER, Ticket, enter, push_batch, reserve_and_prepare, told_conflict, warm};
 use crate::env::{Env, Sabotage};
 use crate::error::Error;
 use crate::partition::{Core, Partition};
+use crate::stats::add;
 use crate::sync::Pass;
 use crate::txn::writes::Writes;
 use crate::txn::{Transaction, conflict_among};
 use crate::types::{Entry, Key, ValuePointer, Version};
 use crate::wal::body::Builder;
 use std::rc::Rc;
-
-/// Nothing is prepared as long as this lives; whoever makes it holds the `slow_gate`.
-struct Pause<'a, E: Env>(&'a Core<E>);
-
-impl<E: Env> Pause<'_, E> {
-    fn begin(core: &Core<E>) -> Pause<'_, E> {
-        core.paused.set(true);
-        Pause(core)
-    }
-}
-
-impl<E: Env> Drop for Pause<'_, E> {
-    fn drop(&mut self) {
-        self.0.paused.set(false);
-    }
-}
 
 /// Plans, reserves and prepares.
 pub(super) async fn commit<E: Env>(
@@ -81,14 +65,14 @@ pub(crate) fn let_go<E: Env>(core: &Core<E>, transaction: &mut Transaction) {
     });
 }
 
-/// Prepares what is reserved; `turn` is the `slow_gate`'s. It asks whether it still may, and tells the version that it takes. A
+/// Prepares what is reserved; `_turn` is the `slow_gate`'s. It asks whether it still may, and tells the version that it takes. A
 /// refusal gives the reservation back.
 pub(super) async fn prepare<E: Env>(
     core: &Rc<Core<E>>,
     transaction: &Transaction,
     plan: &mut Plan,
     pointers: &[ValuePointer],
-    turn: Pass,
+    _turn: Pass,
     (may_prepare, entering): (impl Fn() -> Result<(), Error>, impl Fn(Version)),
 ) -> Result<Version, Error> {
     let _pause = Pause::begin(core);
@@ -110,10 +94,10 @@ pub(super) async fn prepare<E: Env>(
     core.entering.set(Some(version));
     entering(version);
     let pointers = pointers.iter().map(|p| (p.file, p.offset)).collect();
-    push_batch_of(core, Batch { content: Content::Growing(body), last: version, pointers, cost });
+    push_batch(core, Content::Growing(body), version, pointers, cost);
+    add(&core.stats.commits, 1);
     let changes = std::mem::take(&mut plan.entries).into_iter();
     enter_in_pieces(core, version, changes.map(|(key, entry)| (version, key, entry))).await;
-    drop(turn);
     Ok(version)
 }
 

@@ -8,6 +8,7 @@
 //! refused was not begun, and is tried again for a while with the same bytes ([`crate::insist`]).
 
 pub mod body;
+pub mod end;
 pub mod envelope;
 pub mod scan;
 pub mod shared_flush;
@@ -19,11 +20,12 @@ use crate::error::Error;
 use crate::header::{self, FileKind};
 use crate::insist::insist;
 use crate::leftovers::Leftovers;
-use crate::manifest::{Segment, sync_names};
+use crate::manifest::{Generation, Manifest, Segment, sync_names};
 use crate::names;
-use crate::sync::{Gate, Notify, Pass, first_of};
+use crate::sync::{Gate, Notify, Pass, both, first_of};
 use crate::types::{LogPosition, PartitionId, Version};
 use body::BODY_HEADER;
+use end::{EndFile, EndRecord};
 use envelope::{Envelope, POINTER_BYTES};
 use shared_flush::SharedFlush;
 use std::cell::{Cell, RefCell};
@@ -42,6 +44,14 @@ struct Active<E: Env> {
     shared: Option<Rc<SharedFlush<FileOf<E>>>>,
     end: u32,
     capacity: u32,
+}
+
+impl<E: Env> Active<E> {
+    /// Bytes behind the last batch.
+    fn left(&self) -> u32 {
+        assert!(self.end <= self.capacity, "a batch lies behind the end of its segment's file");
+        self.capacity - self.end
+    }
 }
 
 struct Spare<E: Env> {
@@ -108,6 +118,7 @@ pub struct Wal<E: Env> {
     partition: PartitionId,
     segment_bytes: u32,
     leftovers: Rc<Leftovers<E>>,
+    end_file: Rc<EndFile<E>>,
     state: RefCell<State<E>>,
     making: Gate,
     /// [`Wal::keep_spare`] is at work.
@@ -153,13 +164,20 @@ impl<E: Env> Wal<E> {
         segment_bytes: u64,
         end: LogEnd,
         leftovers: Rc<Leftovers<E>>,
+        end_file: Rc<EndFile<E>>,
     ) -> Result<Wal<E>, Error> {
         let number = end.position.segment();
         let active = if end.segments.iter().any(|s| s.number == number) {
             let file = env.disk().open(&names::segment(number), OpenMode::Existing, IoClass::Foreground).await?;
-            let capacity = file.length().await?.min(u64::from(u32::MAX)) as u32;
-            let shared = shared_flush(&env, &file).await?;
-            Some(Active { number, file, shared, end: end.position.offset(), capacity })
+            // Whole blocks: a file that was cut short by others may end anywhere, even before what the log had there, or what the
+            // checkpoint knows of. It takes no batch then; the next segment does.
+            let capacity = (file.length().await?.min(u64::from(u32::MAX)) as u32) / BLOCK as u32 * BLOCK as u32;
+            if end.position.offset() <= capacity {
+                let shared = shared_flush(&env, &file).await?;
+                Some(Active { number, file, shared, end: end.position.offset(), capacity })
+            } else {
+                None
+            }
         } else {
             None
         };
@@ -184,6 +202,7 @@ impl<E: Env> Wal<E> {
             partition,
             segment_bytes,
             leftovers,
+            end_file,
             state: RefCell::new(state),
             making: Gate::default(),
             keeping: Cell::new(false),
@@ -196,6 +215,28 @@ impl<E: Env> Wal<E> {
     /// A number that no segment has had.
     pub fn next_segment(&self) -> u32 {
         self.state.borrow().last_segment + 1
+    }
+
+    /// Before `fresh` is recorded as the generation of an opening, which is its first write: the active segment is recorded as the
+    /// newest one, and there is a file that says so. Only refusals of the disk are answered.
+    pub async fn record_active(&self, fresh: &Generation, manifest: &Manifest) -> Result<(), Error> {
+        let durable = self.durable();
+        let record = self.state.borrow().active.as_ref().and_then(|active| {
+            let (segment, length) = (active.number, active.capacity);
+            let start = LogPosition::new(segment, BLOCK as u32);
+            let owner = if start >= fresh.start { Some(fresh) } else { manifest.generation_at(start) };
+            owner.map(|owner| EndRecord { secret: owner.secret, segment, length, durable })
+        });
+        let recorded = match (self.end_file.create().await, record) {
+            (Ok(()), Some(record)) => self.end_file.record(record).await,
+            (created, _) => created,
+        };
+        match recorded {
+            Err(error) if !error.changed_nothing() => {
+                match self.env.halt(format!("the newest segment of the log could not be recorded: {error}")).await {}
+            }
+            other => Ok(other?),
+        }
     }
 
     /// The generation was recorded; appends carry its secret from here on.
@@ -320,12 +361,17 @@ impl<E: Env> Wal<E> {
         self.env.disk().remove(&name).await
     }
 
-    /// Marks the segments below `position` as checkpointed at `now_ms`.
+    /// Marks the segments below `position` as checkpointed at `now_ms`. A stamp of the future, by a clock that was ahead, counts as now.
     pub fn checkpointed(&self, position: LogPosition, now_ms: u64) {
-        for segment in &mut self.state.borrow_mut().segments {
-            if segment.number < position.segment() && segment.checkpointed_ms.is_none() {
-                segment.checkpointed_ms = Some(now_ms);
-            }
+        for segment in self.state.borrow_mut().segments.iter_mut().filter(|s| s.number < position.segment()) {
+            segment.checkpointed_ms = Some(segment.checkpointed_ms.map_or(now_ms, |at| at.min(now_ms)));
+        }
+    }
+
+    /// The wall clock was set: stamps are moved by so many milliseconds.
+    pub fn move_stamps(&self, step_ms: i64) {
+        for stamp in self.state.borrow_mut().segments.iter_mut().filter_map(|s| s.checkpointed_ms.as_mut()) {
+            *stamp = stamp.saturating_add_signed(step_ms);
         }
     }
 
@@ -339,7 +385,7 @@ impl<E: Env> Wal<E> {
     pub fn try_reserve(&self, cost: u64) -> bool {
         let mut state = self.state.borrow_mut();
         let wanted = state.outstanding + cost;
-        let left = state.active.as_ref().map_or(0, |a| u64::from(a.capacity - a.end));
+        let left = state.active.as_ref().map_or(0, |a| u64::from(a.left()));
         let mut empty = state.spares.iter().map(|s| s.capacity).chain(state.activating);
         let fits = wanted <= left || empty.any(|capacity| wanted <= u64::from(capacity) - BLOCK as u64);
         if fits {
@@ -423,7 +469,7 @@ impl<E: Env> Wal<E> {
         let _turn = self.take_turn().await;
         let spares = {
             let mut state = self.state.borrow_mut();
-            let left = state.active.as_ref().map_or(0, |a| u64::from(a.capacity - a.end));
+            let left = state.active.as_ref().map_or(0, |a| u64::from(a.left()));
             if state.outstanding > left { Vec::new() } else { std::mem::take(&mut state.spares) }
         };
         let some = !spares.is_empty();
@@ -500,8 +546,9 @@ impl<E: Env> Wal<E> {
         Ok(Some(file))
     }
 
-    /// Turns the smallest spare that `total` bytes fit into the active segment.
-    async fn activate(&self, total: usize, first_version: Version) -> Result<(), DiskError> {
+    /// Turns the smallest spare that `total` bytes fit into the active segment. Answers what is to be recorded before anybody is told
+    /// of a batch in it.
+    async fn activate(&self, total: usize, first_version: Version) -> Result<EndRecord, DiskError> {
         let (spare, number) = {
             let mut state = self.state.borrow_mut();
             let fitting = (0..state.spares.len())
@@ -530,7 +577,8 @@ impl<E: Env> Wal<E> {
         state.segments.push(Segment { number, first_version, used: BLOCK as u32, checkpointed_ms: None });
         let Spare { file, capacity, .. } = spare;
         state.active = Some(Active { number, file, shared, end: BLOCK as u32, capacity });
-        Ok(())
+        let Some(secret) = state.secret else { unreachable!("a generation is begun before the first reservation") };
+        Ok(EndRecord { secret, segment: number, length: capacity, durable: state.durable })
     }
 
     /// Ends when it is worth while to close a small batch ([`SharedFlush::turn`]).
@@ -547,11 +595,17 @@ impl<E: Env> Wal<E> {
         let total = batches.iter().map(Append::length).sum();
         let cost: u64 = batches.iter().map(|batch| batch.cost).sum();
         let Some(first) = batches.first() else { return Ok(Vec::new()) };
-        let fits = self.state.borrow().active.as_ref().is_some_and(|a| total <= (a.capacity - a.end) as usize);
-        if !fits {
-            self.activate(total, first.first_version).await?;
-        }
-        let (durable, ends) = insist(&self.env, async || self.write_batches(&batches, total).await).await?;
+        let fits = self.state.borrow().active.as_ref().is_some_and(|a| total <= a.left() as usize);
+        let write = async || insist(&self.env, async || self.write_batches(&batches, total).await).await;
+        let (durable, ends) = if fits {
+            write().await?
+        } else {
+            let record = self.activate(total, first.first_version).await?;
+            let (written, recorded) =
+                both(write(), insist(&self.env, async || self.end_file.record(record).await)).await;
+            recorded?;
+            written?
+        };
         let mut state = self.state.borrow_mut();
         let (end, crc) = ends.last().copied().unwrap_or((state.durable, state.chain));
         if let Some(active) = &mut state.active {

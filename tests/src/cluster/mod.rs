@@ -18,6 +18,7 @@ pub mod node;
 mod orders;
 mod session;
 
+use crate::sim::rng::mix;
 use crate::sim::world::End;
 use crate::sim::{SimEnv, World};
 use features::{Feature, Features};
@@ -289,6 +290,12 @@ async fn campaign(run: Rc<Run>, effort: Effort) -> Result<(), String> {
     // In some runs machines and networks fail, in others people do.
     let quarrel = world.rng.percent(effort.quarrels);
     while world.now() < end && cluster.failure.borrow().is_none() {
+        // Now and then somebody sets the clocks. These choices are drawn apart, so that seeds stay what they were.
+        let choice = mix(world.now().as_nanos() as u64);
+        if choice.is_multiple_of(16) {
+            let days = if choice.is_multiple_of(32) { 0 } else { (choice >> 8) % 2_000 };
+            world.wall_step_ms.set((days as i64 - if days == 0 { 0 } else { 1_000 }) * 86_400_000);
+        }
         if quarrel {
             world.sleep(Duration::from_millis(20 + world.rng.below(300))).await;
             let kind = [0, 5, 7, 10, 13, 15, 17, 17, 17, 17, 17, 19, 19, 19][world.rng.below(14) as usize];

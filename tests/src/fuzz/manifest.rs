@@ -63,8 +63,9 @@ fn read(file: Vec<u8>) -> Option<Manifest> {
         Ok(manifest) => {
             let manifest = manifest.expect("the file is there");
             let again = manifest.encode();
-            // Older ones end before the number of peers, or before what there is of leadership beside the role, and their names.
-            let newer = size_of::<u32>() + 38 + size_of::<u16>() * manifest.peers.len();
+            // Older ones end before the number of peers, before what there is of leadership beside the role, and their names, or
+            // before the word on the log's end.
+            let newer = size_of::<u32>() + 38 + size_of::<u16>() * manifest.peers.len() + 1;
             assert!(BLOCK + again.len() <= length + newer, "nothing is invented");
             assert_eq!(Manifest::decode(&again).as_ref(), Ok(&manifest));
             Some(manifest)
@@ -124,6 +125,7 @@ fn sample() -> Manifest {
         peers: vec![turnstone_engine::manifest::Peer { node: 5, key: [9; 32], name: "b".to_string() }],
         keys: 9,
         live: vec![(1, 100)],
+        log_end: true,
     }
 }
 

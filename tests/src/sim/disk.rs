@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use turnstone_engine::buffer::{AlignedBuf, ReadBuf};
 use turnstone_engine::disk::{BLOCK, Disk, DiskError, DiskErrorKind, File, IoClass, OpenMode};
+use turnstone_engine::names;
 
 const SECTOR: usize = 512;
 
@@ -245,6 +246,23 @@ impl DiskImage {
             block[(offset % BLOCK as u64) as usize] ^= mask;
             Rc::make_mut(&mut content.blocks).insert(index, Block::new(block));
         }
+    }
+
+    /// Cuts a file to so many bytes, or takes it away, as a bad restore does.
+    pub fn damage(&mut self, name: &str, length: Option<u64>) {
+        let Some(length) = length else {
+            self.live_names.remove(name);
+            self.durable_names.remove(name);
+            return;
+        };
+        let Some(inode) = self.live_names.get(name).and_then(|id| self.inodes.get_mut(id)) else { return };
+        inode.live.set_length(length);
+        inode.durable.set_length(length);
+    }
+
+    /// Bytes of a file.
+    pub fn length(&self, name: &str) -> u64 {
+        self.live_names.get(name).and_then(|id| self.inodes.get(id)).map_or(0, |inode| inode.live.length)
     }
 
     /// The byte at a place.
@@ -508,6 +526,13 @@ struct Kinds {
 }
 
 fn kind_of(name: &str, kinds: Kinds) -> &'static str {
+    if name == names::LOG_END {
+        return match kinds.manifest {
+            "manifest write" => "newest segment write",
+            "manifest flush" => "newest segment flush",
+            other => other,
+        };
+    }
     match name.split(['-', '.']).next().unwrap_or("") {
         "wal" => kinds.wal,
         "spare" => kinds.spare,

@@ -95,7 +95,9 @@ impl Env for SimEnv {
         now - Duration::from_nanos(now.subsec_nanos().into()) + TICK * (now.subsec_nanos() / TICK.subsec_nanos())
     }
     fn wall_ms(&self) -> u64 {
-        (1_700_000_000_000 + self.now().as_millis() as u64).saturating_add_signed(self.clock.ahead_ms)
+        (1_700_000_000_000 + self.now().as_millis() as u64)
+            .saturating_add_signed(self.clock.ahead_ms)
+            .saturating_add_signed(self.world.wall_step_ms.get())
     }
     fn random(&self) -> u64 {
         self.world.rng.next()

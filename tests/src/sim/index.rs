@@ -135,6 +135,14 @@ impl SimIndex {
         self.0.refuses.set(refuses);
     }
 
+    /// The directory that is open opens well, and answers nothing from now on.
+    pub fn rot(&self) {
+        let mut image = self.0.image.borrow_mut();
+        if let Some(directory) = self.0.open.get().and_then(|number| image.directories.get_mut(&number)) {
+            directory.rotten = true;
+        }
+    }
+
     /// The system has nothing for `count` operations from the `from`th on, counted from its beginning.
     pub fn lack(&self, operations: Option<(u64, u64)>) {
         self.0.lacks.set(operations);

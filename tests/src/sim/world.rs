@@ -40,6 +40,8 @@ pub struct World {
     serial: Cell<u64>,
     halted: RefCell<Option<String>>,
     trace: Cell<u64>,
+    /// What wall clocks were set by, milliseconds.
+    pub wall_step_ms: Cell<i64>,
     /// Devices take so many times as long.
     pub slowness: Cell<u64>,
     /// Operations so far.
@@ -74,6 +76,7 @@ impl World {
             serial: Cell::new(0),
             halted: RefCell::default(),
             trace: Cell::new(0),
+            wall_step_ms: Cell::new(0),
             slowness: Cell::new(1),
             steps: Cell::new(0),
             log: RefCell::default(),

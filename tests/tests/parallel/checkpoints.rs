@@ -1,10 +1,11 @@
 //! Checkpoints that meet damage, or an index that takes nothing for a while: what they keep, and what they let go of.
 
 use std::time::Duration;
+use turnstone_engine::env::Sabotage;
 use turnstone_engine::settings::Settings;
-use turnstone_engine::{Error, Partition, Write};
+use turnstone_engine::{Error, Lookup, Partition, Write};
 use turnstone_tests::sim::world::End;
-use turnstone_tests::sim::{SimEnv, World};
+use turnstone_tests::sim::{IndexImage, SimEnv, SimIndex, World};
 
 const KEYS: u32 = 20;
 
@@ -89,6 +90,125 @@ fn checkpoint_that_is_tried_again_writes_no_value_twice() {
         env.index.refuse(false);
         partition.checkpoint().await?;
         assert_eq!(used(&partition).await?, once, "bytes after the try that succeeds");
+        Ok::<(), Error>(())
+    });
+    assert_eq!(end, End::Done(Ok(())));
+    world.drop_tasks();
+}
+
+/// Writes keys of one value, many in a transaction.
+async fn write_many(partition: &Partition<SimEnv>, keys: std::ops::Range<u32>, value: &[u8]) -> Result<(), Error> {
+    let mut transaction = partition.begin(partition.published());
+    for key in keys {
+        partition.write(&mut transaction, format!("key-{key:06}").as_bytes(), Write::Set(value.into()))?;
+    }
+    let version = partition.submit(transaction).prepared().await?;
+    partition.wait_published(version).await;
+    Ok(())
+}
+
+/// Opens the partition again, whose index is lost: all of it is in the runs, and the index is built from them.
+async fn without_index(env: &SimEnv, settings: Settings) -> Result<Partition<SimEnv>, Error> {
+    let index = SimIndex::new(env.world.clone(), IndexImage::default(), false);
+    Partition::open(SimEnv { index, ..env.clone() }, 1, settings).await
+}
+
+async fn read(partition: &Partition<SimEnv>, key: u32) -> Result<Option<Vec<u8>>, Error> {
+    let transaction = &mut partition.begin(partition.published());
+    match partition.get(transaction, format!("key-{key:06}").as_bytes())? {
+        Lookup::Found(value) => Ok(Some(value)),
+        Lookup::Absent => Ok(None),
+        Lookup::Cold(cold) => cold.fetch().await,
+    }
+}
+
+/// What a key is after its deletion was merged with other runs, and the index was built from all runs.
+fn deleted_and_merged(sabotage: Option<Sabotage>) -> Option<Vec<u8>> {
+    let world = World::new(1);
+    let env = SimEnv::fresh(&world, sabotage);
+    let end = world.run(async move {
+        let partition = Partition::open(env.clone(), 1, settings()).await?;
+        write_many(&partition, 0..1000, b"old").await?;
+        partition.checkpoint().await?;
+        let mut transaction = partition.begin(partition.published());
+        partition.write(&mut transaction, b"key-000000", Write::Delete)?;
+        partition.submit(transaction).prepared().await?;
+        partition.checkpoint().await?;
+        for round in 1..12 {
+            write_many(&partition, round..round + 1, b"new").await?;
+            partition.checkpoint().await?;
+        }
+        while partition.status().runs_merged == 0 {
+            env.world.sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(partition.status().base_runs, 0, "the oldest run stays");
+        partition.close().await?;
+        let partition = without_index(&env, settings()).await?;
+        assert_eq!(read(&partition, 1).await?.as_deref(), Some(b"new".as_slice()));
+        assert_eq!(read(&partition, 500).await?.as_deref(), Some(b"old".as_slice()));
+        read(&partition, 0).await
+    });
+    world.drop_tasks();
+    match end {
+        End::Done(Ok(found)) => found,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn deletions_stay_where_there_are_older_runs() {
+    assert_eq!(deleted_and_merged(None), None);
+    assert_eq!(
+        deleted_and_merged(Some(Sabotage::TierWithoutTombstones)),
+        Some(b"old".to_vec()),
+        "the planted bug shows"
+    );
+}
+
+#[test]
+fn checkpoints_go_on_while_runs_are_merged() {
+    const MANY: u32 = 40_000;
+    let world = World::new(1);
+    let env = SimEnv::fresh(&world, None);
+    let settings = Settings { base_run_slack: 0, wal_max_size: 8 << 20, ..settings() };
+    let end = world.run(async move {
+        let partition = Partition::open(env.clone(), 1, settings.clone()).await?;
+        for value in [b"one", b"two"] {
+            write_many(&partition, 0..MANY, value).await?;
+            partition.checkpoint().await?;
+        }
+        assert_eq!((partition.status().runs, partition.status().base_runs), (2, 0));
+        // With one entry more the runs are twice as long as what is alive: they become one.
+        for round in 0..4u32 {
+            write_many(&partition, round..round + 1, b"three").await?;
+            partition.checkpoint().await?;
+            assert_eq!(partition.status().base_runs, 0, "checkpoint {round} waits for the merge");
+        }
+        while partition.status().base_runs == 0 {
+            env.world.sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(partition.status().runs, 4, "the base run, and the three that came meanwhile");
+        partition.close().await?;
+        let partition = without_index(&env, settings).await?;
+        for (key, expected) in [(0, b"three".as_slice()), (3, b"three"), (4, b"two"), (MANY - 1, b"two")] {
+            assert_eq!(read(&partition, key).await?.as_deref(), Some(expected), "key {key}");
+        }
+        Ok::<(), Error>(())
+    });
+    assert_eq!(end, End::Done(Ok(())));
+    world.drop_tasks();
+}
+
+#[test]
+fn digest_of_an_index_that_has_to_be_built_anew_comes_to_an_end() {
+    let world = World::new(1);
+    let env = SimEnv::fresh(&world, None);
+    let end = world.run(async move {
+        let partition = Partition::open(env.clone(), 1, settings()).await?;
+        write_all(&partition, 0).await?;
+        let before = partition.digest().await?;
+        env.index.rot();
+        assert_eq!(partition.digest().await?, before);
         Ok::<(), Error>(())
     });
     assert_eq!(end, End::Done(Ok(())));

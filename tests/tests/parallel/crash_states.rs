@@ -9,7 +9,7 @@ use turnstone_engine::env::Sabotage;
 use turnstone_tests::crash::{Effort, Tally, neighbours, run_seed};
 
 /// Every kind of step that a workload makes.
-const KINDS: [&str; 34] = [
+const KINDS: [&str; 36] = [
     "index create",
     "index ingest begun",
     "index ingest done",
@@ -23,6 +23,8 @@ const KINDS: [&str; 34] = [
     "manifest rename",
     "manifest write",
     "names sync",
+    "newest segment flush",
+    "newest segment write",
     "replayed log flush",
     "run create",
     "run flush",
@@ -67,6 +69,7 @@ fn no_crash_loses_what_was_told_or_shows_half_a_transaction() {
     let tally = tally.borrow();
     println!("seeds: {seeds}, recoveries: {}, distinct images: {}", tally.recoveries, tally.images.len());
     println!("with rot: {} ({} refused by name), index rebuilt: {}", tally.rotten.0, tally.rotten.1, tally.rebuilt);
+    println!("without all of the log's files: {} ({} refused by name)", tally.lacking.0, tally.lacking.1);
     let (committed, conflicts, no_space) = tally.transactions;
     println!("transactions: {committed} committed, {conflicts} conflicts, {no_space} refused for space");
     for (kind, count) in &tally.cuts {
@@ -87,6 +90,7 @@ fn no_crash_loses_what_was_told_or_shows_half_a_transaction() {
             tally.rebuilt,
             tally.rotten
         );
+        assert!(tally.lacking.1 >= 1000, "{:?} without all of the log's files", tally.lacking);
     }
 }
 

@@ -16,6 +16,8 @@ mod failover;
 mod fuzz_corpus;
 mod gathering;
 mod isolation;
+mod log_ages;
+mod log_end;
 mod log_writes;
 mod memory_share;
 mod real_input;
