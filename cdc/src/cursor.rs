@@ -132,7 +132,7 @@ impl Cursor {
         let text = self.text();
         let mut draft = path.as_os_str().to_owned();
         draft.push(".new");
-        let mut file = File::create(&draft)?;
+        let mut file = crate::owner::create(draft.as_ref())?;
         file.write_all(&text)?;
         file.sync_all()?;
         fs::rename(&draft, path)?;

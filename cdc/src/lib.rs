@@ -12,6 +12,7 @@ pub mod follow;
 pub mod http;
 pub mod line;
 pub mod output;
+pub mod owner;
 pub mod reader;
 pub mod run;
 pub mod settings;

@@ -142,7 +142,7 @@ fn put_value(value: &[u8], format: ValueFormat, out: &mut Vec<u8>) {
     out.extend_from_slice(b",\"value\":");
     match (format, std::str::from_utf8(value)) {
         (ValueFormat::Text, Ok(text)) => string(text, out),
-        (ValueFormat::Json, Ok(text)) if serde_json::from_str::<IgnoredAny>(text).is_ok() => {
+        (ValueFormat::Json, Ok(text)) if is_json(text) => {
             let spaced = |byte: &u8| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte };
             out.extend(text.as_bytes().iter().map(spaced));
             out.extend_from_slice(b",\"value_encoding\":\"json\"");
@@ -153,6 +153,11 @@ fn put_value(value: &[u8], format: ValueFormat, out: &mut Vec<u8>) {
             out.extend_from_slice(b",\"value_encoding\":\"base64\"");
         }
     }
+}
+
+/// Whether a text is JSON as RFC 8259 has it.
+pub fn is_json(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
 fn base64(bytes: &[u8], out: &mut Vec<u8>) {

@@ -1,13 +1,15 @@
 //! Where a partition's lines go: change files, standard output, or a store that takes them with their cursor.
 //!
 //! A file grows as `cdc-pNN-SEQUENCE.part`. It is *cut* at the end of a transaction: flushed, sealed by the cursor with its
-//! length and checksum, and only then renamed to `cdc-pNN-SEQUENCE-eEPOCH-FIRST-LAST.jsonl`. Whatever a crash leaves is one
+//! length and checksum, and only then renamed to `cdc-pNN-SEQUENCE-eEPOCH-ID-FIRST-LAST.jsonl`. Whatever a crash leaves is one
 //! of three: a `.part` that no cursor names, which goes and is written anew; one that the cursor names, which is published;
-//! or a published file, which somebody may have taken away already. Sequence numbers have no gaps, and order a partition's
+//! or a published file, which somebody may have taken away already. A `.part` that is gone while this process would publish it
+//! was removed by another hand: the cursor goes back to before it was sealed. Sequence numbers have no gaps, and order a partition's
 //! files even where its history went back.
 
 use crate::cursor::{Cursor, Epoch, Sealed, sync_directory};
 use crate::line::Place;
+use crate::owner::{create, make_directory};
 use crate::target::Target;
 use crc32fast::Hasher;
 use std::fs::{self, File};
@@ -46,6 +48,8 @@ pub struct Output {
     state: PathBuf,
     /// What is published.
     pub cursor: Cursor,
+    /// As it was saved last.
+    saved: Cursor,
     /// Nothing was written yet, ever.
     pub is_new: bool,
     part: Option<Part>,
@@ -63,10 +67,24 @@ fn part_name(partition: u8, sequence: u64) -> String {
     format!("cdc-p{partition:02}-{sequence:012}.part")
 }
 
-/// The name of a published file.
-fn file_name(sequence: u64, first: Place, last: Place) -> String {
+/// The name of a published file, all of whose changes are of one epoch.
+fn file_name(sequence: u64, first: Place, last: Place, epochs: &[Epoch]) -> String {
     let Place { partition, epoch, version } = last;
-    format!("cdc-p{partition:02}-{sequence:012}-e{epoch}-{}-{version}.jsonl", first.version)
+    let id = epochs.iter().find(|known| known.number == epoch).map_or(0, |known| known.id);
+    format!("cdc-p{partition:02}-{sequence:012}-e{epoch}-{id:016x}-{}-{version}.jsonl", first.version)
+}
+
+/// The epoch that a published file's changes are of, by its name; its `first_version` is the first in the file. `None` in a name
+/// of before the id was in it, and where the consumer did not know it.
+pub fn epoch_in(name: &str) -> Option<Epoch> {
+    let mut parts = name.strip_suffix(".jsonl")?.split('-').skip(3);
+    let (number, id, first, last) = (parts.next()?.strip_prefix('e')?, parts.next()?, parts.next()?, parts.next()?);
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if parts.next().is_some() || id.len() != 16 || !digits(number) || !digits(first) || !digits(last) {
+        return None;
+    }
+    let id = u64::from_str_radix(id, 16).ok().filter(|id| *id != 0)?;
+    Some(Epoch { number: number.parse().ok()?, id, first_version: first.parse().ok()? })
 }
 
 /// The partition and the number in its sequence that a published file's name has.
@@ -96,7 +114,8 @@ impl Output {
         let found = found.map_err(OutputError::Broken)?;
         let (is_new, cursor) = (found.is_none(), found.unwrap_or_else(|| Cursor::new(partition)));
         let (target, buffer) = (target.clone(), Vec::new());
-        let mut output = Output { target, state, cursor, is_new, part: None, buffer, is_broken: false };
+        let saved = cursor.clone();
+        let mut output = Output { target, state, cursor, saved, is_new, part: None, buffer, is_broken: false };
         output.settle()?;
         Ok(output)
     }
@@ -112,7 +131,7 @@ impl Output {
     /// Publishes what was sealed, and removes what was not.
     fn settle(&mut self) -> Result<(), OutputError> {
         let Some(directory) = self.directory() else { return Ok(()) };
-        fs::create_dir_all(&directory).map_err(|e| failed("made", &directory, &e))?;
+        make_directory(&directory).map_err(|e| failed("made", &directory, &e))?;
         if let Some(sealed) = self.cursor.sealed.clone() {
             let part = directory.join(part_name(self.cursor.partition, self.cursor.files));
             if part.exists() {
@@ -167,7 +186,7 @@ impl Output {
                 let file = match &self.target {
                     Target::Files(directory) => {
                         let path = directory.join(part_name(self.cursor.partition, self.cursor.files + 1));
-                        let made = File::create(&path);
+                        let made = create(&path);
                         self.is_broken |= made.is_err();
                         Some(made.map_err(|e| failed("made", &path, &e))?)
                     }
@@ -242,6 +261,7 @@ impl Output {
         // Until all of it has gone well: whoever tries again must not take what is missing for nothing.
         self.is_broken = true;
         let part = self.part.take();
+        let before = self.saved.clone();
         self.cursor.epochs = epochs.iter().filter(|epoch| epoch.first_version <= last).copied().collect();
         (self.cursor.last, self.cursor.copying) = (last, copying);
         let Some((part, directory)) = part.zip(self.directory()) else {
@@ -256,13 +276,30 @@ impl Output {
             flushed.map_err(|e| failed("flushed", &draft, &e))?;
         }
         self.cursor.files += 1;
-        let name = file_name(self.cursor.files, part.first, part.last);
+        let name = file_name(self.cursor.files, part.first, part.last, epochs);
         let path = directory.join(&name);
         self.cursor.sealed = Some(Sealed { name, bytes: part.bytes, crc: part.hasher.finalize(), announced: !hook });
         self.save()?;
-        publish(&draft, &path)?;
+        let published = publish(&draft, &path);
+        let is_gone = |path: &Path| path.try_exists().is_ok_and(|there| !there);
+        if published.is_err() && is_gone(&draft) && is_gone(&path) {
+            return Err(self.go_back_before(before, &draft, (part.first, part.last)));
+        }
+        published?;
         self.is_broken = false;
         Ok(Some(path))
+    }
+
+    /// A sealed file is gone that was never published: its lines are to be written again, so the cursor is what it was before.
+    fn go_back_before(&mut self, before: Cursor, draft: &Path, (first, last): (Place, Place)) -> OutputError {
+        self.cursor = before;
+        let gone = format!("{} was removed before it was published, by somebody else", draft.display());
+        match self.save() {
+            Ok(()) => OutputError::Io(format!("{gone}; {first} to {last} are written again")),
+            Err(OutputError::Io(why) | OutputError::Broken(why)) => OutputError::Broken(format!(
+                "{gone}, and the state cannot be put back to before it ({why}): {first} to {last} are in no file"
+            )),
+        }
     }
 
     fn save(&mut self) -> Result<(), OutputError> {
@@ -270,12 +307,14 @@ impl Output {
         match &self.target {
             Target::Store(store) => {
                 let lines = std::mem::take(&mut self.buffer);
-                store.take(self.cursor.partition, &lines, &self.cursor).map_err(OutputError::Broken)
+                store.take(self.cursor.partition, &lines, &self.cursor).map_err(OutputError::Broken)?;
             }
             Target::Files(_) | Target::Stdout => {
-                self.cursor.save(&self.state).map_err(|e| failed("written", &self.state, &e))
+                self.cursor.save(&self.state).map_err(|e| failed("written", &self.state, &e))?;
             }
         }
+        self.saved = self.cursor.clone();
+        Ok(())
     }
 }
 
@@ -309,6 +348,7 @@ fn publish(draft: &Path, path: &Path) -> Result<(), OutputError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn place(version: u64) -> Place {
         Place { partition: 1, epoch: 2, version }
@@ -353,9 +393,14 @@ mod tests {
         output.add(place(6), |out| out.extend_from_slice(b"six\n")).unwrap();
         assert_eq!((output.bytes(), output.place()), (9, Some(place(6))));
         let path = output.cut(7, &epochs(), false, false).unwrap().unwrap();
-        assert!(path.ends_with("logs/cdc-p01-000000000001-e2-5-6.jsonl"), "{}", path.display());
+        let name = "cdc-p01-000000000001-e2-0000000000000009-5-6.jsonl";
+        assert!(path.ends_with(Path::new("logs").join(name)), "{}", path.display());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read(&path).unwrap(), b"five\nsix\n");
-        assert_eq!(sequence_of("cdc-p01-000000000001-e2-5-6.jsonl"), Some((1, 1)));
+        assert_eq!(sequence_of(name), Some((1, 1)));
+        assert_eq!(epoch_in(name), Some(Epoch { number: 2, id: 9, first_version: 5 }));
+        assert_eq!(epoch_in("cdc-p01-000000000001-e2-5-6.jsonl"), None, "of before there were ids");
+        assert_eq!(epoch_in("cdc-p01-000000000001-e2-0000000000000000-5-6.jsonl"), None);
         assert_eq!(output.cut(9, &epochs(), false, false).unwrap(), None, "nothing to cut, but the position is kept");
         output.add(place(10), |out| out.extend_from_slice(b"lost\n")).unwrap();
         output.write_out().unwrap();
@@ -363,7 +408,7 @@ mod tests {
         let output = at.open().unwrap();
         assert!(!output.is_new);
         assert_eq!((output.cursor.last, output.cursor.files), (9, 1));
-        assert_eq!(at.names(), ["cdc-p01-000000000001-e2-5-6.jsonl"], "what was not sealed is gone");
+        assert_eq!(at.names(), [name], "what was not sealed is gone");
     }
 
     #[test]
@@ -398,6 +443,28 @@ mod tests {
         drop(output);
         let output = at.open().unwrap();
         assert_eq!((output.cursor.last, output.is_new, at.names().len()), (0, true, 0));
+    }
+
+    #[test]
+    fn lines_of_a_file_that_somebody_removed_are_written_again() {
+        let at = Scratch::new("removed");
+        let mut output = at.open().unwrap();
+        output.add(place(5), |out| out.extend_from_slice(b"five\n")).unwrap();
+        output.cut(5, &epochs(), false, false).unwrap();
+        // Something is taken back at the beginning of the file that goes.
+        output.cursor.go_back(3);
+        output.add(place(6), |out| out.extend_from_slice(b"six\n")).unwrap();
+        output.write_out().unwrap();
+        fs::remove_file(at.0.join("logs").join(part_name(1, 2))).unwrap();
+        let again = output.cut(6, &epochs(), false, false);
+        assert!(matches!(again, Err(OutputError::Io(why)) if why.contains("1:2:6 to 1:2:6 are written again")));
+        assert!(output.cut(6, &epochs(), false, false).is_err(), "its lines are in no file");
+        drop(output);
+        let mut output = at.open().unwrap();
+        assert_eq!((output.cursor.last, output.cursor.files), (5, 1), "what was taken back is there to be taken back");
+        output.add(place(6), |out| out.extend_from_slice(b"six\n")).unwrap();
+        output.cut(6, &epochs(), false, false).unwrap();
+        assert_eq!(at.names().len(), 2);
     }
 
     #[test]

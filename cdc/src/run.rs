@@ -2,10 +2,10 @@
 
 use crate::follow::Follower;
 use crate::http::{self, Answers};
+use crate::owner::Owner;
 use crate::settings::Settings;
 use crate::status::{self, Status};
 use crate::target::Target;
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -110,10 +110,16 @@ impl Context {
 /// Runs a consumer until [`Context::stop`], or until a partition cannot go on without a person.
 pub fn run(context: &Context) -> Result<(), String> {
     // A store sees to it itself.
-    let _lock = match &context.target {
-        Target::Files(_) | Target::Stdout => Some(lock(&context.state_file)?),
+    let owner = match &context.target {
+        Target::Files(_) | Target::Stdout => Some(Owner::of_state(&context.state_file)?),
         Target::Store(_) => None,
     };
+    let mut taken = Vec::new();
+    if let (Some(owner), Target::Files(directory)) = (&owner, &context.target) {
+        for status in context.statuses.iter() {
+            taken.push(owner.take(directory, status.partition, &context.name)?);
+        }
+    }
     if !context.settings.metrics_addr.is_empty() {
         http::serve("metrics_addr", &context.settings.metrics_addr, Counted(context.statuses.clone()))?;
     }
@@ -156,22 +162,6 @@ fn follow(context: &Context) -> Result<(), String> {
     });
     // What comes behind it may come of it.
     first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
-}
-
-/// Two processes with one state would both write the same files.
-fn lock(state_file: &Path) -> Result<File, String> {
-    let mut path = state_file.as_os_str().to_owned();
-    path.push(".lock");
-    let path = PathBuf::from(path);
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|error| format!("{} cannot be opened: {error}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(format!("{} is held by another process: stop it first, or use another state_file", path.display()))
-        }
-        Err(TryLockError::Error(error)) => Err(format!("{} cannot be locked: {error}", path.display())),
-    }
 }
 
 /// What is asked for by HTTP.

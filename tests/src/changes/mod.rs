@@ -18,7 +18,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 use turnstone_cdc::cursor::Cursor;
 use turnstone_cdc::line::Place;
-use turnstone_cdc::output::sequence_of;
+use turnstone_cdc::output::{epoch_in, sequence_of};
 use turnstone_cdc::reader::{self, What};
 
 /// What a consumer does not do within this time has failed.
@@ -204,7 +204,10 @@ fn list(directory: &Path, partition: u8) -> BTreeMap<u64, PathBuf> {
         match sequence_of(&name) {
             Some((of, sequence)) if of == partition => drop(found.insert(sequence, directory.join(name))),
             Some(_) => {}
-            None => assert!(name.ends_with(".part"), "{name} is neither published nor growing"),
+            None => assert!(
+                [".part", ".owner"].iter().any(|kind| name.ends_with(kind)),
+                "{name} is neither published nor growing"
+            ),
         }
     }
     found
@@ -233,8 +236,13 @@ impl Replay {
         assert!(self.is_whole(), "{name} ends within a transaction");
         let (first, last) = (first.expect("a line"), last.expect("a line"));
         if self.copies.is_empty() && self.copying.is_none() {
-            let end = format!("-e{}-{}-{}.jsonl", last.epoch, first.version, last.version);
-            assert!(name.ends_with(&end), "{name} does not end with {end}");
+            let (epoch, end) = (format!("-e{}-", last.epoch), format!("-{}-{}.jsonl", first.version, last.version));
+            assert!(name.contains(&epoch) && name.ends_with(&end), "{name}: {epoch}, {end}");
+            assert_eq!(
+                epoch_in(name.rsplit('/').next().unwrap_or(name)).map(|epoch| epoch.number),
+                Some(last.epoch),
+                "{name}"
+            );
         }
     }
 

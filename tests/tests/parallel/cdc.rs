@@ -193,6 +193,78 @@ fn what_a_promotion_has_lost_is_taken_back() {
     assert!(consumer.log().iter().any(|line| line.contains("taken back")));
 }
 
+/// Lines that wait in a partition's growing file.
+fn waiting(directory: &std::path::Path) -> usize {
+    let parts = std::fs::read_dir(directory).into_iter().flatten().map(|entry| entry.expect("readable").path());
+    let parts = parts.filter(|path| path.extension().is_some_and(|kind| kind == "part"));
+    parts.map(|path| std::fs::read_to_string(path).unwrap_or_default().lines().count()).sum()
+}
+
+#[test]
+fn a_directory_of_files_has_one_consumer() {
+    let slow = |more: &[(&'static str, serde_json::Value)]| -> Vec<(&'static str, serde_json::Value)> {
+        [&[("rotate_interval", json!("1h")), ("flush_interval", json!("1h"))], more].concat()
+    };
+    let (one, server) = home("cdc-owner-a", ONE, &slow(&[]));
+    let shared = [("output_dir", json!(logs(&one)))];
+    let (other, other_server) = home("cdc-owner-b", ONE, &slow(&shared));
+    let (mut writer, mut stranger) =
+        (one.connect(&server, Role::Client, 1), other.connect(&other_server, Role::Client, 1));
+    for n in 0..5u8 {
+        writer.set(&[b'k', n], b"ours").unwrap();
+        stranger.set(&[b'k', n], b"theirs").unwrap();
+    }
+    let mut consumer = Consumer::start(&one);
+    eventually(PATIENCE, "its lines are in the file", || waiting(&logs(&one)) == 5);
+    for _ in 0..2 {
+        let mut second = Consumer::start(&other);
+        assert!(!second.wait().success());
+        let log = second.log().join("\n");
+        assert!(log.contains("cdc-p01.owner") && log.contains("another output_dir"), "{log}");
+        // The other way round: when the first one is gone, its files are still its own.
+        if waiting(&logs(&one)) == 5 {
+            assert!(consumer.stop().success());
+        }
+    }
+    let replayed = replay(&logs(&one), 1);
+    assert_eq!(replayed.changes.len(), 5);
+    assert!(state(&replayed).values().all(|value| value == b"ours"));
+    let mut again = Consumer::start(&one);
+    writer.set(b"k", b"more").unwrap();
+    eventually(PATIENCE, "it goes on", || waiting(&logs(&one)) == 1);
+    assert!(again.stop().success());
+}
+
+#[test]
+fn lines_of_a_growing_file_that_somebody_removes_are_written_again() {
+    let (home, server) = home("cdc-removed", ONE, &[("rotate_interval", json!("3s")), ("flush_interval", json!("3s"))]);
+    let mut writer = home.connect(&server, Role::Client, 1);
+    let mut consumer = Consumer::start(&home);
+    let mut set = |range: std::ops::Range<u8>| {
+        for n in range {
+            writer.set(&[n], b"value").unwrap();
+        }
+    };
+    set(0..5);
+    consumer.published(1, 5);
+    set(5..10);
+    eventually(PATIENCE, "its lines are in the file", || waiting(&logs(&home)) == 5);
+    for entry in std::fs::read_dir(logs(&home)).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|kind| kind == "part") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    set(10..15);
+    consumer.published(1, 15);
+    let log = consumer.log().join("\n");
+    assert!(log.contains("written again"), "{log}");
+    assert!(consumer.stop().success());
+    let replayed = replay(&logs(&home), 1);
+    assert_eq!(replayed.changes.len(), 15, "each once");
+    assert_eq!(replayed.state.len(), 15);
+}
+
 #[test]
 fn a_full_disk_is_waited_for() {
     let Some(disk) = SmallDisk::new("cdc-disk", 256) else {

@@ -57,6 +57,14 @@ impl Files {
         std::fs::write(&path, lines.concat()).unwrap();
         path
     }
+    /// With the epoch's id in its name, as consumers write them.
+    fn add_of(&mut self, epoch: (u64, u64), lines: &[Vec<u8>]) -> PathBuf {
+        let path = self.add(lines);
+        let name = format!("cdc-p01-{:012}-e{}-{:016x}-{}-0.jsonl", self.number, epoch.0, epoch.1, self.number);
+        let named = path.with_file_name(name);
+        std::fs::rename(path, &named).unwrap();
+        named
+    }
     fn load(&self, more: &[&str]) -> std::process::Output {
         load_once(&self.input(), &self.db(), more)
     }
@@ -99,6 +107,118 @@ fn what_was_loaded_is_not_loaded_again_and_archived_files_leave() {
         files.query("SELECT string_agg(version::VARCHAR, ' ' ORDER BY version) FROM turnstone_history"),
         "1 2 3 4 5"
     );
+}
+
+#[test]
+fn files_of_a_server_that_began_anew_are_another_history() {
+    let mut files = Files::new("duck-anew");
+    let loaded = files.add_of((1, 0xa), &[set(1, "a", "old"), set(2, "b", "old"), set(3, "c", "old")]);
+    assert!(files.load(&[]).status.success());
+    std::fs::remove_file(loaded).unwrap();
+    // The new server is longer, shorter, or has the same numbers of everything.
+    for (number, lines) in [
+        (1, vec![set(1, "a", "new"), set(2, "b", "new"), set(3, "c", "new"), set(4, "d", "new")]),
+        (1, vec![set(1, "x", "new")]),
+        (0, vec![set(1, "a", "new"), set(2, "b", "new"), set(3, "c", "new")]),
+    ] {
+        files.number = number;
+        let path = files.add_of((1, 0xb), &lines);
+        let output = files.load(&[]);
+        assert!(!output.status.success() && said(&output).contains("it is of another history"), "{}", said(&output));
+        assert_eq!(files.data(), "a=old b=old c=old", "nothing of it is there");
+        std::fs::remove_file(path).unwrap();
+    }
+    // What a line takes back may be written again by another epoch of the same number.
+    files.number = 1;
+    let mut back = Vec::new();
+    line::put_retract(place(0), place(3), &mut back);
+    files.add_of((1, 0xb), &[back, set(1, "a", "new")]);
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "a=new");
+    files.add_of((1, 0xb), &[set(2, "b", "new")]);
+    files.add_of((2, 0xc), &[]);
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "a=new b=new");
+    // Of another epoch 2, which another node began: what is taken back stays in epoch 1.
+    let mut back = Vec::new();
+    line::put_retract(place(2), Place { epoch: 2, ..place(3) }, &mut back);
+    files.add_of((1, 0xb), &[back]);
+    files.add_of((2, 0xd), &[]);
+    assert!(files.load(&[]).status.success());
+}
+
+#[test]
+fn a_new_database_begins_with_the_first_file_or_a_copy_or_when_told_to() {
+    let mut files = Files::new("duck-later");
+    files.number = 3;
+    files.add(&[set(14, "o", "14"), set(15, "p", "15")]);
+    let output = files.load(&[]);
+    assert!(
+        !output.status.success() && said(&output).contains("bring the files from number 1 on"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(files.data(), "");
+    let output = files.load(&["--begin-later"]);
+    assert!(said(&output).contains("loaded 2 lines of 1 files"), "{}", said(&output));
+    assert_eq!(files.data(), "o=14 p=15");
+    // Lines that come too late are said to change nothing.
+    files.number = 0;
+    files.add(&[set(1, "a", "1")]);
+    let output = files.load(&[]);
+    assert!(said(&output).contains("1 of them were there already"), "{}", said(&output));
+    let mut files = Files::new("duck-later-copy");
+    files.number = 3;
+    let mut copy = Vec::new();
+    line::put_copy_begin(place(20), 1, &mut copy);
+    line::put_copy_row(place(7), b"k", b"7", FORMAT, &mut copy);
+    line::put_copy_end(place(20), 1, &mut copy);
+    files.add(&[copy]);
+    assert!(files.load(&[]).status.success());
+    assert_eq!(files.data(), "k=7");
+}
+
+#[test]
+fn an_archived_file_is_not_written_over() {
+    let mut files = Files::new("duck-archive");
+    let path = files.add(&[set(1, "a", "1")]);
+    let archive = files.directory.path().join("archive");
+    std::fs::create_dir(&archive).unwrap();
+    let there = archive.join(path.file_name().unwrap());
+    std::fs::write(&there, "another one\n").unwrap();
+    let flags = ["-archive", &archive.display().to_string()];
+    let output = files.load(&flags);
+    assert!(!output.status.success() && said(&output).contains("with another content"), "{}", said(&output));
+    assert_eq!(std::fs::read_to_string(&there).unwrap(), "another one\n");
+    assert!(path.exists(), "it is loaded, and stays where it is");
+    // The same file, which a loader could not remove behind its copy.
+    std::fs::copy(&path, &there).unwrap();
+    assert!(files.load(&flags).status.success());
+    assert!(!path.exists());
+}
+
+#[test]
+fn json_is_what_the_standard_says() {
+    let mut files = Files::new("duck-json");
+    let values = ["{\"a\":[1,null]}", "5", "nan", "Infinity", "-inf", "[1,]", "{\"a\":NaN}", "{'a':1}", "plain"];
+    let text = |(n, value): (usize, &&str)| {
+        let mut out = Vec::new();
+        let at = InTransaction { n: 1, of: 1, ts: 1_700_000_000_000 };
+        let op = Op::Set(value.as_bytes(), value.as_bytes());
+        line::put_change(place(n as u64 + 1), at, op, ValueFormat::Text, &mut out);
+        out
+    };
+    files.add(&values.iter().enumerate().map(text).collect::<Vec<_>>());
+    assert!(files.load(&[]).status.success());
+    let found = files.query("SELECT string_agg(key, ' ' ORDER BY key) FROM turnstone_json");
+    assert_eq!(found, "5 {\"a\":[1,null]}");
+    // Numbers that JSON does not have are null in answers, and texts stay what they are.
+    let sql = "SELECT 'nan'::DOUBLE a, 1e400::DOUBLE b, -1e400::DOUBLE c, 1.5 d, 'say \"NaN\", inf' e, [1.0, 'nan'::DOUBLE] f";
+    let output =
+        Command::new(loader()).args(["-db", &files.db().display().to_string(), "--query", sql]).output().unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    let expected = json!({"a": null, "b": null, "c": null, "d": 1.5, "e": "say \"NaN\", inf", "f": [1.0, null]});
+    assert_eq!(answer, expected);
 }
 
 #[test]

@@ -46,6 +46,10 @@ struct Arguments {
     /// Move loaded files there; without it they stay where they are
     #[arg(long, value_name = "DIR")]
     archive: Option<PathBuf>,
+    /// Let a new database begin with a file that is neither the first of its sequence nor begins with a copy: it lacks what was
+    /// before
+    #[arg(long, requires = "input")]
+    begin_later: bool,
     /// End when everything that is there is loaded
     #[arg(long)]
     once: bool,
@@ -115,7 +119,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), String> {
-    let Arguments { input, from_server, id, home, db, archive, once, poll, .. } = arguments;
+    let Arguments { input, from_server, id, home, db, archive, begin_later, once, poll, .. } = arguments;
     let Arguments { memory, read_copy, read_copy_interval, export, metrics, query, .. } = arguments;
     if let Some(sql) = query {
         return duck::publish::answer(&db, &sql);
@@ -134,7 +138,8 @@ fn run(arguments: Arguments) -> Result<(), String> {
     } else {
         Source::Files(input.unwrap_or_default(), archive)
     };
-    let options = Options { source, db, once, poll, memory, read_copy, read_copy_interval, export, metrics };
+    let options =
+        Options { source, begin_later, db, once, poll, memory, read_copy, read_copy_interval, export, metrics };
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| format!("signals cannot be caught: {error}"))?;
     let stop = Arc::new(Stop::default());
     let stopper = stop.clone();

@@ -13,6 +13,8 @@ use turnstone_cdc::status::Status;
 pub struct Counts {
     /// Lines loaded.
     pub lines: AtomicU64,
+    /// Of these, lines that were there already.
+    pub known: AtomicU64,
     /// Files loaded; 0 without files.
     pub files: AtomicU64,
     /// Time spent on loading, microseconds.

@@ -45,10 +45,11 @@ impl LineStore for Shared {
         let mut store = self.store();
         let began = Instant::now();
         let mut load = store.begin(partition)?;
-        let count = feed::lines(&mut load, "the stream", lines)?;
+        let (count, known) = feed::lines(&mut load, "the stream", lines)?;
         load.cursor(std::str::from_utf8(&cursor.text()).map_err(|error| error.to_string())?)?;
         load.commit()?;
         self.counts.lines.fetch_add(count, Relaxed);
+        self.counts.known.fetch_add(known, Relaxed);
         // Versions without lines count, too.
         self.counts.reached(partition, cursor.last);
         self.counts.was_busy(began.elapsed());

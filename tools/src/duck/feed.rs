@@ -12,13 +12,17 @@ const BYTES: usize = 4 << 20;
 /// Pieces that are read ahead.
 const AHEAD: usize = 2;
 
-/// Reads lines into a load; answers how many. The error names the line, of what is called `name`.
-pub fn lines(load: &mut Load<'_>, name: &str, input: impl BufRead + Send) -> Result<u64, String> {
+/// Reads lines into a load; answers how many, and how many of them were there already. The error names the line, of what is
+/// called `name`.
+pub fn lines(load: &mut Load<'_>, name: &str, input: impl BufRead + Send) -> Result<(u64, u64), String> {
     let partition = load.partition();
     let mut feed = Feed::new(load);
     let (items, coming) = mpsc::sync_channel(AHEAD);
     std::thread::scope(|scope| {
-        let reading = scope.spawn(move || read(partition, name, input, &mut feed, &items));
+        let reading = scope.spawn(move || {
+            let lines = read(partition, name, input, &mut feed, &items)?;
+            Ok((lines, feed.known_lines))
+        });
         let applied = coming.iter().try_for_each(|item| item.apply(load));
         // Whoever reads finds out at its next item.
         drop(coming);
@@ -139,13 +143,26 @@ pub struct Feed {
     skips_copy: bool,
     /// Where in its transaction the last change was.
     at: (u64, u32, u32),
+    /// Lines of changes that are in the store already.
+    known_lines: u64,
 }
 
 impl Feed {
     /// Behind what is there.
     pub fn new(load: &Load<'_>) -> Feed {
         let Watermark { version: known, epoch: known_epoch, copying, skips_copy, .. } = load.watermark;
-        Feed { rows: Vec::new(), bytes: 0, ready: Vec::new(), known, known_epoch, copying, skips_copy, at: (0, 1, 1) }
+        let at = (0, 1, 1);
+        Feed {
+            rows: Vec::new(),
+            bytes: 0,
+            ready: Vec::new(),
+            known,
+            known_epoch,
+            copying,
+            skips_copy,
+            at,
+            known_lines: 0,
+        }
     }
 
     fn change(&mut self, row: Row) -> Result<(), String> {
@@ -154,6 +171,8 @@ impl Feed {
         self.is_of_history(row.epoch, row.version)?;
         if row.version > self.known {
             self.push(row);
+        } else {
+            self.known_lines += 1;
         }
         Ok(())
     }
@@ -236,6 +255,8 @@ impl Feed {
                 self.is_of_history(epoch, version)?;
                 if version > self.known {
                     self.mark(Item::Flush { epoch, version, at: (at.n, at.of), ts: at.ts });
+                } else {
+                    self.known_lines += 1;
                 }
             }
             What::CopyBegin(_) => {
@@ -243,7 +264,7 @@ impl Feed {
                 self.copying = (!self.skips_copy).then_some(version);
                 self.mark(if self.skips_copy { Item::SkipCopy(true) } else { Item::CopyBegin(version) });
             }
-            What::CopyRow(..) if self.skips_copy => {}
+            What::CopyRow(..) if self.skips_copy => self.known_lines += 1,
             What::CopyRow(key, value, written) => {
                 if self.copying.is_none() {
                     return Err("a row of a copy that has not begun".to_string());

@@ -4,12 +4,15 @@ use super::feed;
 use super::store::Store;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use turnstone_cdc::output::sequence_of;
+use turnstone_cdc::output::{epoch_in, sequence_of};
+use turnstone_cdc::reader::{self, Line, What};
 
 /// Bytes that are read at once.
 const READ: usize = 1 << 20;
+/// The lines that a copy begins with are shorter.
+const FIRST_LINES_BYTES: u64 = 4096;
 
 /// A finished change file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,12 +53,39 @@ pub fn finished(directory: &Path) -> Result<BTreeMap<u8, Vec<Found>>, String> {
     Ok(all)
 }
 
-/// Why a file is not the next one, if it is not.
-pub fn gap(store: &Store, file: &Found) -> Result<Option<String>, String> {
+/// Whether a file begins with a whole copy, but for what it takes back: nothing of what was before it is needed.
+fn begins_with_copy(file: &Found) -> Result<bool, String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", file.name);
+    let opened = match File::open(&file.path) {
+        // Somebody has taken it away: its loading says so.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        opened => opened.map_err(failed)?,
+    };
+    let mut input = BufReader::new(opened).take(FIRST_LINES_BYTES);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        input.read_until(b'\n', &mut line).map_err(failed)?;
+        match line.strip_suffix(b"\n").map(reader::read) {
+            Some(Ok(Line { what: What::Retract(_), .. })) => {}
+            first => return Ok(matches!(first, Some(Ok(Line { what: What::CopyBegin(_), .. })))),
+        }
+    }
+}
+
+/// Why a file is not the next one, if it is not. A new database begins with number 1, or with a copy, unless it may begin `later`.
+pub fn gap(store: &Store, file: &Found, later: bool) -> Result<Option<String>, String> {
     let loaded = store.watermark(file.partition)?.file_number;
-    // A database that is new may begin anywhere, and a consumer may have begun anew.
-    if loaded == 0 || file.number <= loaded + 1 {
+    // A consumer may have begun anew.
+    if file.number <= loaded + 1 || (loaded == 0 && (later || begins_with_copy(file)?)) {
         return Ok(None);
+    }
+    if loaded == 0 {
+        return Ok(Some(format!(
+            "{} is the first file of partition {} that is there, and the database is new: bring the files from number 1 on, \
+             or those from one on that begins with a copy; with --begin-later it begins with this one, and lacks what was before",
+            file.name, file.partition
+        )));
     }
     Ok(Some(format!(
         "{} is there, and number {} of partition {} was neither loaded nor is there: bring it back",
@@ -65,8 +95,18 @@ pub fn gap(store: &Store, file: &Found) -> Result<Option<String>, String> {
     )))
 }
 
-/// Loads a file, all of it or nothing; answers its lines, and the version that the partition then has. The error names the line.
-pub fn load(store: &mut Store, file: &Found) -> Result<(u64, u64), String> {
+/// What a file was.
+pub struct Loaded {
+    /// Its lines.
+    pub lines: u64,
+    /// Those of them that were there already.
+    pub known: u64,
+    /// The version that the partition then has.
+    pub version: u64,
+}
+
+/// Loads a file, all of it or nothing. The error names the line.
+pub fn load(store: &mut Store, file: &Found) -> Result<Loaded, String> {
     let opened = File::open(&file.path).map_err(|error| format!("{}: {error}", file.name))?;
     let mut load = store.begin(file.partition)?;
     if file.number <= load.watermark.file_number {
@@ -75,9 +115,12 @@ pub fn load(store: &mut Store, file: &Found) -> Result<(u64, u64), String> {
         load.watermark.skips_copy = false;
     }
     let name = file.path.display().to_string();
-    let lines = feed::lines(&mut load, &name, BufReader::with_capacity(READ, opened))?;
+    let (lines, known) = feed::lines(&mut load, &name, BufReader::with_capacity(READ, opened))?;
+    if let Some(epoch) = epoch_in(&file.name) {
+        load.is_of_epoch(epoch.number, epoch.id).map_err(|why| format!("{}: {why}", file.name))?;
+    }
     load.file(&file.name, file.number, file.bytes, lines)?;
     let version = load.watermark.version;
     load.commit()?;
-    Ok((lines, version))
+    Ok(Loaded { lines, known, version })
 }

@@ -16,11 +16,11 @@ pub mod store;
 pub mod yardstick;
 
 use counts::{Asked, Counts};
-use files::Found;
+use files::{Found, Loaded};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{ErrorKind, IsTerminal};
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -34,6 +34,8 @@ use turnstone_net::tls::TlsFiles;
 pub struct Options {
     /// Where changes come from.
     pub source: Source,
+    /// A new database may begin with a file that is neither the first one nor begins with a copy.
+    pub begin_later: bool,
     /// The database.
     pub db: PathBuf,
     /// End when everything that is there is loaded.
@@ -124,7 +126,11 @@ fn end(options: &Options, store: &Store, publisher: &mut Publisher<'_>, counts: 
         Source::Files(..) => format!(" of {files} files"),
         Source::Server(..) => String::new(),
     };
-    eprintln!("loaded {} lines{of} in {busy:.1} s", HumanCount(lines));
+    let known = match counts.known.load(Relaxed) {
+        0 => String::new(),
+        known => format!("; {} of them were there already", HumanCount(known)),
+    };
+    eprintln!("loaded {} lines{of} in {busy:.1} s{known}", HumanCount(lines));
     Ok(())
 }
 
@@ -164,6 +170,7 @@ impl<'a> Publisher<'a> {
 struct Loader<'a> {
     input: &'a Path,
     archive: Option<&'a Path>,
+    begin_later: bool,
     store: Store,
     /// Names and lengths of loaded files.
     known: HashSet<(String, u64)>,
@@ -193,7 +200,8 @@ impl<'a> Loader<'a> {
         let store = open(options, counts)?;
         let known = store.files()?;
         let (bar, publisher) = (ProgressBar::hidden(), Publisher::new(options));
-        Ok(Loader { input, archive, store, known, gap: None, bar, counts, publisher })
+        let begin_later = options.begin_later;
+        Ok(Loader { input, archive, begin_later, store, known, gap: None, bar, counts, publisher })
     }
 
     /// Loads what there is, the partitions in turn.
@@ -214,7 +222,7 @@ impl<'a> Loader<'a> {
         while !stop() && found.values().any(|files| !files.is_empty()) {
             for files in found.values_mut().filter(|files| !files.is_empty()) {
                 let file = files.remove(0);
-                if let Some(gap) = files::gap(&self.store, &file)? {
+                if let Some(gap) = files::gap(&self.store, &file, self.begin_later)? {
                     if gap_before.as_ref() == Some(&gap) {
                         return Err(gap);
                     }
@@ -235,8 +243,9 @@ impl<'a> Loader<'a> {
 
     fn load(&mut self, file: &Found) -> Result<(), String> {
         let began = Instant::now();
-        let (lines, version) = files::load(&mut self.store, file)?;
+        let Loaded { lines, known, version } = files::load(&mut self.store, file)?;
         let counts = self.counts;
+        counts.known.fetch_add(known, Relaxed);
         counts.lines.fetch_add(lines, Relaxed);
         counts.files.fetch_add(1, Relaxed);
         counts.waiting.0.fetch_sub(1, Relaxed);
@@ -268,11 +277,40 @@ impl<'a> Loader<'a> {
     fn put_away(&self, file: &Found) -> Result<(), String> {
         let Some(archive) = self.archive else { return Ok(()) };
         let target = archive.join(&file.name);
+        let failed = |error| format!("{}: {error}", target.display());
+        if target.try_exists().map_err(failed)? && !is_same(&file.path, &target).map_err(failed)? {
+            return Err(format!(
+                "{} is there with another content, and is not written over: move it away, or name another -archive",
+                target.display()
+            ));
+        }
         let moved = match std::fs::rename(&file.path, &target) {
             Err(error) if error.kind() == ErrorKind::CrossesDevices => move_across(&file.path, &target),
             moved => moved,
         };
         moved.map_err(|error| format!("{} cannot be moved to {}: {error}", file.name, archive.display()))
+    }
+}
+
+/// Whether two files have the same bytes.
+fn is_same(one: &Path, other: &Path) -> std::io::Result<bool> {
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    loop {
+        let n = one.read(&mut a)?;
+        if n == 0 {
+            return Ok(true);
+        }
+        // The other may have become shorter meanwhile.
+        match other.read_exact(&mut b[..n]) {
+            Ok(()) if a[..n] == b[..n] => {}
+            Ok(()) => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(false),
+            Err(error) => return Err(error),
+        }
     }
 }
 

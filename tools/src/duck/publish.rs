@@ -4,7 +4,7 @@ use super::store::{ROW_GROUP, Store, quoted};
 use duckdb::{AccessMode, Config, Connection};
 use serde_json::json;
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -98,6 +98,61 @@ fn list(root: &Path, directory: &Path, files: &mut Vec<String>) -> Result<(), St
     Ok(())
 }
 
+/// Passes JSON on in which `NaN` and infinities, as DuckDB writes them, are `null`: they are no JSON.
+struct Strict<W: Write> {
+    out: W,
+    in_text: bool,
+    escaped: bool,
+    /// A number or a word that may go on.
+    word: Vec<u8>,
+    ready: Vec<u8>,
+}
+
+impl<W: Write> Strict<W> {
+    fn new(out: W) -> Strict<W> {
+        Strict { out, in_text: false, escaped: false, word: Vec::new(), ready: Vec::new() }
+    }
+
+    fn end_word(&mut self) {
+        let word = self.word.strip_prefix(b"-").unwrap_or(&self.word);
+        let is_none = [b"nan".as_slice(), b"inf", b"infinity"].iter().any(|none| word.eq_ignore_ascii_case(none));
+        self.ready.extend_from_slice(if is_none { b"null" } else { &self.word });
+        self.word.clear();
+    }
+
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.end_word();
+        self.flush()
+    }
+}
+
+impl<W: Write> Write for Strict<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        for byte in bytes {
+            if self.in_text {
+                self.in_text = self.escaped || *byte != b'"';
+                self.escaped = !self.escaped && *byte == b'\\';
+                self.ready.push(*byte);
+            } else if byte.is_ascii_alphanumeric() || b"+-.".contains(byte) {
+                self.word.push(*byte);
+            } else {
+                self.end_word();
+                self.in_text = *byte == b'"';
+                self.ready.push(*byte);
+            }
+        }
+        self.out.write_all(&self.ready)?;
+        self.ready.clear();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.write_all(&self.ready)?;
+        self.ready.clear();
+        self.out.flush()
+    }
+}
+
 /// Answers a query to standard output, a JSON object for each row; the database is not changed.
 pub fn answer(db: &Path, sql: &str) -> Result<(), String> {
     let config = Config::default().access_mode(AccessMode::ReadOnly).map_err(|error| error.to_string())?;
@@ -107,7 +162,11 @@ pub fn answer(db: &Path, sql: &str) -> Result<(), String> {
     let (mut reader, writer) = std::io::pipe().map_err(|error| error.to_string())?;
     let target = format!("/dev/fd/{}", writer.as_raw_fd());
     std::thread::scope(|scope| {
-        let passed = scope.spawn(move || std::io::copy(&mut reader, &mut std::io::stdout().lock()));
+        let passed = scope.spawn(move || {
+            let mut out = Strict::new(std::io::stdout().lock());
+            let copied = std::io::copy(&mut reader, &mut out);
+            copied.and_then(|bytes| out.finish().map(|()| bytes))
+        });
         let copy = format!("COPY (FROM (\n{sql}\n)) TO '{target}' (FORMAT json, USE_TMP_FILE false)");
         let asked = connection.execute_batch(&copy).map_err(|error| error.to_string());
         drop(writer);

@@ -8,6 +8,7 @@ use duckdb::arrow::datatypes::{Field, Schema};
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::sync::Arc;
+use turnstone_cdc::line::is_json;
 use turnstone_cdc::reader::Written;
 
 /// Rows that are handed over at once, and about how many bytes: a column of texts holds less than 2 GiB.
@@ -39,9 +40,11 @@ pub fn key_text(key: &[u8]) -> (String, bool) {
     }
 }
 
-/// A value as a column has it.
+/// A value as a column has it. What is JSON is said to be, whether the consumer was to look at that or not: by the rules that the
+/// consumer goes by, which are stricter than DuckDB's.
 pub fn value_text(value: &[u8], written: Written) -> (String, Written) {
     match (written, std::str::from_utf8(value)) {
+        (Written::Text, Ok(text)) if is_json(text) => (text.to_owned(), Written::Json),
         (Written::Text | Written::Json, Ok(text)) => (text.to_owned(), written),
         _ => (STANDARD.encode(value), Written::Base64),
     }

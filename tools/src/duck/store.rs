@@ -6,6 +6,7 @@
 //! | `turnstone_state` | the newest state of each key, deleted ones too: a tombstone keeps an older line from bringing a key back |
 //! | `turnstone_watermark` | for each partition, the version up to which both have everything |
 //! | `turnstone_files` | the change files that were loaded |
+//! | `turnstone_epochs` | the epochs that loaded files name, with their ids: a server that began anew has other ids |
 //! | `turnstone_cursor` | where a stream from the server goes on |
 //!
 //! The state has no primary key. With one, DuckDB keeps an index in memory for every key ever seen, and a batch takes three
@@ -43,15 +44,19 @@ CREATE TABLE IF NOT EXISTS turnstone_watermark(
     partition UTINYINT, epoch UBIGINT, version UBIGINT, copying UBIGINT, skips_copy BOOLEAN, file_number UBIGINT);
 CREATE TABLE IF NOT EXISTS turnstone_files(
     partition UTINYINT, file_number UBIGINT, name VARCHAR, bytes UBIGINT, lines UBIGINT, loaded_at TIMESTAMP);
+CREATE TABLE IF NOT EXISTS turnstone_epochs(
+    partition UTINYINT, number UBIGINT, id UBIGINT);
 CREATE TABLE IF NOT EXISTS turnstone_cursor(partition UTINYINT, cursor VARCHAR);
 CREATE OR REPLACE VIEW turnstone_data AS
     SELECT partition, key, key_encoding, value, value_encoding, version,
            concat(partition, ':', epoch, ':', version) AS position, ts AS updated_at
     FROM turnstone_state WHERE NOT deleted;
 CREATE OR REPLACE VIEW turnstone_json AS
-    SELECT partition, key, json, version, updated_at
-    FROM (SELECT *, try_cast(value AS JSON) AS json FROM turnstone_data WHERE value_encoding <> 'base64')
-    WHERE json IS NOT NULL;
+    SELECT partition, key, try_cast(value AS JSON) AS json, version, updated_at
+    FROM turnstone_data WHERE value_encoding = 'json'
+       -- Loaded before the loader looked by itself. DuckDB takes NaN, infinities and a comma behind the last of a list, too.
+       OR (value_encoding = 'text' AND try_cast(value AS JSON) IS NOT NULL
+           AND NOT regexp_matches(regexp_replace(value, '\"(\\\\.|[^\"\\\\])*\"', '', 'g'), '(?i)nan|inf|,\\s*[\\]}]'));
 CREATE OR REPLACE TEMP TABLE stage AS SELECT partition, key, key_encoding FROM turnstone_state LIMIT 0;
 ";
 
@@ -357,6 +362,7 @@ impl Load<'_> {
                 SELECT partition, key, key_encoding FROM turnstone_state WHERE partition = {p} AND version > {version};
              DELETE FROM turnstone_history WHERE partition = {p} AND (version > {version} OR copy > {version});
              DELETE FROM turnstone_state WHERE partition = {p} AND version > {version};
+             DELETE FROM turnstone_epochs WHERE partition = {p} AND (number > {epoch} OR {version} = 0);
              UPDATE turnstone_state SET copy = NULL WHERE partition = {p} AND copy > {version};
              INSERT INTO turnstone_state
                 WITH last_copy AS (
@@ -384,6 +390,25 @@ impl Load<'_> {
         self.reached(epoch, version);
         self.known = version;
         Ok(())
+    }
+
+    /// What was loaded is of this epoch: unless another epoch of that number is known.
+    pub fn is_of_epoch(&mut self, number: u64, id: u64) -> Result<(), String> {
+        let sql = "SELECT max(id) FROM turnstone_epochs WHERE partition = ? AND number = ?";
+        let known: Option<u64> =
+            self.transaction.query_row(sql, params![self.partition, number], |row| row.get(0)).map_err(failed)?;
+        match known {
+            Some(known) if known == id => Ok(()),
+            Some(known) => Err(format!(
+                "epoch {number} is {id:016x} there, and {known:016x} in what is loaded: it is of another history, of a server \
+                 that began anew; load the files into a new database"
+            )),
+            None => {
+                let sql = "INSERT INTO turnstone_epochs VALUES (?, ?, ?)";
+                self.transaction.execute(sql, params![self.partition, number, id]).map_err(failed)?;
+                Ok(())
+            }
+        }
     }
 
     /// A change file was loaded.
