@@ -14,7 +14,8 @@ use turnstone_net::tls::{ClientOffer, Role, TlsFiles};
 /// A server that does not get ready within this time has failed.
 const READY: Duration = Duration::from_secs(60);
 
-fn root() -> PathBuf {
+/// The project's folder.
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 

@@ -116,9 +116,9 @@ async fn without_index(env: &SimEnv, settings: Settings) -> Result<Partition<Sim
 async fn read(partition: &Partition<SimEnv>, key: u32) -> Result<Option<Vec<u8>>, Error> {
     let transaction = &mut partition.begin(partition.published());
     match partition.get(transaction, format!("key-{key:06}").as_bytes())? {
-        Lookup::Found(value) => Ok(Some(value)),
+        Lookup::Found(value) => Ok(Some(value.to_vec())),
         Lookup::Absent => Ok(None),
-        Lookup::Cold(cold) => cold.fetch().await,
+        Lookup::Cold(cold) => Ok(cold.fetch().await?.map(|value| value.to_vec())),
     }
 }
 

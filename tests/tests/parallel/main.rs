@@ -15,6 +15,7 @@ mod duck_live;
 mod failover;
 mod fuzz_corpus;
 mod gathering;
+mod guarantees;
 mod isolation;
 mod log_ages;
 mod log_end;
