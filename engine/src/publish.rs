@@ -138,8 +138,13 @@ impl<E: Env> Core<E> {
         self.confirmed.get() && !self.quorum_missing.get()
     }
 
+    /// Why nothing may be prepared now.
     pub(crate) fn no_quorum(&self) -> Error {
-        Error::NoQuorum { needed: self.min_replicas() }
+        match self.min_replicas() {
+            // No follower is waited for: the leadership has changed while this one waited for something else.
+            0 => Error::LeadershipChanged,
+            needed => Error::NoQuorum { needed },
+        }
     }
 
     /// Wakes those who wait for followers: something has changed.

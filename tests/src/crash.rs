@@ -368,7 +368,8 @@ async fn flush_all(partition: &Partition<SimEnv>, life: &Rc<Life>) -> Result<(),
             life.model.borrow_mut().tell(at.version);
             Ok(())
         }
-        Err(Error::NoSpace(_) | Error::Refused(_)) => Ok(()),
+        // A promotion that was refused midway leaves nobody who leads until the next one.
+        Err(Error::NoSpace(_) | Error::Refused(_) | Error::LeadershipChanged) => Ok(()),
         Err(error) => Err(format!("flush failed: {error}")),
     };
     life.flushing.set(false);
