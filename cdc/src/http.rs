@@ -34,7 +34,7 @@ pub fn serve(setting: &str, address: &str, answers: impl Answers) -> Result<(), 
     let answer = move || {
         for stream in listener.incoming() {
             match stream {
-                // Who asks and does not listen has only itself to blame.
+                // An answer that the client does not take is given up.
                 Ok(stream) => drop(answer(stream, &answers)),
                 // No descriptor is left, say: that takes a while to change.
                 Err(_) => std::thread::park_timeout(PAUSE),

@@ -1,4 +1,4 @@
-//! Whose a partition's files in a directory are: two consumers with one directory would take each other's files.
+//! A partition's files in a directory belong to one consumer: two with one directory would take each other's files.
 //!
 //! A consumer is its state: the file `STATE.lock` beside it has an id that no other consumer has, and is locked while the
 //! consumer runs. `cdc-pNN.owner` in the directory of the files names the consumer that they are of, and is locked, too.
@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// What is written is for the user that the consumer runs as: changes have everybody's values.
+/// Files are for the user that the consumer runs as: changes contain the values of all keys.
 pub const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 
