@@ -79,7 +79,7 @@ fn features_for(bug: Sabotage) -> Features {
 /// The test above, unchanged, on code with one rule broken.
 #[test]
 fn every_planted_bug_among_nodes_is_found() {
-    let tries = number("TURNSTONE_TRIES").unwrap_or(1500);
+    let tries = number("TURNSTONE_TRIES").unwrap_or(3000);
     let mut missed = Vec::new();
     let only = std::env::var("TURNSTONE_BUG").ok();
     let seldom = Sabotage::SELDOM_SEEN.into_iter().filter(|_| only.is_some());
