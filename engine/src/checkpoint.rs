@@ -472,6 +472,10 @@ impl<E: Env> Core<E> {
             manifest.segments = wal.segments();
             manifest.durable = manifest.durable.max(wal.durable());
         }
+        let newest = self.flushed_body.get();
+        if newest.version >= manifest.last_body.version {
+            manifest.last_body = newest;
+        }
         for (number, used) in self.values.used() {
             raise_used(&mut manifest.values, number, used);
         }

@@ -15,8 +15,8 @@ mod plan;
 use crate::disk::BLOCK;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
-use crate::manifest::{Generation, Manifest, Role, begin_epoch};
-use crate::memory::overlay::Prior;
+use crate::manifest::{Generation, LastBody, Manifest, Role, begin_epoch};
+use crate::memory::overlay::{Prior, Seen};
 use crate::memory::warm::TOGETHER;
 use crate::partition::{BatchEnd, Core, Partition, warm};
 use crate::publish::FlushDb;
@@ -422,7 +422,9 @@ fn enter<E: Env>(core: &Core<E>, key: &Key, version: Version, entry: Entry) {
     let published = core.published.get();
     let oldest_seen = core.snapshots.oldest().map_or(published, |oldest| oldest.min(published));
     let prior = || Prior::of(core.hot.borrow_mut().remove(hashed).as_ref());
-    core.overlay.borrow_mut().insert(key, hashed.hash, version, entry, oldest_seen, prior);
+    let is_open_within = |from: Version, to: Version| core.snapshots.is_open_within(from, to);
+    let seen = Seen { oldest: oldest_seen, published, is_open_within: &is_open_within };
+    core.overlay.borrow_mut().insert(key, hashed.hash, version, entry, &seen, prior);
 }
 
 /// Many versions enter the overlay, in this order.
@@ -475,6 +477,9 @@ pub(crate) fn push_batch<E: Env>(
     pointers: Vec<(u32, u64)>,
     cost: u64,
 ) {
+    if let Content::Whole { bytes, .. } = &content {
+        core.newest_body.set(body::sum(bytes));
+    }
     core.queue.borrow_mut().push_back(Batch { content, last, pointers, cost });
     core.queue_changed.notify();
 }
@@ -545,7 +550,9 @@ async fn persist<E: Env>(core: &Rc<Core<E>>) {
         let (first_version, bytes) = match content {
             Content::Growing(body) => {
                 let first = body.first_version();
-                let bytes = body.finish_in_pieces(core.env.wall_ms(), async || core.env.give_way().await).await;
+                let (now, before) = (core.env.wall_ms(), core.newest_body.get());
+                let bytes = body.finish_in_pieces(now, before, async || core.env.give_way().await).await;
+                core.newest_body.set(body::sum(&bytes));
                 (first, Rc::new(bytes))
             }
             Content::Whole { bytes, first_version } => (first_version, bytes),
@@ -570,6 +577,7 @@ async fn persist<E: Env>(core: &Rc<Core<E>>) {
     };
     for ((bytes, last), (end, chain)) in written.into_iter().zip(ends) {
         core.batch_ends.borrow_mut().push_back(BatchEnd { last, end, chain });
+        core.flushed_body.set(LastBody { version: last, sum: body::sum(&bytes) });
         add(&core.stats.batches, 1);
         add(&core.stats.log_bytes, bytes.len() as u64);
         if let Ok(bytes) = Rc::try_unwrap(bytes)
@@ -596,7 +604,7 @@ async fn append_voucher<E: Env>(core: &Rc<Core<E>>) {
     }
     let first = core.prepared.get() + 1;
     let epoch = core.manifest.get().epoch_of(first);
-    let bytes = Builder::new(epoch, first, Vec::new()).finish(core.env.wall_ms());
+    let bytes = Builder::new(epoch, first, Vec::new()).finish(core.env.wall_ms(), None);
     let published = core.published_end.get();
     let append = Append { body: Rc::new(bytes), pointers: Vec::new(), first_version: first, cost, published };
     // Something may be prepared while this is written; it becomes the next batch, behind this one.

@@ -8,7 +8,7 @@ use crate::buffer::AlignedBuf;
 use crate::disk::{BLOCK, Disk, File, IoClass, OpenMode};
 use crate::env::{Env, Level};
 use crate::error::Error;
-use crate::manifest::{Generation, Manifest, sync_names};
+use crate::manifest::{Generation, LastBody, Manifest, sync_names};
 use crate::names;
 use crate::partition::{Core, Partition};
 use crate::types::{Epoch, Key, LogPosition, Version};
@@ -192,6 +192,9 @@ impl<E: Env> Partition<E> {
             .update_closed(|m| {
                 agree(m);
                 m.durable = end;
+                if m.last_body.version > last {
+                    m.last_body = LastBody::default();
+                }
                 m.generations.retain(|g| g.start < end);
                 m.generations.push(fresh);
                 m.epochs.retain(|e| e.first_version <= last);

@@ -28,11 +28,23 @@ pub(crate) fn of_key(key: &[u8], length: u32, checksum: u32) -> u64 {
 }
 
 impl<E: Env> Partition<E> {
-    /// Settles everything that is shown, and hashes it: the version, and the digest at it. Checkpoints wait meanwhile.
+    /// Settles everything that is shown, and hashes it: the version, and the digest at it. Commits and checkpoints go on meanwhile.
     pub async fn digest(&self) -> Result<(Version, u64), Error> {
+        /// An index that is mended meanwhile is looked at anew so often; then it is fed nothing until the end.
+        const TRIES: u32 = 4;
         self.checkpoint().await?;
+        for tried in 0..=TRIES {
+            if let Some(digest) = self.try_digest(tried == TRIES).await? {
+                return Ok(digest);
+            }
+        }
+        Err(Error::Index("it is mended again and again".to_string()))
+    }
+
+    /// `None` if the index is another one now; not where nothing is to be ingested meanwhile (`alone`).
+    async fn try_digest(&self, alone: bool) -> Result<Option<(Version, u64)>, Error> {
         let core = &self.0;
-        let still = core.ingest_gate.enter().await;
+        let mut still = Some(core.ingest_gate.enter().await);
         let (version, index) = {
             let manifest = core.manifest.get();
             let published = core.published.get();
@@ -40,14 +52,20 @@ impl<E: Env> Partition<E> {
             let all = core.overlay.borrow().bytes() == 0 && published == core.prepared.get();
             (if all { published } else { manifest.mark.version }, manifest.index)
         };
+        if index == 0 {
+            return Ok(Some((version, 0)));
+        }
+        let view = core.ask_index_within(still.as_ref(), async |index: &E::Index| index.view().await).await?;
+        still.take_if(|_| !alone);
         let (mut digest, mut after) = (0u64, None);
         loop {
-            if index == 0 {
-                break;
-            }
             let from: Option<Vec<u8>> = after.clone();
-            let scan = async |index: &E::Index| index.scan(from.clone(), PAGE).await;
-            let page = core.ask_index_within(Some(&still), scan).await?;
+            let scan = async |index: &E::Index| index.scan(&view, from.clone(), PAGE).await;
+            let page = match core.ask_index_within(still.as_ref(), scan).await {
+                Err(Error::Index(_)) if core.manifest.get().index != index => return Ok(None),
+                page => page?,
+            };
+            let Some(page) = page else { return Ok(None) };
             let Some((last, ..)) = page.last() else { break };
             after = Some(last.clone());
             for (key, _, settled) in page {
@@ -57,7 +75,7 @@ impl<E: Env> Partition<E> {
             }
             core.env.give_way().await;
         }
-        Ok((version, digest))
+        Ok(Some((version, digest)))
     }
 }
 

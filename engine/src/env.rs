@@ -70,6 +70,10 @@ pub enum Sabotage {
     RestartTellsLess,
     NewestSegmentNotRecorded,
     TierWithoutTombstones,
+    LearnerVotes,
+    PutBackNotNoticed,
+    BodiesNotChained,
+    FollowerAltersBatch,
 }
 
 impl Sabotage {
@@ -97,13 +101,15 @@ impl Sabotage {
     ];
 
     /// Those that show only where a run tries or checks more than plain faults.
-    pub const BEYOND_PLAIN: [Sabotage; 6] = [
+    pub const BEYOND_PLAIN: [Sabotage; 8] = [
         Sabotage::RaisedAlone,
         Sabotage::OrderNotKept,
         Sabotage::CircleNotLookedFor,
         Sabotage::ForgottenNotKept,
         Sabotage::NewcomerLeads,
         Sabotage::RestartTellsLess,
+        Sabotage::LearnerVotes,
+        Sabotage::PutBackNotNoticed,
     ];
 
     /// Those that one partition shows by itself.

@@ -37,6 +37,11 @@ pub enum Error {
         /// Bytes allowed.
         limit: u64,
     },
+    /// Retry later: requests and replies of all clients hold the node's memory for them.
+    MemoryShort {
+        /// The setting `request_memory`, bytes.
+        limit: u64,
+    },
     /// Ask for less at once: the values that were asked for have together more than `limit` bytes.
     TooMuchAtOnce {
         /// Bytes allowed.
@@ -166,6 +171,9 @@ impl fmt::Display for Error {
             }
             Error::TransactionTooLarge { limit } => {
                 write!(f, "the transaction's writes pass {limit} bytes (max_tx_size); split it")
+            }
+            Error::MemoryShort { limit } => {
+                write!(f, "the requests and replies of all clients hold the {limit} bytes of request_memory; try again")
             }
             Error::TooMuchAtOnce { limit } => {
                 write!(f, "the values have together more than {limit} bytes; ask for fewer keys at once")

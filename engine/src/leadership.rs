@@ -52,6 +52,9 @@ pub struct Leadership {
     pub promoted: u64,
     /// It has followed since it last led: its log may lack what others hold.
     pub has_followed: bool,
+    /// Others know that it has had more than it has: its home was put back from an older copy. It votes for nobody and leads by
+    /// force alone, until it has caught up with a leader.
+    pub learner: bool,
 }
 
 impl Leadership {
@@ -231,6 +234,12 @@ impl Leadership {
         Leadership { voted_epoch: epoch, ..self.clone() }
     }
 
+    /// Of a node that others know to have had more, and to have agreed to this epoch.
+    pub fn put_back(&self, epoch: Epoch) -> Leadership {
+        let voted_epoch = if epoch.number > self.voted_epoch.number { epoch } else { self.voted_epoch };
+        Leadership { learner: true, voted_epoch, ..self.clone() }
+    }
+
     /// As an operator orders it to lead no more, and to follow nobody.
     pub fn stepped_down(&self) -> Leadership {
         let ordered = Some(self.voted_epoch.number);
@@ -246,6 +255,7 @@ impl Leadership {
             ordered: None,
             promoted,
             has_followed: false,
+            learner: false,
             ..self.clone()
         }
     }

@@ -9,6 +9,7 @@
 //! core, so nothing here locks. Nothing that a disk said is trusted without its checksum.
 
 pub mod age;
+pub mod budget;
 pub mod buffer;
 mod checkpoint;
 pub mod codec;
@@ -21,6 +22,7 @@ pub mod env;
 pub mod error;
 pub mod follow;
 pub mod header;
+pub mod holds;
 pub mod index;
 mod index_care;
 mod insist;

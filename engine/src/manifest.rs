@@ -146,6 +146,52 @@ pub struct Hold {
     pub version: Version,
     /// It gives up when it would keep more than this many checkpointed bytes.
     pub limit_bytes: u64,
+    /// Whose it is.
+    pub owner: HoldOwner,
+}
+
+/// Whose a hold is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HoldOwner {
+    /// An operator made it.
+    Operator,
+    /// A consumer of changes, with this name in its certificate.
+    Consumer(String),
+    /// It was made before owners were kept: whoever uses the name next takes it over.
+    Unknown,
+}
+
+impl HoldOwner {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, name) = match self {
+            HoldOwner::Operator => (0, ""),
+            HoldOwner::Consumer(name) => (1, name.as_str()),
+            HoldOwner::Unknown => (2, ""),
+        };
+        out.put_u8(kind);
+        out.put_u16(name.len() as u16);
+        out.put(name.as_bytes());
+    }
+
+    fn decode(take: &mut Take<'_>) -> Result<HoldOwner, Truncated> {
+        let (kind, length) = (take.u8()?, usize::from(take.u16()?));
+        let name = String::from_utf8(take.bytes(length)?.to_vec()).map_err(|_| Truncated)?;
+        match (kind, name.is_empty()) {
+            (0, true) => Ok(HoldOwner::Operator),
+            (1, _) => Ok(HoldOwner::Consumer(name)),
+            (2, true) => Ok(HoldOwner::Unknown),
+            _ => Err(Truncated),
+        }
+    }
+}
+
+/// The newest batch that a log has, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastBody {
+    /// Its last version.
+    pub version: Version,
+    /// Its body's CRC.
+    pub sum: Option<u32>,
 }
 
 /// A node that this one has met.
@@ -238,6 +284,8 @@ pub struct Manifest {
     pub peers: Vec<Peer>,
     /// There is a file that says which segment is the newest one.
     pub log_end: bool,
+    /// The newest batch when the manifest was written: where nothing lies behind the checkpoint it is the newest one of all.
+    pub last_body: LastBody,
 }
 
 impl Default for Manifest {
@@ -259,6 +307,7 @@ impl Default for Manifest {
             live: Vec::new(),
             peers: Vec::new(),
             log_end: false,
+            last_body: LastBody::default(),
         }
     }
 }
@@ -350,6 +399,11 @@ impl Manifest {
             out.put(peer.name.as_bytes());
         });
         out.put_u8(u8::from(self.log_end));
+        put_list(&self.holds, &mut out, |hold, out| hold.owner.encode(out));
+        out.put_u8(u8::from(self.leadership.learner));
+        out.put_u64(self.last_body.version);
+        out.put_u8(u8::from(self.last_body.sum.is_some()));
+        out.put_u32(self.last_body.sum.unwrap_or(0));
         let mut whole = Vec::with_capacity(out.len() + 8);
         whole.put_u32(out.len() as u32);
         whole.put_u32(crc(&[&out]));
@@ -388,7 +442,7 @@ impl Manifest {
             holds: list(take, |t| {
                 let length = usize::from(t.u16()?);
                 let name = String::from_utf8(t.bytes(length)?.to_vec()).map_err(|_| Truncated)?;
-                Ok(Hold { name, version: t.u64()?, limit_bytes: t.u64()? })
+                Ok(Hold { name, version: t.u64()?, limit_bytes: t.u64()?, owner: HoldOwner::Unknown })
             })?,
             next_number: take.u32()?,
             leadership: Leadership::decode_role(take)?,
@@ -401,6 +455,7 @@ impl Manifest {
             // Manifests of before there were any end here.
             peers: if take.left() == 0 { Vec::new() } else { list(take, Peer::decode)? },
             log_end: false,
+            last_body: LastBody::default(),
         };
         // Manifests of before there was more to leadership than a role end here.
         if take.left() != 0 {
@@ -413,9 +468,19 @@ impl Manifest {
                 return Err(Truncated);
             }
             manifest.peers.iter_mut().zip(names).for_each(|(peer, name)| peer.name = name);
-            // Manifests of before the newest segment was recorded end here.
+            // Manifests of before the newest segment was recorded end here, and the next before holds had owners.
             if take.left() != 0 {
                 manifest.log_end = take.u8()? != 0;
+            }
+            if take.left() != 0 {
+                let owners = list(take, HoldOwner::decode)?;
+                if owners.len() != manifest.holds.len() {
+                    return Err(Truncated);
+                }
+                manifest.holds.iter_mut().zip(owners).for_each(|(hold, owner)| hold.owner = owner);
+                manifest.leadership.learner = take.u8()? != 0;
+                let (version, known, sum) = (take.u64()?, take.u8()? != 0, take.u32()?);
+                manifest.last_body = LastBody { version, sum: known.then_some(sum) };
             }
             if take.left() != 0 {
                 return Err(Truncated);
@@ -694,7 +759,10 @@ mod tests {
             }],
             values: vec![ValueFile { number: 1, used: 8192, retired: Some(LogPosition::new(1, 0)) }],
             segments: vec![Segment { number: 1, first_version: 1, used: 8192, checkpointed_ms: Some(7) }],
-            holds: vec![Hold { name: "backup".into(), version: 4, limit_bytes: 1 << 20 }],
+            holds: vec![
+                Hold { name: "backup".into(), version: 4, limit_bytes: 1 << 20, owner: HoldOwner::Operator },
+                Hold { name: "a".into(), version: 4, limit_bytes: 1, owner: HoldOwner::Consumer("CN=cdc".into()) },
+            ],
             next_number: 5,
             leadership: Leadership {
                 number: 7,
@@ -704,6 +772,7 @@ mod tests {
                 ordered: Some(1),
                 promoted: 1,
                 has_followed: true,
+                learner: true,
             },
             members: vec![MembersRecord {
                 version: 8,
@@ -717,6 +786,7 @@ mod tests {
             live: vec![(1, 100)],
             peers: vec![Peer { node: 5, key: [9; 32], name: "b".to_string() }],
             log_end: true,
+            last_body: LastBody { version: 8, sum: Some(9) },
         }
     }
 

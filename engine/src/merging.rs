@@ -237,12 +237,15 @@ impl<E: Env> Core<E> {
         last: RunSummary,
         still: &Pass,
     ) -> Result<RunSummary, Error> {
+        let view = self.ask_index_within(Some(still), async |index: &E::Index| index.view().await).await?;
         let mut output = self.begin_output(number).await?;
         let mut after = None;
         loop {
             let from: Option<Vec<u8>> = after.clone();
-            let scan = async |index: &E::Index| index.scan(from.clone(), GROUP).await;
-            let page = self.ask_index_within(Some(still), scan).await?;
+            let scan = async |index: &E::Index| index.scan(&view, from.clone(), GROUP).await;
+            let Some(page) = self.ask_index_within(Some(still), scan).await? else {
+                return Err(Error::Index("it was replaced while a run was made of it".to_string()));
+            };
             let Some((last, ..)) = page.last() else { break };
             after = Some(last.clone());
             for (key, version, settled) in page {

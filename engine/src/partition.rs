@@ -15,7 +15,7 @@ use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::index::{Found, Index};
 use crate::leftovers::Leftovers;
-use crate::manifest::{ManifestStore, Upstream};
+use crate::manifest::{LastBody, ManifestStore, Upstream};
 use crate::memory::hash::{Hashed, KeyHasher};
 use crate::memory::hot::{HotCache, Known};
 use crate::memory::overlay::Overlay;
@@ -114,6 +114,10 @@ pub(crate) struct Core<E: Env> {
     /// FlushDBs that were carried out.
     pub retired: Watch,
     pub batch_ends: RefCell<VecDeque<BatchEnd>>,
+    /// CRC of the newest body that has one: the next names it.
+    pub newest_body: Cell<Option<u32>>,
+    /// The newest body that is on this disk.
+    pub flushed_body: Cell<LastBody>,
     pub queue: RefCell<VecDeque<Batch>>,
     /// The last batch's bytes, to be used again.
     pub batch_room: RefCell<Vec<u8>>,
@@ -291,16 +295,24 @@ impl<E: Env> Core<E> {
 impl<E: Env> Cold<E> {
     /// Reads the value from the disk.
     pub async fn fetch(self) -> Result<Option<Value>, Error> {
-        let answer = self.read().await;
+        self.fetch_if(|_| Ok(())).await
+    }
+
+    /// The same, if `may` allows so many bytes.
+    pub async fn fetch_if(self, may: impl FnMut(usize) -> Result<(), Error>) -> Result<Option<Value>, Error> {
+        let answer = self.read(may).await;
         if self.guard.given_up() {
             return Err(Error::SnapshotTooOld);
         }
         answer
     }
 
-    async fn read(&self) -> Result<Option<Value>, Error> {
+    async fn read(&self, mut may: impl FnMut(usize) -> Result<(), Error>) -> Result<Option<Value>, Error> {
         let pointer = match self.source {
-            Source::Recent(pointer) => return self.core.values.read(&self.key, pointer).await.map(Some),
+            Source::Recent(pointer) => {
+                may(pointer.length as usize)?;
+                return self.core.values.read(&self.key, pointer).await.map(Some);
+            }
             Source::Settled(pointer) => pointer,
             Source::Index => {
                 let keys = vec![self.key.to_vec()];
@@ -316,6 +328,7 @@ impl<E: Env> Cold<E> {
             }
         };
         self.remember(Known::Pointer(pointer));
+        may(pointer.length as usize)?;
         let value = self.core.values.read(&self.key, pointer).await?;
         self.remember(Known::Value(pointer, value.clone()));
         Ok(Some(value))

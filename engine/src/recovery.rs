@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::index::{Index, IndexError};
 use crate::index_care::{rebuild, same_contents};
 use crate::leftovers::Leftovers;
-use crate::manifest::{Manifest, ManifestStore, Mark, Segment, sync_names};
+use crate::manifest::{LastBody, Manifest, ManifestStore, Mark, Segment, sync_names};
 use crate::memory::hash::KeyHasher;
 use crate::memory::hot::HotCache;
 use crate::memory::overlay::Overlay;
@@ -78,6 +78,9 @@ async fn read_manifest<E: Env>(env: &E, id: PartitionId, files: &[(String, u64)]
 fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manifest) -> Core<E> {
     let hasher = KeyHasher::new(env.random());
     let (version, position) = (manifest.mark.version, manifest.mark.position);
+    // What lies behind the checkpoint is read, and names the newest.
+    let known = manifest.last_body;
+    let newest = LastBody { version, sum: known.sum.filter(|_| known.version == version) };
     let leftovers = Rc::new(Leftovers::new(env.clone()));
     Core {
         id,
@@ -110,6 +113,8 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         flush_pass: RefCell::default(),
         retired: Watch::new(0),
         batch_ends: RefCell::new(VecDeque::new()),
+        newest_body: Cell::new(newest.sum),
+        flushed_body: Cell::new(newest),
         queue: RefCell::new(VecDeque::new()),
         batch_room: RefCell::default(),
         queue_changed: Notify::default(),
@@ -466,6 +471,7 @@ impl<E: Env> Core<E> {
         let mut version = batch.body.first_version;
         let mut flushed = None;
         let mut changes = Vec::new();
+        let is_voucher = batch.body.transactions.is_empty();
         for operations in batch.body.transactions {
             let expected = self.prepared.get() + 1;
             if version > settled && version != expected {
@@ -501,6 +507,11 @@ impl<E: Env> Core<E> {
         }
         enter_all(self, changes);
         self.batch_ends.borrow_mut().push_back(BatchEnd { last, end: batch.end, chain: batch.envelope.crc });
+        if !is_voucher {
+            let newest = LastBody { version: last, sum: Some(batch.envelope.body_crc) };
+            self.flushed_body.set(newest);
+            self.newest_body.set(newest.sum);
+        }
         if published.is_some() {
             self.flushed.raise(self.prepared.get());
             self.published.raise(self.prepared.get());

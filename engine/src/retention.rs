@@ -17,11 +17,6 @@ use crate::types::{LogPosition, Version};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Most holds a partition takes.
-pub const HOLDS_MAX: usize = 64;
-/// Longest name of a hold, bytes.
-pub const HOLD_NAME_MAX: usize = 255;
-
 /// What a purge decision looks at: oldest first.
 struct Kept {
     segments: Vec<Segment>,
@@ -220,49 +215,6 @@ pub(crate) async fn keep_house<E: Env>(core: Rc<Core<E>>) {
 }
 
 impl<E: Env> Partition<E> {
-    /// Keeps the log from `version` on (from now, for 0) for a consumer; replaces its earlier hold.
-    pub async fn hold(&self, name: &str, version: Version, limit_bytes: u64) -> Result<Version, Error> {
-        let core = &self.0;
-        if name.is_empty() || name.len() > HOLD_NAME_MAX {
-            return Err(Error::BadHold(format!("a hold's name has 1 to {HOLD_NAME_MAX} bytes")));
-        }
-        // What is held must not be purged between the look and the record.
-        let _turn = core.purge_gate.enter().await;
-        let oldest = self.oldest_version();
-        let version = if version == 0 { core.published.get() + 1 } else { version };
-        if version < oldest {
-            return Err(Error::Purged { wanted: version, oldest });
-        }
-        let hold = Hold { name: name.to_string(), version, limit_bytes };
-        let refused = core
-            .update_manifest(|m| {
-                m.holds.retain(|h| h.name != hold.name);
-                let full = m.holds.len() >= HOLDS_MAX;
-                if !full {
-                    m.holds.push(hold);
-                }
-                full
-            })
-            .await?;
-        if refused {
-            return Err(Error::BadHold(format!("a partition takes at most {HOLDS_MAX} holds; release one first")));
-        }
-        Ok(version)
-    }
-
-    /// Lets go of a hold.
-    pub async fn release(&self, name: &str) -> Result<(), Error> {
-        let found = self
-            .0
-            .update_manifest(|m| {
-                let before = m.holds.len();
-                m.holds.retain(|h| h.name != name);
-                before > m.holds.len()
-            })
-            .await?;
-        if found { Ok(()) } else { Err(Error::NoSuchHold(name.to_string())) }
-    }
-
     /// For an opening, before anything else: no log goes for its size until [`Partition::set_retention_bytes`] tells the share.
     pub fn keep_what_there_is(&self) {
         let core = &self.0;
@@ -336,6 +288,7 @@ impl<E: Env> Partition<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::HoldOwner;
 
     fn kept(used: &[u32]) -> Kept {
         let segment = |(i, used): (usize, &u32)| Segment {
@@ -357,7 +310,8 @@ mod tests {
         assert_eq!(purgeable(&four, 400, 0, &[]), 0);
         assert_eq!(purgeable(&four, 250, 0, &[]), 2);
         assert_eq!(purgeable(&four, 400, 1500, &[]), 2, "two are older than 1500 ms");
-        let hold = |version, limit_bytes| vec![Hold { name: "h".into(), version, limit_bytes }];
+        let hold =
+            |version, limit_bytes| vec![Hold { name: "h".into(), version, limit_bytes, owner: HoldOwner::Operator }];
         assert_eq!(purgeable(&four, 0, 0, &hold(11, 300)), 1, "the second segment is wanted");
         assert_eq!(purgeable(&four, 0, 0, &hold(11, 200)), 2, "but not beyond the limit");
         assert_eq!(purgeable(&four, 0, 0, &hold(100, 1000)), 4, "a hold on the future keeps nothing");

@@ -49,6 +49,8 @@ pub struct Settings {
     pub quorum_timeout: Duration,
     /// A copy for another node is sent at most so fast, bytes per second; 0 for no limit.
     pub copy_rate: u64,
+    /// Most bytes of log that a consumer's hold may ask for.
+    pub max_consumer_hold: u64,
     /// An idle log vouches for its last batch after this long.
     pub idle_vouch: Duration,
 }
@@ -79,6 +81,7 @@ impl Default for Settings {
             min_replicas: 0,
             quorum_timeout: Duration::from_secs(5),
             copy_rate: 64 << 20,
+            max_consumer_hold: 64 << 30,
             idle_vouch: Duration::from_millis(50),
         }
     }

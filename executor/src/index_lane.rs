@@ -10,12 +10,11 @@ use std::cell::RefCell;
 use std::fs;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-use turnstone_engine::index::fjall::{FjallIndex, is_refusal};
-use turnstone_engine::index::{Found, Index, IndexError};
+use turnstone_engine::index::fjall::{FjallIndex, Snapshot, is_refusal};
+use turnstone_engine::index::{Found, Index, IndexError, Page};
 use turnstone_engine::manifest::Mark;
-use turnstone_engine::types::{Settled, Version};
 
 /// Chunks of an ingestion that may wait for the index thread.
 const CHUNKS: usize = 4;
@@ -117,7 +116,15 @@ fn open_now(path: PathBuf, create: bool, limits: IndexLimits) -> Result<(Arc<Fja
     opened.map(|(mark, index)| (Arc::new(index), mark))
 }
 
+/// What an index had at one time. It does not keep the index open.
+pub struct View {
+    of: Weak<FjallIndex>,
+    snapshot: Arc<Snapshot>,
+}
+
 impl Index for IndexLane {
+    type View = View;
+
     async fn open(&self, number: u32, create: bool) -> Result<Option<Mark>, IndexError> {
         self.close().await;
         let (path, limits) = (self.path(number), self.0.limits);
@@ -131,9 +138,19 @@ impl Index for IndexLane {
         self.0.desk.ask(&self.0.lanes.reads, move || index.get_many(&keys)).await
     }
 
-    async fn scan(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<(Vec<u8>, Version, Settled)>, IndexError> {
+    async fn view(&self) -> Result<View, IndexError> {
         let index = self.current()?;
-        self.0.desk.ask(&self.0.lanes.bulk, move || index.scan(after.as_deref(), limit)).await
+        Ok(View { of: Arc::downgrade(&index), snapshot: Arc::new(index.view()) })
+    }
+
+    async fn scan(&self, view: &View, after: Option<Vec<u8>>, limit: usize) -> Result<Option<Page>, IndexError> {
+        let index = self.current()?;
+        if !Weak::ptr_eq(&view.of, &Arc::downgrade(&index)) {
+            return Ok(None);
+        }
+        let snapshot = view.snapshot.clone();
+        let scan = move || index.scan(&snapshot, after.as_deref(), limit).map(Some);
+        self.0.desk.ask(&self.0.lanes.bulk, scan).await
     }
 
     fn compactions(&self) -> u64 {

@@ -78,6 +78,14 @@ impl Session {
         header.map_or(0, |header| self.dialect.header_bytes() + header.length.min(self.max_request) as usize)
     }
 
+    /// The frame at the front of `input` is refused although its header lets it in: what comes of its payload is skipped. Answers how
+    /// many bytes are done with, and the frame's id.
+    pub fn skip(&mut self, input: &[u8]) -> Option<(usize, u32)> {
+        let header = frame::decode_header(self.dialect, input).filter(|_| self.skip == 0)?;
+        self.skip = u64::from(header.length);
+        Some((self.dialect.header_bytes(), header.id))
+    }
+
     /// Looks at the front of `input`; answers how many bytes are done with, and what to do.
     pub fn next<'a>(&mut self, input: &'a [u8]) -> (usize, Step<'a>) {
         if self.skip > 0 {
@@ -133,6 +141,7 @@ impl Session {
             None if role == Role::Admin || role == Role::Server => {
                 return refuse(ErrorCode::UnknownOpcode, &unknown(tag));
             }
+            None if matches!(tag, 0x50..=0x56) => return refuse(ErrorCode::UnknownOpcode, &unknown(tag)),
             _ => return refuse(ErrorCode::Denied, &format!("role {role} may not use opcode 0x{tag:02x}")),
         };
         if self.in_transaction && !in_transaction(opcode) {
@@ -192,7 +201,9 @@ fn carries_data(opcode: Opcode) -> bool {
 
 fn unknown(tag: u8) -> String {
     match tag {
-        0x50..=0x56 => format!("opcode 0x{tag:02x}: the original's replication and change streams are not spoken here"),
+        0x50..=0x56 => format!(
+            "opcode 0x{tag:02x}: the original's replication and change streams are not spoken here; followers and `turnstone --mode cdc` have their own"
+        ),
         _ => format!("opcode 0x{tag:02x} is unknown"),
     }
 }

@@ -4,7 +4,7 @@
 use crate::SILENCE;
 use crate::history::{Common, common_point};
 use crate::leader::Violation;
-use crate::wire::{Copying, Frame, Hello, PROTOCOL, Reason, Welcome};
+use crate::wire::{Copying, Frame, Had, Hello, PROTOCOL, Reason, Welcome};
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Standing;
@@ -55,6 +55,10 @@ pub struct Follower {
     leader_published: Version,
     /// The other side led when the stream began, in an epoch that begins with this version.
     leads_from: Option<Version>,
+    /// What its log ended with at that time.
+    leader_last: Version,
+    /// What it knows this node to have had.
+    had: Had,
     heard: Duration,
 }
 
@@ -63,8 +67,10 @@ impl Follower {
     pub fn open(hello: Hello, now: Duration) -> (Follower, Frame) {
         let hello = Hello { version: PROTOCOL, ..hello };
         let (stage, epoch) = (Stage::Asked, Epoch::default());
-        let (leader, acked, leader_published, leads_from) = (None, 0, 0, None);
-        let follower = Follower { stage, leader, epoch, acked, leader_published, leads_from, heard: now };
+        let (leader, acked, leader_published, leads_from, leader_last) = (None, 0, 0, None, 0);
+        let had = Had::default();
+        let follower =
+            Follower { stage, leader, epoch, acked, leader_published, leads_from, leader_last, had, heard: now };
         (follower, Frame::Hello(hello))
     }
 
@@ -72,9 +78,9 @@ impl Follower {
     pub fn take(&mut self, frame: Frame, now: Duration) -> Result<Step, Violation> {
         self.heard = now;
         match frame {
-            Frame::Accept(Welcome { standing, node }) if self.stage == Stage::Asked => {
+            Frame::Accept(Welcome { standing, node, had }) if self.stage == Stage::Asked => {
                 self.stage = Stage::Stream;
-                self.leader = Some(node);
+                (self.leader, self.had, self.leader_last) = (Some(node), had, standing.last);
                 self.epoch = standing.adopted;
                 self.leader_published = standing.published;
                 let begun = standing.epochs.last().map_or(0, |epoch| epoch.first_version);
@@ -84,7 +90,7 @@ impl Follower {
             Frame::Refuse(reason, text) => Ok(Step::Refused(reason, text)),
             Frame::Copy(copy) if self.stage == Stage::Asked => {
                 self.stage = Stage::Copy;
-                self.leader = Some(copy.welcome.node);
+                (self.leader, self.had) = (Some(copy.welcome.node), copy.welcome.had);
                 Ok(Step::Copy(Box::new(copy)))
             }
             Frame::Keys(bytes) if self.stage == Stage::Copy => Ok(Step::Keys(bytes)),
@@ -92,7 +98,7 @@ impl Follower {
             // It lives: a copy takes its time, also to begin.
             Frame::Beat(_) if self.stage != Stage::Stream => Ok(Step::Nothing),
             Frame::Parted(welcome) if self.stage == Stage::Asked => {
-                self.leader = Some(welcome.node);
+                (self.leader, self.had) = (Some(welcome.node), welcome.had);
                 Ok(Step::Parted(welcome))
             }
             Frame::Batch(bytes) if self.stage == Stage::Stream => Ok(Step::Batch(bytes)),
@@ -123,6 +129,21 @@ impl Follower {
     /// Who says to be the other side, once it has answered.
     pub fn leader(&self) -> Option<u64> {
         self.leader
+    }
+
+    /// What the other side knows this node to have had, once it has answered.
+    pub fn had(&self) -> Had {
+        self.had
+    }
+
+    /// Whether the other side led when the stream began.
+    pub fn leads(&self) -> bool {
+        self.leads_from.is_some()
+    }
+
+    /// Whether the other side led when the stream began, and this node has all that it had then.
+    pub fn has_caught_up(&self, flushed: Version) -> bool {
+        self.leads_from.is_some() && flushed >= self.leader_last
     }
 
     /// The epoch that the stream is of.
@@ -254,16 +275,17 @@ mod tests {
             address,
             dialed,
             life,
-            ordered: false,
+            ordered: crate::wire::Ordered::No,
             wish,
             resume,
+            sum: None,
         };
         let (mut follower, hello) = Follower::open(hello, NOW);
         assert!(matches!(hello, Frame::Hello(Hello { version: PROTOCOL, own: 1, partition: 3, last: 7, .. })));
         assert!(follower.take(Frame::Batch(vec![1].into()), NOW).is_err());
         assert!(follower.take(Frame::Ack(Epoch::default(), 1), NOW).is_err());
         let epochs = [reign_of(1, 7, 1)];
-        let accept = Frame::Accept(Welcome { node: 1, standing: standing(&epochs, 20, 25, true) });
+        let accept = Frame::Accept(Welcome { node: 1, had: Had::default(), standing: standing(&epochs, 20, 25, true) });
         assert_eq!(follower.take(accept.clone(), NOW), Ok(Step::Adopt(epochs[0].epoch, epochs.to_vec())));
         assert!(follower.take(accept, NOW).is_err(), "once");
         assert_eq!(follower.take(Frame::Batch(vec![1].into()), NOW), Ok(Step::Batch(vec![1].into())));

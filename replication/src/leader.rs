@@ -1,7 +1,7 @@
 //! One follower as its leader sees it: from its hello to what it has on its disk.
 
 use crate::history::{Common, common_point};
-use crate::wire::{Frame, Hello, PROTOCOL, Reason, Welcome, Wish};
+use crate::wire::{Frame, Had, Hello, PROTOCOL, Reason, Welcome, Wish};
 use crate::{BEAT, SILENCE};
 use std::time::Duration;
 use turnstone_engine::Standing;
@@ -18,6 +18,8 @@ pub struct View {
     pub standing: Standing,
     /// The oldest version that its log has.
     pub oldest: Version,
+    /// What it knows the follower to have had.
+    pub had: Had,
 }
 
 /// What a follower did that no follower does: the connection ends.
@@ -70,7 +72,8 @@ impl Leader {
             return Opening::Copy;
         }
         let standing = &view.standing;
-        let welcome = Welcome { node: view.node, standing: Standing { members: Vec::new(), ..standing.clone() } };
+        let welcome =
+            Welcome { node: view.node, had: view.had, standing: Standing { members: Vec::new(), ..standing.clone() } };
         match common_point((&standing.epochs, standing.last), (&hello.epochs, hello.last)) {
             Common::Prefix(at) if hello.last == at => {}
             Common::Diverged(_) | Common::Prefix(_) => return Opening::Refused(Frame::Parted(welcome)),
@@ -211,16 +214,17 @@ mod tests {
             address,
             dialed,
             life,
-            ordered: false,
+            ordered: crate::wire::Ordered::No,
             wish,
             resume,
+            sum: None,
         }
     }
 
     fn view(published: Version, last: Version, oldest: Version, epochs: &[EpochStart]) -> View {
         let adopted = epochs.last().map(|e| e.epoch).unwrap_or_default();
         let standing = Standing { adopted, epochs: epochs.to_vec(), last, published, members: Vec::new(), leads: true };
-        View { node: 1, partition: 1, standing, oldest }
+        View { node: 1, partition: 1, standing, oldest, had: Had::default() }
     }
 
     #[derive(Debug, PartialEq)]

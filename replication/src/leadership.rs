@@ -32,7 +32,13 @@ pub enum Event {
         epoch: Epoch,
         /// An operator ordered it.
         by_order: bool,
+        /// With force.
+        forced: bool,
     },
+    /// Another node knows that this one has had more than it has, and has agreed to this epoch.
+    FoundShort(Epoch),
+    /// This node has all that a leader had when it began to follow that.
+    CatchesUp,
     /// `stepdown`.
     StepsDown,
     /// `replicaof no one`.
@@ -66,6 +72,8 @@ pub enum Refusal {
     TooFar(Epoch),
     /// An operator ordered otherwise.
     Ordered,
+    /// This node has lost what it had: it is a learner.
+    Learner,
 }
 
 /// The next state; `None` where there is nothing to change.
@@ -74,6 +82,11 @@ pub fn step(now: &Leadership, event: &Event, broken: Broken) -> Result<Option<Le
     let is_same = |epoch: Epoch| epoch == voted || (broken.id_not_compared && epoch.number == voted.number);
     let is_lower = |epoch: Epoch| !is_same(epoch) && epoch.number <= voted.number;
     let next = match event {
+        Event::FoundShort(epoch) => now.put_back(*epoch),
+        Event::CatchesUp => Leadership { learner: false, ..now.clone() },
+        Event::VoteRequested(_) | Event::Wins { forced: false, .. } if now.learner && !broken.learner_votes => {
+            return Err(Refusal::Learner);
+        }
         Event::VoteRequested(epoch) if *epoch == voted => return Ok(None),
         Event::VoteRequested(epoch) if is_lower(*epoch) && !broken.lower_vote => return Err(Refusal::Fenced(voted)),
         Event::VoteRequested(epoch) if epoch.number > voted.number.saturating_add(JUMP_MAX) => {
@@ -173,15 +186,39 @@ mod tests {
     }
 
     #[test]
+    fn a_learner_neither_votes_nor_leads_but_by_force_until_it_has_caught_up() {
+        let now = Leadership { voted_epoch: epoch(3, 3), ..Leadership::default() };
+        let learner = after(&now, Event::FoundShort(epoch(5, 5)));
+        assert_eq!((learner.learner, learner.voted_epoch), (true, epoch(5, 5)));
+        assert_eq!(after(&now, Event::FoundShort(epoch(2, 2))).voted_epoch, epoch(3, 3));
+        assert_eq!(refused(&learner, Event::VoteRequested(epoch(6, 6))), Refusal::Learner);
+        let wins = |forced| Event::Wins { epoch: epoch(5, 5), by_order: true, forced };
+        assert_eq!(refused(&learner, wins(false)), Refusal::Learner);
+        assert!(!after(&learner, wins(true)).learner);
+        let follows = after(&learner, found(6, "b:1", epoch(5, 5), 5));
+        assert!(follows.learner, "it has nothing yet");
+        assert!(!after(&follows, Event::CatchesUp).learner);
+    }
+
+    #[test]
     fn who_wins_has_voted_for_that_epoch_and_for_none_since() {
         let now =
             Leadership { voted_epoch: epoch(5, 5), has_followed: true, ordered: Some(2), ..Leadership::default() };
-        assert_eq!(refused(&now, Event::Wins { epoch: epoch(4, 4), by_order: true }), Refusal::Fenced(epoch(5, 5)));
-        let leads = after(&now, Event::Wins { epoch: epoch(5, 5), by_order: true });
+        assert_eq!(
+            refused(&now, Event::Wins { epoch: epoch(4, 4), by_order: true, forced: false }),
+            Refusal::Fenced(epoch(5, 5))
+        );
+        let leads = after(&now, Event::Wins { epoch: epoch(5, 5), by_order: true, forced: false });
         assert_eq!((leads.promoted, leads.has_followed, leads.ordered), (5, false, None));
         let down = Leadership { role: Role::SteppedDown, ..now.clone() };
-        assert_eq!(refused(&down, Event::Wins { epoch: epoch(5, 5), by_order: false }), Refusal::Ordered);
-        let again = after(&Leadership { promoted: 2, ..now }, Event::Wins { epoch: epoch(5, 5), by_order: false });
+        assert_eq!(
+            refused(&down, Event::Wins { epoch: epoch(5, 5), by_order: false, forced: false }),
+            Refusal::Ordered
+        );
+        let again = after(
+            &Leadership { promoted: 2, ..now },
+            Event::Wins { epoch: epoch(5, 5), by_order: false, forced: false },
+        );
         assert_eq!(again.promoted, 2, "nodes do not order");
         assert_eq!(refused(&again, found(6, "b:2", epoch(4, 4), 9)), Refusal::Fenced(epoch(5, 5)));
         assert_eq!(refused(&again, found(6, "b:2", epoch(7 + JUMP_MAX, 4), 9)), Refusal::TooFar(epoch(5, 5)));

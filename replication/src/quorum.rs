@@ -45,6 +45,8 @@ pub struct Broken {
     pub raised_alone: bool,
     /// What nodes do by themselves ends orders.
     pub order_not_kept: bool,
+    /// A learner votes.
+    pub learner_votes: bool,
 }
 
 /// The version that `needed` followers hold.
@@ -186,6 +188,7 @@ mod tests {
         id_not_compared: false,
         raised_alone: false,
         order_not_kept: false,
+        learner_votes: false,
     };
 
     fn record(version: Version, min_replicas: u32, nodes: &[u64]) -> MembersRecord {

@@ -11,7 +11,7 @@
 //! | 4 | anybody | status request | `caller` |
 //! | 5 | candidate | vote request | `caller, epoch, standing, members` |
 //! | 6 | leader | it leads | `caller, address`: the receiver may ask it, and follow |
-//! | 16 | leader | accept | `node u64, leads u8, standing`: the stream begins behind the follower's last version |
+//! | 16 | leader | accept | `node u64, leads u8, had, standing`: the stream begins behind the follower's last version |
 //! | 17 | leader | refuse | `reason u8, text up to the end` |
 //! | 18 | leader | batch | the body, as it is in the log |
 //! | 19 | leader | value | a large value of the batch before, in the body's order |
@@ -20,16 +20,20 @@
 //! | 23 | leader | copy | as accept, then `version u64, keys u64, members, resumed u8`: no stream, but a copy at that version |
 //! | 24 | leader | keys | `length u16, key, version u64, length u32, value` of each, in the order of the keys |
 //! | 25 | leader | end of a copy | `keys u64, digest u64`: everything was sent |
-//! | 22 | member | status | `node u64, granted u8, candidate u8, promoted u64, follows, leads u8, standing, members`, to 4, 5 and 6 |
+//! | 22 | member | status | `node u64, granted u8, candidate u8, learner u8, promoted u64, follows, had, leads u8, standing,` |
+//! | | | | `members`, to 4, 5 and 6 |
 //!
 //! `epoch` is `number u64, id u64`; `epochs` is `count u32`, then `epoch, first version u64` of each; `standing` is
 //! `adopted epoch, last u64, published u64, epochs`; `members` is `count u32`, then `version u64` and the list of each, as
-//! in a body; `address` and `dialed` are `length u16` and that many bytes. `caller` is `version u16, node u64, own u8, member u64,
-//! partition u8`: who says it, and who is meant (`member` 0 for whoever listens there). `follows` is `count u8`, then
-//! `node u64, partition u8, address` of each. `more` is `life u64, ordered u8, copy u8, resume`: `life` is drawn when the process begins;
-//! `ordered` is 1 where an operator has just ordered to follow; `copy` is 0 for a log or nothing, 1 for a copy if the log does
-//! not reach back, 2 for a copy in any case; `resume` is `u8`, and if that is 1 `version u64, length u16, key`: so far the
-//! follower has a copy at that version.
+//! in a body; `address` and `dialed` are `length u16` and that many bytes. `caller` is `version u16, node u64, own u8,
+//! member u64, partition u8`: who says it, and who is meant (`member` 0 for whoever listens there). `follows` is `count u8`,
+//! then `node u64, partition u8, address` of each. `had` is `epoch, version u64`: what the sender knows the receiver to have
+//! had, zeros where it knows nothing.
+//!
+//! `more` is `life u64, ordered u8, copy u8, resume, sum`. `life` is drawn when the process begins; `ordered` is 1 where an
+//! operator has just ordered to follow, 2 with force; `copy` is 0 for a log or nothing, 1 for a copy if the log does not
+//! reach back, 2 for a copy in any case; `resume` is `u8`, and if that is 1 `version u64, length u16, key`: so far the
+//! follower has a copy at that version; `sum` is `u8`, and if that is 1 `u32`: the CRC of its newest batch.
 
 use std::rc::Rc;
 use turnstone_engine::Standing;
@@ -41,7 +45,7 @@ use turnstone_engine::types::{Epoch, Key, Version};
 use turnstone_engine::wal::body::{put_members, take_members};
 
 /// The newest version of this protocol that this program speaks.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// The longest payload: a transaction of the largest size allowed, and what surrounds it.
 pub const PAYLOAD_MAX: usize = (1 << 30) + (64 << 20);
 /// Bytes around a payload.
@@ -146,6 +150,31 @@ impl Wish {
     const ALL: [Wish; 3] = [Wish::Log, Wish::CopyIfNeeded, Wish::Copy];
 }
 
+/// Whether an operator has just ordered to follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ordered {
+    /// The node goes on by itself.
+    #[default]
+    No,
+    /// One that was forgotten is let in again.
+    Yes,
+    /// What the node has had is set aside.
+    ByForce,
+}
+
+impl Ordered {
+    const ALL: [Ordered; 3] = [Ordered::No, Ordered::Yes, Ordered::ByForce];
+}
+
+/// What one node knows another one to have had at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Had {
+    /// It had agreed to this epoch.
+    pub epoch: Epoch,
+    /// Everything up to here was on its disk.
+    pub version: Version,
+}
+
 /// A copy begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copying {
@@ -175,6 +204,8 @@ impl Copying {
 pub struct Welcome {
     /// Its node.
     pub node: u64,
+    /// What it knows the follower to have had.
+    pub had: Had,
     /// What it has; without members.
     pub standing: Standing,
 }
@@ -223,10 +254,14 @@ pub struct Status {
     pub granted: bool,
     /// A promotion is under way there.
     pub is_candidate: bool,
+    /// It has lost what it had, and counts for nothing until it has caught up.
+    pub is_learner: bool,
     /// The number of the newest epoch that an operator is known to have begun.
     pub promoted: u64,
     /// Whom it follows, and whom it is about to follow: at most [`FOLLOWS_MAX`].
     pub follows: Vec<Follows>,
+    /// What it knows the caller to have had.
+    pub had: Had,
     /// What it has.
     pub standing: Standing,
 }
@@ -254,12 +289,14 @@ pub struct Hello {
     pub dialed: String,
     /// Drawn when its process began: a node that is there twice has two.
     pub life: u64,
-    /// An operator has just ordered it to follow: one that was forgotten is let in again.
-    pub ordered: bool,
+    /// Whether an operator has just ordered it to follow.
+    pub ordered: Ordered,
     /// Whether it takes a copy.
     pub wish: Wish,
     /// It has a copy at this version up to this key.
     pub resume: Option<(Version, Key)>,
+    /// CRC of the batch that its newest version is of, where that is known and on its disk.
+    pub sum: Option<u32>,
 }
 
 /// Why bytes are no frame. The connection ends: there is no place to go on from.
@@ -353,7 +390,12 @@ fn text(take: &mut Take<'_>) -> Result<String, BadFrame> {
     if length > ADDRESS_MAX {
         return Err(BadFrame("an address is longer than any is"));
     }
-    String::from_utf8(take.bytes(length)?.to_vec()).map_err(|_| BadFrame("an address is no text"))
+    let bytes = take.bytes(length)?;
+    // It comes into lines of the log and of answers as it is.
+    if !bytes.iter().all(u8::is_ascii_graphic) {
+        return Err(BadFrame("an address has characters that none has"));
+    }
+    String::from_utf8(bytes.to_vec()).map_err(|_| BadFrame("an address is no text"))
 }
 
 /// Without members.
@@ -435,12 +477,22 @@ fn put_records(records: &[MembersRecord], out: &mut Vec<u8>) {
 fn put_welcome(welcome: &Welcome, out: &mut Vec<u8>) {
     out.put_u64(welcome.node);
     out.put_u8(u8::from(welcome.standing.leads));
+    put_had(&welcome.had, out);
     put_standing(&welcome.standing, out);
 }
 
+fn put_had(had: &Had, out: &mut Vec<u8>) {
+    put_epoch(had.epoch, out);
+    out.put_u64(had.version);
+}
+
+fn had(take: &mut Take<'_>) -> Result<Had, BadFrame> {
+    Ok(Had { epoch: epoch(take)?, version: take.u64()? })
+}
+
 fn welcome(take: &mut Take<'_>) -> Result<Welcome, BadFrame> {
-    let (node, leads) = (take.u64()?, flag(take)?);
-    Ok(Welcome { node, standing: standing(leads, take)? })
+    let (node, leads, had) = (take.u64()?, flag(take)?, had(take)?);
+    Ok(Welcome { node, had, standing: standing(leads, take)? })
 }
 
 fn put_caller(caller: &Caller, out: &mut Vec<u8>) {
@@ -457,7 +509,8 @@ fn caller(take: &mut Take<'_>) -> Result<Caller, BadFrame> {
 }
 
 fn status(take: &mut Take<'_>) -> Result<Status, BadFrame> {
-    let (node, granted, is_candidate, promoted) = (take.u64()?, flag(take)?, flag(take)?, take.u64()?);
+    let (node, granted, is_candidate) = (take.u64()?, flag(take)?, flag(take)?);
+    let (is_learner, promoted) = (flag(take)?, take.u64()?);
     let mut follows = Vec::new();
     for _ in 0..take.u8()? {
         if follows.len() == FOLLOWS_MAX {
@@ -466,10 +519,10 @@ fn status(take: &mut Take<'_>) -> Result<Status, BadFrame> {
         let (node, partition) = (take.u64()?, take.u8()?);
         follows.push(Follows { node, upstream: Upstream { address: text(take)?, partition } });
     }
-    let leads = flag(take)?;
+    let (had, leads) = (had(take)?, flag(take)?);
     let standing = standing(leads, take)?;
     let standing = Standing { members: members(take)?, ..standing };
-    Ok(Status { node, granted, is_candidate, promoted, follows, standing })
+    Ok(Status { node, granted, is_candidate, is_learner, promoted, follows, had, standing })
 }
 
 /// What a node of another version of the protocol begins with: as much of it as all versions have, so that it can be told.
@@ -485,9 +538,23 @@ fn foreign(kind: u8, payload: &[u8]) -> Result<Option<Frame>, BadFrame> {
     let (version, node, own, partition) = (take.u16()?, take.u64()?, take.u8()?, take.u8()?);
     let (last, adopted, epochs, life) = (0, Epoch::default(), Vec::new(), 0);
     let (address, dialed) = (String::new(), String::new());
-    let (ordered, wish, resume) = (false, Wish::Log, None);
-    let hello =
-        Hello { version, node, own, partition, last, adopted, epochs, address, dialed, life, ordered, wish, resume };
+    let (ordered, wish, resume, sum) = (Ordered::No, Wish::Log, None, None);
+    let hello = Hello {
+        version,
+        node,
+        own,
+        partition,
+        last,
+        adopted,
+        epochs,
+        address,
+        dialed,
+        life,
+        ordered,
+        wish,
+        resume,
+        sum,
+    };
     Ok(Some(Frame::Hello(hello)))
 }
 
@@ -531,12 +598,16 @@ impl Frame {
                 put_text(&hello.address, out);
                 put_text(&hello.dialed, out);
                 out.put_u64(hello.life);
-                out.put_u8(u8::from(hello.ordered));
+                out.put_u8(hello.ordered as u8);
                 out.put_u8(hello.wish as u8);
                 out.put_u8(u8::from(hello.resume.is_some()));
                 if let Some((version, key)) = &hello.resume {
                     out.put_u64(*version);
                     put_key(key, out);
+                }
+                out.put_u8(u8::from(hello.sum.is_some()));
+                if let Some(sum) = hello.sum {
+                    out.put_u32(sum);
                 }
             }
             Frame::Ack(epoch, version) => {
@@ -559,6 +630,7 @@ impl Frame {
                 out.put_u64(status.node);
                 out.put_u8(u8::from(status.granted));
                 out.put_u8(u8::from(status.is_candidate));
+                out.put_u8(u8::from(status.is_learner));
                 out.put_u64(status.promoted);
                 out.put_u8(status.follows.len() as u8);
                 for follows in &status.follows {
@@ -566,6 +638,7 @@ impl Frame {
                     out.put_u8(follows.upstream.partition);
                     put_text(&follows.upstream.address, out);
                 }
+                put_had(&status.had, out);
                 out.put_u8(u8::from(status.standing.leads));
                 put_standing(&status.standing, out);
                 put_records(&status.standing.members, out);
@@ -623,12 +696,16 @@ impl Frame {
                 address: text(take)?,
                 dialed: text(take)?,
                 life: take.u64()?,
-                ordered: flag(take)?,
+                ordered: {
+                    let ordered = Ordered::ALL.get(usize::from(take.u8()?));
+                    *ordered.ok_or(BadFrame("a follower is ordered in a way that there is not"))?
+                },
                 wish: {
                     let wish = Wish::ALL.get(usize::from(take.u8()?));
                     *wish.ok_or(BadFrame("a follower wishes for what there is not"))?
                 },
                 resume: if flag(take)? { Some((take.u64()?, key(take)?)) } else { None },
+                sum: if flag(take)? { Some(take.u32()?) } else { None },
             }),
             2 => Frame::Ack(epoch(take)?, take.u64()?),
             3 => Frame::Beat(take.u64()?),
@@ -698,12 +775,14 @@ mod tests {
             address: ":6379".to_string(),
             dialed: "b:2".to_string(),
             life: 12,
-            ordered: true,
+            ordered: Ordered::ByForce,
             wish: Wish::CopyIfNeeded,
             resume: Some((39, b"k".as_slice().into())),
+            sum: Some(11),
         };
+        let had = Had { epoch, version: 49 };
         let copy = Copying {
-            welcome: Welcome { node: 5, standing: standing.clone() },
+            welcome: Welcome { node: 5, had, standing: standing.clone() },
             version: 44,
             keys: 3,
             members: members.clone(),
@@ -716,8 +795,10 @@ mod tests {
             node: 5,
             granted: true,
             is_candidate: true,
+            is_learner: false,
             promoted: 3,
             follows: vec![follows.clone(), Follows { node: 0, ..follows }],
+            had,
             standing: listed.clone(),
         };
         let request = VoteRequest { caller, epoch, standing: Standing { leads: false, ..listed } };
@@ -730,11 +811,11 @@ mod tests {
             Frame::Leads(caller, ":1".to_string()),
             Frame::Status(Box::new(Status { follows: vec![], ..status.clone() })),
             Frame::Status(Box::new(status)),
-            Frame::Accept(Welcome { node: 5, standing: standing.clone() }),
+            Frame::Accept(Welcome { node: 5, had, standing: standing.clone() }),
             Frame::Copy(copy),
             Frame::Keys(vec![3; 900]),
             Frame::CopyEnd(CopySum { keys: 1, digest: 2 }),
-            Frame::Parted(Welcome { node: 5, standing }),
+            Frame::Parted(Welcome { node: 5, had, standing }),
             Frame::Refuse(Reason::Itself, "this is the same node".to_string()),
             Frame::Batch(vec![1; 5000].into()),
             Frame::Value(Vec::new()),

@@ -143,6 +143,7 @@ impl State {
                 ordered: follows.then_some(0),
                 promoted: 0,
                 has_followed: follows,
+                learner: false,
             };
             Node { leadership, log: vec![epoch], published: 1, leads: !follows, candidacy: None, acks: [0; NODES] }
         };
@@ -236,7 +237,7 @@ impl State {
         if next.nodes[candidate].log.len() >= bounds.entries {
             return None;
         }
-        let event = Event::Wins { epoch: candidacy.epoch, by_order: candidacy.by_order };
+        let event = Event::Wins { epoch: candidacy.epoch, by_order: candidacy.by_order, forced: false };
         // The same state may lead again: the node's own number is another one.
         let won = step(&next.nodes[candidate].leadership, &event, broken).ok()?;
         let leadership = won.unwrap_or_else(|| next.nodes[candidate].leadership.clone());

@@ -6,6 +6,7 @@ use crate::sim::{SimEnv, World};
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Partition;
+use turnstone_engine::budget::Budget;
 use turnstone_engine::settings::Settings;
 use turnstone_net::server::ahead::warm_next;
 use turnstone_net::server::conversation::Conversation;
@@ -48,7 +49,8 @@ struct Client {
 impl Client {
     fn new(partition: &Partition<SimEnv>, dialect: Dialect) -> Client {
         let session = Session::new(dialect, Some(Role::Client), 16, MAX_REQUEST);
-        let mut conversation = Conversation::new(Parked { session, input: Vec::new(), last_input: false });
+        let mut conversation =
+            Conversation::new(Parked { session, input: Vec::new(), last_input: false }, &Budget::new(512 << 20));
         conversation.session.selected = 1;
         conversation.partition = Some(partition.clone());
         Client { conversation, partition: partition.clone(), answered: 0 }

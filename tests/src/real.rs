@@ -366,6 +366,10 @@ impl TestServer {
         let status = Command::new("kill").args([name, &self.pid().to_string()]).status().expect("kill runs");
         assert!(status.success(), "kill {name} failed");
     }
+    /// SIGHUP: it reads its certificates again.
+    pub fn hang_up(&self) {
+        self.signal("-HUP");
+    }
     /// SIGTERM, and nothing else.
     pub fn ask_to_stop(&self) {
         self.signal("-TERM");

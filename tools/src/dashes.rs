@@ -17,9 +17,36 @@ pub fn two_dashes(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     words.into_iter().map(rewrite).collect()
 }
 
+/// The same for the options in front of a command, whose words stay as they are. `with_value`: options whose value is the next word.
+pub fn two_dashes_before_command(words: impl IntoIterator<Item = OsString>, with_value: &[&str]) -> Vec<OsString> {
+    let mut words = words.into_iter();
+    let mut out: Vec<OsString> = words.next().into_iter().collect();
+    while let Some(word) = words.next() {
+        if !word.to_str().is_some_and(|text| text.starts_with('-') && text != "--") {
+            out.push(word);
+            break;
+        }
+        let option = two_dashes([word]);
+        let takes = |name: &&str| option[0].to_str().and_then(|text| text.strip_prefix("--")) == Some(*name);
+        let value = if with_value.iter().any(takes) { words.next() } else { None };
+        out.extend(option.into_iter().chain(value));
+    }
+    out.extend(words);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_keeps_its_dashes() {
+        let out = |words: &[&str]| two_dashes_before_command(words.iter().map(OsString::from), &["home", "host"]);
+        let words = ["cli", "-home", "-x", "-admin", "--host", "a:1", "set", "-home", "-admin"];
+        let wanted = ["cli", "--home", "-x", "--admin", "--host", "a:1", "set", "-home", "-admin"];
+        assert_eq!(out(&words), wanted.map(OsString::from));
+        assert_eq!(out(&["cli", "-home=d", "--", "-raw"]), ["cli", "--home=d", "--", "-raw"].map(OsString::from));
+    }
 
     #[test]
     fn names_get_their_second_dash_and_nothing_else_does() {

@@ -113,6 +113,7 @@ pub fn engine_settings(config: &Config) -> Settings {
         min_replicas: config.min_replicas as u32,
         quorum_timeout: config.quorum_timeout,
         copy_rate: config.copy_rate,
+        max_consumer_hold: config.max_consumer_hold,
         value_separation: config.value_separation as usize,
         value_file_size: config.value_file_size,
         value_allocation: VALUE_ALLOCATION,
@@ -171,6 +172,7 @@ pub fn start(
         idle_timeout: config.idle_timeout,
         write_timeout: config.write_timeout,
         max_request_size: config.max_request_size as u32,
+        request_memory: config.request_memory,
         shutdown_timeout: config.shutdown_timeout,
         engine: Settings { value_handles: descriptors.value_files, ..engine_settings(config) },
         moves_max: MOVES_MAX,
@@ -187,6 +189,7 @@ pub fn start(
         log.line(Level::Debug, &format!("huge pages stay allowed: {error}"));
     }
     check_kernel(&log)?;
+    check_locked_memory()?;
     Server::start(settings, options, log)
 }
 
@@ -208,6 +211,20 @@ fn node_number(data: &Path) -> Result<u64, String> {
             Ok(number)
         }
         Err(error) => Err(failed(error)),
+    }
+}
+
+/// Rings are in locked memory, of which each executor needs so much.
+const LOCKED_MIN: u64 = 512 << 10;
+
+/// Where the hard limit is too low no core starts, however often it is tried.
+fn check_locked_memory() -> Result<(), String> {
+    match turnstone_executor::ring::sys::raise_limits().into_iter().find(|(name, _)| *name == "memlock") {
+        Some((_, limit)) if limit < LOCKED_MIN => Err(format!(
+            "this process may lock {limit} bytes of memory, and the executors' rings need {LOCKED_MIN}: raise RLIMIT_MEMLOCK \
+             (ulimit -l, LimitMEMLOCK= of systemd, --ulimit memlock= of a container)"
+        )),
+        _ => Ok(()),
     }
 }
 

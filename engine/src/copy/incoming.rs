@@ -4,7 +4,7 @@ use super::{CopyEntry, CopyHead, CopySum};
 use crate::disk::Disk;
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
-use crate::manifest::{Generation, Manifest, Mark, Role, RunSummary, Upstream, sync_names};
+use crate::manifest::{Generation, LastBody, Manifest, Mark, Role, RunSummary, Upstream, sync_names};
 use crate::partition::{Core, Partition};
 use crate::run::{CHUNK_BYTES, RunWriter, encode_entry};
 use crate::types::{Epoch, Key, LogPosition, Settled, Version};
@@ -118,6 +118,7 @@ impl<E: Env> Partition<E> {
                 m.epochs = epochs;
                 m.members = members;
                 m.mark = mark;
+                m.last_body = LastBody::default();
                 m.durable = start;
                 m.generations = vec![fresh];
                 m.segments.clear();

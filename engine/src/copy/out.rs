@@ -3,7 +3,7 @@
 use super::{CopyEntry, CopyHead, CopySum};
 use crate::env::{Env, Sabotage};
 use crate::error::Error;
-use crate::manifest::{Hold, MembersRecord};
+use crate::manifest::{Hold, HoldOwner, MembersRecord};
 use crate::partition::{Core, Partition};
 use crate::run::RunEntry;
 use crate::run_merge::Merge;
@@ -50,7 +50,7 @@ impl Pins {
 
     fn add(&mut self, runs: Vec<u32>, values: BTreeSet<u32>, version: Version) -> u64 {
         self.next += 1;
-        let hold = Hold { name: String::new(), version, limit_bytes: LOG_MAX };
+        let hold = Hold { name: String::new(), version, limit_bytes: LOG_MAX, owner: HoldOwner::Operator };
         self.pins.push(Pin { number: self.next, runs, values, hold });
         self.next
     }

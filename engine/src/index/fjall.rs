@@ -5,11 +5,12 @@
 //! an ingestion is durable and visible in one step. Ingestion has no back-pressure of its own and an overflow at 256
 //! level-0 tables, so a new one waits until compaction has caught up. User keys and the mark differ in the first byte.
 
-use super::{Found, IndexError};
+use super::{Found, IndexError, Page};
 use crate::codec::Take;
 use crate::manifest::Mark;
 use crate::run::{decode_chunk, decode_settled, encode_settled};
-use crate::types::{Settled, Version};
+use crate::types::Settled;
+pub use fjall::Snapshot;
 use fjall::config::{CompressionPolicy, PartitioningPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use std::path::Path;
@@ -30,9 +31,6 @@ pub struct FjallIndex {
     database: Database,
     keyspace: Keyspace,
 }
-
-/// A listed key with what it holds.
-pub type Listed = (Vec<u8>, Version, Settled);
 
 fn failed(what: &str) -> impl Fn(fjall::Error) -> IndexError {
     move |error| {
@@ -115,13 +113,17 @@ impl FjallIndex {
             .collect()
     }
 
-    /// Keys behind `after`, in order.
-    pub fn scan(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<Listed>, IndexError> {
+    /// What is there now.
+    pub fn view(&self) -> Snapshot {
+        self.database.snapshot()
+    }
+
+    /// Keys behind `after` as a view of this index has them, in order.
+    pub fn scan(&self, view: &Snapshot, after: Option<&[u8]>, limit: usize) -> Result<Page, IndexError> {
         // The successor of a key in byte order is the key with a zero byte behind it.
         let start = after.map_or(vec![USER], |key| [&stored_key(key)[..], &[0]].concat());
-        let snapshot = self.database.snapshot();
         let mut page = Vec::new();
-        for item in snapshot.range(&self.keyspace, start..).take(limit) {
+        for item in view.range(&self.keyspace, start..).take(limit) {
             let (key, value) = item.into_inner().map_err(failed("scan"))?;
             let (version, settled) = decode_settled(&mut Take(&value)).map_err(|_| damaged())?;
             page.push((key.get(1..).ok_or_else(damaged)?.to_vec(), version, settled));

@@ -36,19 +36,28 @@ impl From<IndexError> for Error {
     }
 }
 
+/// Keys in their order, with what they hold.
+pub type Page = Vec<(Vec<u8>, Version, Settled)>;
+
 /// What the index knows of a key.
 pub type Found = Option<(Version, Settled)>;
 
 /// An index that one partition owns.
 #[expect(async_fn_in_trait, reason = "futures stay on the core that made them; nobody needs Send")]
 pub trait Index: 'static {
+    /// Everything that was there at one time.
+    type View;
+
     /// Opens directory `number`, closing any other; with `create`, empties it first. Answers the mark of the last
     /// ingestion, `None` if there was none.
     async fn open(&self, number: u32, create: bool) -> Result<Option<Mark>, IndexError>;
     /// Looks up keys, answers in the same order.
     async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Found>, IndexError>;
-    /// Keys behind `after` (or from the first), in order, at most `limit`, with what they hold.
-    async fn scan(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<(Vec<u8>, Version, Settled)>, IndexError>;
+    /// What is there now: later ingestions do not change what is seen through it.
+    async fn view(&self) -> Result<Self::View, IndexError>;
+    /// Keys behind `after` (or from the first) as a view has them, in order, at most `limit`, with what they hold; `None` if the
+    /// directory of then was closed since.
+    async fn scan(&self, view: &Self::View, after: Option<Vec<u8>>, limit: usize) -> Result<Option<Page>, IndexError>;
     /// Compactions finished since the opening.
     fn compactions(&self) -> u64;
     /// Begins an ingestion that ends at `mark`.

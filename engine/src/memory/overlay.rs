@@ -6,7 +6,8 @@
 //!
 //! A generation is a hash table in [`SHARDS`] parts, so that none of them takes long to grow or to sort; a checkpoint
 //! puts its keys into order. A version that no snapshot can see any more goes when its key is written again, so a key
-//! that is rewritten all the time takes the room of two versions, not of all.
+//! that is rewritten all the time takes the room of two versions, not of all. Beside a snapshot that stays open, what lies
+//! between it and what is published goes now and then: such a key takes the room of a few versions for each open snapshot.
 
 use super::hash::{Hashed, KeyHasher};
 use super::hot::Known;
@@ -14,7 +15,7 @@ use super::warm::{load, touch_key, touch_value};
 use crate::types::{Entry, Key, Version};
 use hashbrown::HashTable;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::rc::Rc;
 
 /// Counted for each key besides its own bytes, and for each version besides its value, bytes: about what they take.
@@ -22,6 +23,11 @@ const KEY_OVERHEAD: u64 = 160;
 const VERSION_OVERHEAD: u64 = 48;
 /// Versions that nobody sees are freed up to so many at a time.
 const UNSEEN_AT_ONCE: usize = 256;
+/// A key that has so many older versions, or twice, four times as many and so on, is looked through for those that lie between open
+/// snapshots...
+const MANY: usize = 32;
+/// ...and for no more of them at a time than this.
+const LOOKED_AT: usize = 1024;
 /// Parts of a generation.
 pub const SHARDS: usize = 64;
 
@@ -62,9 +68,25 @@ pub struct Slot {
     /// Its newest version, and what it holds then.
     pub newest: (Version, Entry),
     /// Older versions that somebody may ask for, oldest first.
-    older: Vec<(Version, Entry)>,
+    older: VecDeque<(Version, Entry)>,
     /// What is below.
     pub prior: Prior,
+}
+
+/// Who sees what, at the moment of a write.
+pub struct Seen<'a> {
+    /// Nobody sees versions below this, now or later.
+    pub oldest: Version,
+    /// Whoever comes sees this version, or a later one.
+    pub published: Version,
+    /// Whether a snapshot is open that sees the first of two versions or a later one, and not the second.
+    pub is_open_within: &'a dyn Fn(Version, Version) -> bool,
+}
+
+#[cfg(test)]
+impl Seen<'_> {
+    /// Everything is seen.
+    pub const ALL: Seen<'static> = Seen { oldest: 0, published: 0, is_open_within: &|_, _| true };
 }
 
 fn bytes_of(entry: &Entry) -> u64 {
@@ -76,22 +98,43 @@ impl Slot {
     pub(super) fn touch(&self) -> usize {
         let value =
             |(_, entry): &(Version, Entry)| if let Entry::Value(value) = entry { touch_value(value) } else { 0 };
-        touch_key(&self.key) + value(&self.newest) + self.older.first().map_or(0, value)
+        touch_key(&self.key) + value(&self.newest) + self.older.front().map_or(0, value)
     }
 
     /// Adds a version and lets go of what nobody sees; answers how many bytes went.
-    fn push(&mut self, version: Version, entry: Entry, oldest_seen: Version) -> u64 {
+    fn push(&mut self, version: Version, entry: Entry, seen: &Seen<'_>) -> u64 {
         assert!(self.newest.0 <= version, "versions of a key come in order");
         if self.newest.0 == version {
             let gone = std::mem::replace(&mut self.newest.1, entry);
             return bytes_of(&gone);
         }
-        self.older.push(std::mem::replace(&mut self.newest, (version, entry)));
+        self.older.push_back(std::mem::replace(&mut self.newest, (version, entry)));
+        let between = if self.older.len() >= MANY && self.older.len().is_power_of_two() { self.sweep(seen) } else { 0 };
+        let oldest_seen = seen.oldest;
         // Of the versions up to the oldest that anybody sees, only the newest is asked for.
         let below = self.older.partition_point(|(v, _)| *v <= oldest_seen);
         let unseen = if version <= oldest_seen { self.older.len() } else { below.saturating_sub(1) };
         // No more at a time than a call has time for; the next write of the key goes on.
-        self.older.drain(..unseen.min(UNSEEN_AT_ONCE)).map(|(_, entry)| bytes_of(&entry)).sum()
+        let below: u64 = self.older.drain(..unseen.min(UNSEEN_AT_ONCE)).map(|(_, entry)| bytes_of(&entry)).sum();
+        between + below
+    }
+
+    /// Lets go of older versions that were replaced before anybody who is there looked: nobody who comes sees less than what is
+    /// published. Answers how many bytes went.
+    fn sweep(&mut self, seen: &Seen<'_>) -> u64 {
+        let first = self.older.len().saturating_sub(LOOKED_AT);
+        let (mut gone, mut to) = (0, self.newest.0);
+        let mut kept = Vec::new();
+        for (version, entry) in self.older.drain(first..).rev() {
+            if to > seen.published || (seen.is_open_within)(version, to) {
+                kept.push((version, entry));
+            } else {
+                gone += bytes_of(&entry);
+            }
+            to = version;
+        }
+        self.older.extend(kept.into_iter().rev());
+        gone
     }
 
     fn newest_at(&self, snapshot: Version) -> Option<&(Version, Entry)> {
@@ -99,7 +142,7 @@ impl Slot {
             return Some(&self.newest);
         }
         let below = self.older.partition_point(|(version, _)| *version <= snapshot);
-        self.older[..below].last()
+        self.older.get(below.checked_sub(1)?)
     }
 }
 
@@ -156,11 +199,11 @@ impl Generation {
     }
 
     /// Adds a version of a key that is here already; gives the entry back if it is not.
-    fn push(&mut self, key: Hashed<'_>, version: Version, entry: Entry, oldest_seen: Version) -> Option<Entry> {
+    fn push(&mut self, key: Hashed<'_>, version: Version, entry: Entry, seen: &Seen<'_>) -> Option<Entry> {
         let shard = &mut self.shards[shard_of(key.hash)];
         let Some(found) = shard.find(key) else { return Some(entry) };
         self.bytes += bytes_of(&entry);
-        self.bytes -= shard.slots[found].push(version, entry, oldest_seen);
+        self.bytes -= shard.slots[found].push(version, entry, seen);
         self.last = self.last.max(version);
         None
     }
@@ -172,7 +215,7 @@ impl Generation {
         self.last = self.last.max(version);
         let slots = &shard.slots;
         shard.table.insert_unique(hash, slots.len() as u32, |i| slots[*i as usize].hash);
-        shard.slots.push(Slot { key: key.clone(), hash, newest: (version, entry), older: Vec::new(), prior });
+        shard.slots.push(Slot { key: key.clone(), hash, newest: (version, entry), older: VecDeque::new(), prior });
     }
 
     /// All places, in pieces of at most `of`, each in the order of its keys. A piece is sorted when it is asked for.
@@ -286,7 +329,7 @@ impl Overlay {
         self.hasher.of(key)
     }
 
-    /// Adds a version; versions of a key come in order. Nobody sees versions below `oldest_seen`, now or later. `prior` is
+    /// Adds a version; versions of a key come in order. `prior` is
     /// asked if the key has no recent version yet.
     pub fn insert(
         &mut self,
@@ -294,11 +337,11 @@ impl Overlay {
         hash: u64,
         version: Version,
         entry: Entry,
-        oldest_seen: Version,
+        seen: &Seen<'_>,
         prior: impl FnOnce() -> Prior,
     ) {
         let hashed = Hashed { key, hash };
-        let Some(entry) = self.active.push(hashed, version, entry, oldest_seen) else { return };
+        let Some(entry) = self.active.push(hashed, version, entry, seen) else { return };
         // What the frozen generation will leave in the index is known when it is settled.
         let frozen = self.frozen.as_ref().is_some_and(|f| f.find(hashed).is_some());
         let prior = if frozen { Prior::Unknown } else { prior() };
@@ -379,7 +422,8 @@ mod tests {
     fn put(overlay: &mut Overlay, key: &str, version: Version, entry: Entry, oldest_seen: Version) {
         let key: Key = key.as_bytes().into();
         let hash = overlay.hashed(&key).hash;
-        overlay.insert(&key, hash, version, entry, oldest_seen, || Prior::Unknown);
+        let seen = Seen { oldest: oldest_seen, published: oldest_seen, is_open_within: &|_, _| true };
+        overlay.insert(&key, hash, version, entry, &seen, || Prior::Unknown);
     }
     fn get(overlay: &Overlay, snapshot: Version) -> Option<(Version, Entry)> {
         overlay.get(overlay.hashed(b"a"), snapshot).cloned()
@@ -427,6 +471,29 @@ mod tests {
     }
 
     #[test]
+    fn beside_open_snapshots_a_hot_key_keeps_what_they_see_and_what_is_pending() {
+        const WRITES: Version = 100_000;
+        /// So many versions are on their way to be published.
+        const PENDING: Version = 300;
+        let open = [3, 4, 40_000, 40_001, 90_000];
+        let is_open_within = |from: Version, to: Version| open.iter().any(|version| (from..to).contains(version));
+        let mut overlay = Overlay::default();
+        let (key, mut most) = (Key::from(b"a".as_slice()), 0);
+        let hash = overlay.hashed(&key).hash;
+        for version in 1..=WRITES {
+            let published = version.saturating_sub(PENDING);
+            let seen = Seen { oldest: published.min(3), published, is_open_within: &is_open_within };
+            overlay.insert(&key, hash, version, value("1"), &seen, || Prior::Unknown);
+            most = most.max(overlay.bytes());
+        }
+        for snapshot in open.into_iter().chain(WRITES - PENDING..=WRITES) {
+            assert_eq!(get(&overlay, snapshot).map(|(version, _)| version), Some(snapshot));
+        }
+        // Twice what is needed at most.
+        assert!(most < 2 * (PENDING + 100) * (VERSION_OVERHEAD + 1), "{most} bytes");
+    }
+
+    #[test]
     fn a_generation_is_sorted_and_dismantled_piece_by_piece() {
         let mut overlay = Overlay::default();
         let keys: Vec<String> = (0..5000).map(|i| format!("{}", i * 7919 % 5000)).collect();
@@ -465,11 +532,11 @@ mod tests {
         let key: Key = b"a".as_slice().into();
         let hash = overlay.hashed(&key).hash;
         let prior = |overlay: &Overlay| overlay.active.find(Hashed { key: b"a", hash }).map(|slot| slot.prior);
-        overlay.insert(&key, hash, 1, Entry::Tombstone, 0, || Prior::Absent);
-        overlay.insert(&key, hash, 2, Entry::Tombstone, 0, || Prior::Unknown);
+        overlay.insert(&key, hash, 1, Entry::Tombstone, &Seen::ALL, || Prior::Absent);
+        overlay.insert(&key, hash, 2, Entry::Tombstone, &Seen::ALL, || Prior::Unknown);
         assert_eq!(prior(&overlay), Some(Prior::Absent));
         overlay.freeze(2);
-        overlay.insert(&key, hash, 3, Entry::Tombstone, 0, || Prior::Absent);
+        overlay.insert(&key, hash, 3, Entry::Tombstone, &Seen::ALL, || Prior::Absent);
         assert_eq!(prior(&overlay), Some(Prior::Unknown), "the frozen generation comes in between");
         overlay.settle();
         overlay.settled_below(Hashed { key: b"a", hash }, Prior::Value { file: 1, length: 2 });

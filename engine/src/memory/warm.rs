@@ -77,7 +77,7 @@ pub(super) fn touch_value(value: &Value) -> usize {
 mod tests {
     use super::super::hash::KeyHasher;
     use super::super::hot::Known;
-    use super::super::overlay::Prior;
+    use super::super::overlay::{Prior, Seen};
     use super::*;
     use crate::types::{Entry, ValuePointer};
     use std::cell::RefCell;
@@ -88,7 +88,7 @@ mod tests {
         let (mut overlay, mut hot) = (Overlay::new(hasher), HotCache::new(1 << 20));
         let place = ValuePointer { file: 1, offset: 0, length: 5000, checksum: 0 };
         let write = |overlay: &mut Overlay, key: &[u8], version, entry| {
-            overlay.insert(&key.into(), hasher.of(key).hash, version, entry, 0, || Prior::Unknown);
+            overlay.insert(&key.into(), hasher.of(key).hash, version, entry, &Seen::ALL, || Prior::Unknown);
         };
         write(&mut overlay, b"frozen", 1, Entry::Value([1; 100].as_slice().into()));
         overlay.freeze(1);

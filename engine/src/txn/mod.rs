@@ -236,7 +236,7 @@ pub fn conflict_among<'a>(
 mod tests {
     use super::snapshots::Snapshots;
     use super::*;
-    use crate::memory::overlay::Prior;
+    use crate::memory::overlay::{Prior, Seen};
     use crate::types::Entry;
 
     fn key(bytes: &[u8]) -> Key {
@@ -252,7 +252,7 @@ mod tests {
         let settings = Settings::default();
         let mut overlay = Overlay::default();
         let hash = overlay.hashed(b"a").hash;
-        overlay.insert(&b"a".as_slice().into(), hash, 5, Entry::Tombstone, 0, || Prior::Absent);
+        overlay.insert(&b"a".as_slice().into(), hash, 5, Entry::Tombstone, &Seen::ALL, || Prior::Absent);
         let mut writer = transaction(4);
         writer.write(&settings, b"a", Write::Delete).unwrap();
         assert!(matches!(

@@ -101,6 +101,11 @@ impl Snapshots {
         self.0.borrow().open.keys().next().map(|(version, _)| *version)
     }
 
+    /// Whether one is open that sees the version `from` or a later one, and not `to`.
+    pub fn is_open_within(&self, from: Version, to: Version) -> bool {
+        self.0.borrow().open.range((from, 0)..(to, 0)).next().is_some()
+    }
+
     /// How many are open.
     pub fn len(&self) -> usize {
         self.0.borrow().open.len()

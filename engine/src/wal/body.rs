@@ -1,21 +1,26 @@
 //! The body of a batch: what was committed. The same bytes on every node; replicas and change streams read it.
 //!
 //! Layout, little-endian (see `docs/file-formats.md`):
-//! `crc u32 | format u16 | flags u16 | epoch u64 | epoch id u64 | first version u64 | commit ms u64 | transactions u32`,
-//! then per transaction `operations u32` and its operations: `kind u8 | key length u16 | key`, followed for a value by
-//! `length u32 | bytes`, for a large value by `length u32 | checksum u32` (its bytes are in the value log), for a list of
-//! members (whose key is empty) by `min replicas u32 | members u16`, then per member `node u64 | partition u8 |
-//! address length u16 | address`; where the highest bit of `members` is set, forgotten nodes come behind them:
-//! `count u16`, then `node u64` of each.
-//! Transaction i has version `first version + i`. The CRC covers everything behind it.
+//! `crc u32 | format u16 | flags u16 | epoch u64 | epoch id u64 | first version u64 | commit ms u64 | transactions u32 |
+//! crc of the body before u32` (the last from format 2 on; 0 and not known where flag 1 is not set), then per transaction
+//! `operations u32` and its operations: `kind u8 | key length u16 | key`, followed for a value by `length u32 | bytes`, for
+//! a large value by `length u32 | checksum u32` (its bytes are in the value log), for a list of members (whose key is
+//! empty) by `min replicas u32 | members u16`, then per member `node u64 | partition u8 | address length u16 | address`;
+//! where the highest bit of `members` is set, forgotten nodes come behind them: `count u16`, then `node u64` of each.
+//! Transaction i has version `first version + i`. The CRC covers everything behind it, the CRC of the body before too:
+//! bodies are a chain, and who has another history cannot go on with this one, though epochs and versions be the same.
 
 use crate::codec::{Put, Take, Truncated, crc};
 use crate::types::{Entry, Epoch, Key, Member, Members, Value, Version};
 
 /// Newest format of bodies that this program writes and reads.
-pub const BODY_FORMAT: u16 = 1;
+pub const BODY_FORMAT: u16 = 2;
 /// Bytes before the first transaction.
-pub const BODY_HEADER: usize = 4 + 2 + 2 + 8 * 4 + 4;
+pub const BODY_HEADER: usize = BEFORE_AT + 4;
+/// Where the CRC of the body before is; bodies of format 1 have their first transaction here.
+const BEFORE_AT: usize = 4 + 2 + 2 + 8 * 4 + 4;
+/// The CRC of the body before is known.
+const HAS_BEFORE: u16 = 1;
 
 const KIND_SET: u8 = 1;
 const KIND_SET_LARGE: u8 = 2;
@@ -87,6 +92,10 @@ pub struct Head {
     pub commit_ms: u64,
     /// How many transactions follow.
     pub transactions: u32,
+    /// CRC of the body before; `None` where it was not known, and for an empty body.
+    pub before: Option<u32>,
+    /// The body's format.
+    pub format: u16,
 }
 
 impl Head {
@@ -107,6 +116,10 @@ pub struct Body {
     pub commit_ms: u64,
     /// The transactions, in order of their versions.
     pub transactions: Vec<Vec<Operation>>,
+    /// CRC of the body before; `None` where it was not known, and for an empty body.
+    pub before: Option<u32>,
+    /// Its format.
+    pub format: u16,
 }
 
 impl Body {
@@ -137,6 +150,7 @@ impl Builder {
         room.put_u64(epoch.id);
         room.put_u64(first_version);
         room.put_u64(0);
+        room.put_u32(0);
         room.put_u32(0);
         Builder { bytes: room, epoch, first_version, transactions: 0 }
     }
@@ -188,19 +202,19 @@ impl Builder {
         put_members(members, &mut self.bytes);
     }
 
-    /// The whole body.
-    pub fn finish(self, commit_ms: u64) -> Vec<u8> {
-        let mut unsummed = self.finish_but_sum(commit_ms);
+    /// The whole body, behind one with the CRC `before`.
+    pub fn finish(self, commit_ms: u64, before: Option<u32>) -> Vec<u8> {
+        let mut unsummed = self.finish_but_sum(commit_ms, before);
         let sum = crc(&[&unsummed[4..]]);
         unsummed[..4].copy_from_slice(&sum.to_le_bytes());
         unsummed
     }
 
     /// The whole body, in pieces: `give_way` is awaited behind each. A long one would keep the core for milliseconds.
-    pub async fn finish_in_pieces(self, commit_ms: u64, give_way: impl AsyncFn()) -> Vec<u8> {
+    pub async fn finish_in_pieces(self, commit_ms: u64, before: Option<u32>, give_way: impl AsyncFn()) -> Vec<u8> {
         /// Bytes that are summed at once.
         const PIECE: usize = 1 << 20;
-        let mut unsummed = self.finish_but_sum(commit_ms);
+        let mut unsummed = self.finish_but_sum(commit_ms, before);
         let mut sum = crc32fast::Hasher::new();
         for piece in unsummed[4..].chunks(PIECE) {
             sum.update(piece);
@@ -212,9 +226,12 @@ impl Builder {
         unsummed
     }
 
-    fn finish_but_sum(mut self, commit_ms: u64) -> Vec<u8> {
+    fn finish_but_sum(mut self, commit_ms: u64, before: Option<u32>) -> Vec<u8> {
+        let flags = if before.is_some() { HAS_BEFORE } else { 0 };
+        self.bytes[6..8].copy_from_slice(&flags.to_le_bytes());
         self.bytes[COMMIT_MS_AT..COMMIT_MS_AT + 8].copy_from_slice(&commit_ms.to_le_bytes());
-        self.bytes[COMMIT_MS_AT + 8..BODY_HEADER].copy_from_slice(&self.transactions.to_le_bytes());
+        self.bytes[COMMIT_MS_AT + 8..BEFORE_AT].copy_from_slice(&self.transactions.to_le_bytes());
+        self.bytes[BEFORE_AT..BODY_HEADER].copy_from_slice(&before.unwrap_or(0).to_le_bytes());
         self.bytes
     }
 }
@@ -300,7 +317,7 @@ pub fn head(bytes: &[u8], check: bool) -> Result<Head, BodyError> {
     if format > BODY_FORMAT {
         return Err(BodyError::Newer(format));
     }
-    take.u16()?;
+    let flags = take.u16()?;
     let epoch = Epoch { number: take.u64()?, id: take.u64()? };
     let (first_version, commit_ms) = (take.u64()?, take.u64()?);
     if first_version == 0 {
@@ -310,7 +327,18 @@ pub fn head(bytes: &[u8], check: bool) -> Result<Head, BodyError> {
     if first_version.checked_add(u64::from(transactions)).is_none() {
         return Err(BodyError::Damaged("a batch has more versions than there are"));
     }
-    Ok(Head { epoch, first_version, commit_ms, transactions })
+    let before = if format >= 2 { take.u32()? } else { 0 };
+    let has_before = format >= 2 && flags & HAS_BEFORE != 0;
+    if !has_before && before != 0 {
+        return Err(BodyError::Damaged("a batch names the one before it, and says that it does not"));
+    }
+    let before = has_before.then_some(before);
+    Ok(Head { epoch, first_version, commit_ms, transactions, before, format })
+}
+
+/// The CRC of a body, which is what the next one names.
+pub fn sum(bytes: &[u8]) -> Option<u32> {
+    Take(bytes).u32().ok()
 }
 
 /// One change, as it lies in a body.
@@ -348,7 +376,7 @@ pub fn read<'a, E: From<BodyError>>(
     mut each: impl FnMut(&Head, Version, &[Change<'a>]) -> Result<(), E>,
 ) -> Result<Head, E> {
     let head = head(bytes, check)?;
-    let mut take = Take(&bytes[BODY_HEADER..]);
+    let mut take = Take(&bytes[if head.format >= 2 { BODY_HEADER } else { BEFORE_AT }..]);
     let mut changes = Vec::new();
     for i in 0..u64::from(head.transactions) {
         changes.clear();
@@ -366,11 +394,11 @@ pub fn read<'a, E: From<BodyError>>(
 /// Reads a body; `check` is false where it was checked before, and under a planted bug.
 pub fn decode(bytes: &[u8], check: bool) -> Result<Body, BodyError> {
     let mut transactions = Vec::new();
-    let Head { epoch, first_version, commit_ms, .. } = read(bytes, check, |_, _, changes| {
+    let Head { epoch, first_version, commit_ms, before, format, .. } = read(bytes, check, |_, _, changes| {
         transactions.push(changes.iter().map(Change::to_operation).collect());
         Ok::<_, BodyError>(())
     })?;
-    Ok(Body { epoch, first_version, commit_ms, transactions })
+    Ok(Body { epoch, first_version, commit_ms, transactions, before, format })
 }
 
 fn change<'a>(take: &mut Take<'a>) -> Result<Change<'a>, BodyError> {
@@ -424,7 +452,7 @@ mod tests {
             members_len(&list),
             FLUSH_LEN,
         ];
-        let bytes = builder.finish(1_000);
+        let bytes = builder.finish(1_000, Some(99));
         assert_eq!(bytes.len(), BODY_HEADER + lengths.iter().map(|length| 4 + length).sum::<usize>());
         (transactions, bytes)
     }
@@ -435,7 +463,21 @@ mod tests {
         let body = decode(&bytes, true).expect("a good body");
         assert_eq!(body.transactions, transactions);
         assert_eq!((body.first_version, body.last_version(), body.epoch.id), (41, 44, 9));
-        assert_eq!(body.commit_ms, 1_000);
+        assert_eq!((body.commit_ms, body.before), (1_000, Some(99)));
+        assert_eq!(sum(&bytes), Some(crc(&[&bytes[4..]])));
+        let first = Builder::new(Epoch::default(), 1, Vec::new()).finish(5, None);
+        assert_eq!(decode(&first, true).expect("a good body").before, None);
+    }
+
+    #[test]
+    fn bodies_of_before_there_was_a_chain_are_read() {
+        let (transactions, bytes) = sample();
+        let mut old = [&bytes[..BEFORE_AT], &bytes[BODY_HEADER..]].concat();
+        old[4..8].copy_from_slice(&[1, 0, 0, 0]);
+        let sum = crc(&[&old[4..]]);
+        old[..4].copy_from_slice(&sum.to_le_bytes());
+        let body = decode(&old, true).expect("a good body");
+        assert_eq!((body.transactions, body.before, body.format), (transactions, None, 1));
     }
 
     #[test]

@@ -16,6 +16,8 @@ use turnstone_engine::{Error, Partition};
 use turnstone_replication::history::{Common, common_point};
 use turnstone_replication::wire::put_entry;
 
+/// No partition ever has so many versions.
+const VERSION_MAX: Version = 1 << 62;
 /// Bytes of bodies that are read at once.
 const READ: usize = 1 << 20;
 /// Bytes of keys and values in a frame of a copy.
@@ -66,6 +68,8 @@ struct Stream<'a, H: Host, L> {
     link: &'a L,
     partition: Partition<H::Env>,
     name: String,
+    /// The name in the consumer's certificate.
+    certificate: String,
     number: u64,
     /// Of the partition when the stream began: another one may have another history.
     deposed: u64,
@@ -114,17 +118,24 @@ impl<H: Host> Changes<H> {
             let text = format!("version {} of change streams is not spoken here, {PROTOCOL} is", subscribe.version);
             return Err(refused(ErrorCode::Unsupported, 0, text));
         }
+        if subscribe.last > VERSION_MAX {
+            let text = format!("version {} is more than there can be", subscribe.last);
+            return Err(refused(ErrorCode::Malformed, 0, text));
+        }
         let number = subscribe.partition;
         let Some(partition) = self.host.partition(number) else {
             let text = format!("partition {number} is not here, or offline");
             return Err(refused(ErrorCode::NoSuchPartition, 0, text));
         };
         let now = self.host.now();
+        let (_, certificate) = link.identity();
+        let entered = self.consumers.enter(number, &subscribe.name, &link.peer(), &certificate);
         let mut stream = Stream {
             changes: self,
             link,
             deposed: partition.deposed(),
-            number: self.consumers.enter(number, &subscribe.name, &link.peer()),
+            number: entered.map_err(|why| refused(ErrorCode::Denied, 0, why))?,
+            certificate,
             partition,
             name: subscribe.name.clone(),
             credit: i64::try_from(subscribe.credit).unwrap_or(i64::MAX),
@@ -233,10 +244,13 @@ impl<H: Host, L: Speaks<Frame>> Stream<'_, H, L> {
         if self.hold > 0 {
             // A version that is not here yet cannot be kept, and need not be.
             let kept = version.min(self.partition.published()) + 1;
-            self.partition.hold(&self.name, kept, self.hold).await?;
+            self.partition.hold_for(&self.certificate, &self.name, kept, self.hold).await?;
         } else {
             // One that it had under other settings; nearly always there is none.
-            let _ = self.partition.release(&self.name).await;
+            let released = self.partition.release_for(&self.certificate, &self.name).await;
+            if let Err(error @ Error::BadHold(_)) = released {
+                return Err(error.into());
+            }
         }
         self.recorded = (version, self.now());
         Ok(())
@@ -249,7 +263,7 @@ impl<H: Host, L: Speaks<Frame>> Stream<'_, H, L> {
         }
         self.recorded = (self.confirmed, self.now());
         let kept = self.confirmed.min(self.partition.published()) + 1;
-        if let Err(error) = self.partition.hold(&self.name, kept, self.hold).await {
+        if let Err(error) = self.partition.hold_for(&self.certificate, &self.name, kept, self.hold).await {
             self.log(Level::Warn, format_args!("the hold of '{}' does not move: {error}", self.name));
         }
     }

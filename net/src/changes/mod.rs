@@ -9,7 +9,8 @@
 //! * **Place.** The consumer says what it has: the last version, and the history that the server told it. Histories are
 //!   compared as between nodes; where they part the consumer is told the common point, and decides.
 //! * **Names.** A name reads a partition once: the newest connection wins, since the older one of the same process may
-//!   seem to live for a while. Under the name a hold keeps the log behind what the consumer has confirmed.
+//!   seem to live for a while. Under the name a hold keeps the log behind what the consumer has confirmed. Both are of the
+//!   certificate that came first ([`turnstone_engine::holds`]).
 
 mod feed;
 
@@ -33,6 +34,8 @@ pub struct Consumer {
     /// Bytes that it has granted and that were not sent; less than nothing where the last frame was longer.
     pub credit: i64,
     stream: u64,
+    /// The name in its certificate.
+    certificate: String,
 }
 
 /// Who reads the partitions of a core.
@@ -49,14 +52,20 @@ impl Consumers {
         readers.iter().filter(|((of, _), _)| *of == partition).map(|(_, reader)| reader.clone()).collect()
     }
 
-    /// A new stream; the one before it under this name ends.
-    fn enter(&self, partition: u8, name: &str, peer: &str) -> u64 {
+    /// A new stream; the one before it under this name ends, if it has a certificate of the same name, and is not touched otherwise.
+    fn enter(&self, partition: u8, name: &str, peer: &str, certificate: &str) -> Result<u64, String> {
+        let readers = self.readers.borrow();
+        let before = readers.get(&(partition, name.to_string()));
+        if let Some(other) = before.filter(|before| before.certificate != certificate) {
+            return Err(format!("'{name}' is read by {} with another certificate: take another name", other.peer));
+        }
+        drop(readers);
         self.streams.set(self.streams.get() + 1);
         let stream = self.streams.get();
-        let reader =
-            Consumer { name: name.to_string(), peer: peer.to_string(), sent: 0, confirmed: 0, credit: 0, stream };
+        let (peer, certificate) = (peer.to_string(), certificate.to_string());
+        let reader = Consumer { name: name.to_string(), peer, sent: 0, confirmed: 0, credit: 0, stream, certificate };
         self.readers.borrow_mut().insert((partition, name.to_string()), reader);
-        stream
+        Ok(stream)
     }
 
     /// Notes how far a stream is; answers whether it still is its consumer's.
@@ -98,9 +107,11 @@ mod tests {
     #[test]
     fn the_newest_stream_of_a_name_is_the_consumers() {
         let consumers = Consumers::default();
-        let first = consumers.enter(1, "a", "x:1");
+        let enter = |partition, peer| consumers.enter(partition, "a", peer, "CN=a").expect("the same certificate");
+        let first = enter(1, "x:1");
+        assert!(consumers.enter(1, "a", "y:1", "CN=b").is_err_and(|why| why.contains("x:1")));
         assert!(consumers.note(1, first, 5, 3, 100));
-        let (elsewhere, second) = (consumers.enter(2, "a", "x:2"), consumers.enter(1, "a", "x:3"));
+        let (elsewhere, second) = (enter(2, "x:2"), enter(1, "x:3"));
         assert!(!consumers.note(1, first, 6, 3, 100), "it was replaced");
         assert!(consumers.note(1, second, 5, 5, -7) && consumers.note(2, elsewhere, 1, 0, 0));
         assert!(!consumers.leave(first));

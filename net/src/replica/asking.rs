@@ -7,7 +7,7 @@ use super::{Host, Link, Replication, Speaks, broken, resolve, wait_for};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
-use turnstone_engine::env::{Env, Level};
+use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::leadership::{Role, Upstream};
 use turnstone_engine::manifest::Peer;
 use turnstone_engine::sync::{Notify, all, first_of};
@@ -16,9 +16,10 @@ use turnstone_engine::wal::body::MEMBERS_MAX;
 use turnstone_engine::{Error, Partition};
 use turnstone_replication::election::{Election, knows_candidate};
 use turnstone_replication::leadership::{Event, Refusal, step};
-use turnstone_replication::wire::{Caller, Follows, Frame, PROTOCOL, Reason, Status, VoteRequest};
+use turnstone_replication::wire::{Caller, Follows, Frame, Had, PROTOCOL, Reason, Status, VoteRequest};
 
 use super::finding::PerPartition;
+use super::following::Trouble;
 
 /// A node answers within this time, the connection included.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -70,7 +71,7 @@ impl<H: Host> Replication<H> {
     }
 
     /// What this node is and has.
-    fn status(&self, partition: &Partition<H::Env>, granted: bool) -> Status {
+    fn status(&self, partition: &Partition<H::Env>, caller: &Caller, granted: bool) -> Status {
         let leadership = partition.leadership();
         let mut follows = Vec::new();
         if let Role::Follower(upstream) = leadership.role {
@@ -81,8 +82,10 @@ impl<H: Host> Replication<H> {
             node: self.host.node(),
             granted,
             is_candidate: self.is_candidate(partition.id()),
+            is_learner: leadership.learner,
             promoted: leadership.promoted,
             follows,
+            had: self.known.of(partition.id(), (caller.node, caller.own)),
             standing: partition.standing(),
         }
     }
@@ -112,7 +115,10 @@ impl<H: Host> Replication<H> {
             for (member, answer) in members.iter().zip(answers) {
                 match answer {
                     Ok((address, status)) => {
-                        asked.election.answered(member.key(), status.granted, status.standing.clone());
+                        // What a learner has and says is not what it has promised.
+                        if !status.is_learner || broken(partition.env()).learner_votes {
+                            asked.election.answered(member.key(), status.granted, status.standing.clone());
+                        }
                         asked.statuses.push((Upstream { address, partition: member.partition }, status));
                     }
                     Err(why) => {
@@ -205,6 +211,9 @@ impl<H: Host> Replication<H> {
         }
         if status.node != self.host.node() {
             self.recognise(partition, status.node, &*link).await.map_err(|error| error.to_string())?;
+            if let Err(trouble) = self.compare_with_known(partition, status.had).await {
+                return Err(trouble.text());
+            }
         }
         Ok(status)
     }
@@ -252,6 +261,25 @@ impl<H: Host> Replication<H> {
         Ok(())
     }
 
+    /// Another node says what it knows this one to have had. Where that is more than what is here, this node's home was put back
+    /// from an older copy.
+    pub(super) async fn compare_with_known(&self, partition: &Partition<H::Env>, had: Had) -> Result<(), Trouble> {
+        let standing = partition.standing();
+        let is_short = had.version > standing.last && had.epoch.number >= standing.adopted.number;
+        if !is_short || partition.env().sabotage() == Some(Sabotage::PutBackNotNoticed) {
+            return Ok(());
+        }
+        if self.order(partition, &Event::FoundShort(had.epoch)).await? {
+            let text = format!(
+                "this node has had everything up to version {} and has {} now: its home was put back from an older copy, or its disk \
+                 has lost writes; it votes for nobody and leads only by force until it has caught up with a leader",
+                had.version, standing.last
+            );
+            self.log(partition.id(), Level::Error, text);
+        }
+        Ok(())
+    }
+
     /// Answers a question.
     pub(super) async fn answer(self: &Rc<Self>, link: &H::Link, question: Frame) -> Result<(), String> {
         let refuse = |reason, text: String| {
@@ -292,7 +320,7 @@ impl<H: Host> Replication<H> {
             }
             _ => {}
         }
-        link.say(&Frame::Status(Box::new(self.status(&partition, granted))));
+        link.say(&Frame::Status(Box::new(self.status(&partition, &caller, granted))));
         Ok(())
     }
 
@@ -315,6 +343,11 @@ impl<H: Host> Replication<H> {
                     self.log(partition.id(), Level::Info, text);
                 }
                 Ok(true)
+            }
+            Ok(Err(Refusal::Learner)) => {
+                let text = format!("node {:016x} asks for a vote: a learner has none", caller.node);
+                self.log(partition.id(), Level::Info, text);
+                Ok(false)
             }
             Ok(Err(Refusal::TooFar(voted))) => {
                 let text = format!(

@@ -15,7 +15,7 @@ use turnstone_engine::types::{Member, Members, Version};
 use turnstone_replication::leader::{Leader, Opening, View, is_stray};
 use turnstone_replication::leadership::JUMP_MAX;
 use turnstone_replication::quorum::Key;
-use turnstone_replication::wire::{Frame, Hello, PROTOCOL, Reason, Wish};
+use turnstone_replication::wire::{Frame, Hello, Ordered, PROTOCOL, Reason, Wish};
 
 /// Bytes of bodies that are read at once.
 const READ: usize = 1 << 20;
@@ -73,12 +73,16 @@ impl<H: Host> Replication<H> {
     }
 
     /// Remembers where a member is. Only of nodes that the list names: strangers cost no memory.
-    fn note_address(&self, partition: u8, member: Key, address: &str) {
-        // A change that is pending needs the list before it, too.
-        let names = |record: &MembersRecord| record.members.nodes.iter().any(|m| m.key() == member);
-        if self.host.partition(partition).is_some_and(|p| p.standing().members.iter().any(names)) {
-            self.addresses.borrow_mut().insert((partition, member), address.to_string());
+    fn note_address(&self, partition: &Partition<H::Env>, member: Key, address: &str) {
+        if self.is_listed(partition, member) {
+            self.addresses.borrow_mut().insert((partition.id(), member), address.to_string());
         }
+    }
+
+    /// Whether a list names a member: the one in force, or one that is pending.
+    pub(super) fn is_listed(&self, partition: &Partition<H::Env>, member: Key) -> bool {
+        let names = |record: &MembersRecord| record.members.nodes.iter().any(|m| m.key() == member);
+        partition.standing().members.iter().any(names)
     }
 
     /// A node that was forgotten is turned away, until an operator orders it to follow again.
@@ -88,7 +92,7 @@ impl<H: Host> Replication<H> {
         if !kept || !is_forgotten(&partition.members()) {
             return Ok(());
         }
-        if !hello.ordered {
+        if hello.ordered == Ordered::No {
             return Err(format!("node {:016x} was forgotten here: `replicaof` at it lets it in again", hello.node));
         }
         if !partition.leads() {
@@ -132,8 +136,19 @@ impl<H: Host> Replication<H> {
         if let Err(error) = self.recognise(&partition, hello.node, link).await {
             return refuse(Frame::Refuse(Reason::Stranger, error.to_string()));
         }
+        let member = (hello.node, hello.own);
+        if self.is_listed(&partition, member) && !self.known.lives(partition.id(), member, hello.life) {
+            let text = format!(
+                "two processes say that they are node {:016x}: its home was copied, and both copies run; end one of them",
+                hello.node
+            );
+            return refuse(Frame::Refuse(Reason::Stranger, text));
+        }
+        if hello.ordered == Ordered::ByForce {
+            self.known.forget(partition.id(), hello.node);
+        }
         let address = resolve(&hello.address, &link.peer());
-        self.note_address(partition.id(), (hello.node, hello.own), &address);
+        self.note_address(&partition, member, &address);
         if let Err(text) = self.let_in(&partition, hello).await {
             return refuse(Frame::Refuse(Reason::Stranger, text));
         }
@@ -147,12 +162,13 @@ impl<H: Host> Replication<H> {
             partition: partition.id(),
             standing: partition.standing(),
             oldest: partition.oldest_version(),
+            had: self.known.of(partition.id(), member),
         };
         // Numbers end: who is no member, or far off, does not make this leader use them up.
         let listed = partition.members().nodes.iter().any(|member| member.key() == (hello.node, hello.own));
         let near = hello.adopted.number <= view.standing.adopted.number.saturating_add(JUMP_MAX);
-        if is_stray(hello.adopted, &view.standing) && near && (listed || hello.ordered) {
-            self.note_stray(partition.id(), hello.adopted.number, hello.ordered);
+        if is_stray(hello.adopted, &view.standing) && near && (listed || hello.ordered != Ordered::No) {
+            self.note_stray(partition.id(), hello.adopted.number, hello.ordered != Ordered::No);
         }
         let mut hello = hello.clone();
         if partition.env().sabotage() == Some(Sabotage::HistoryNotCompared) {
@@ -161,6 +177,14 @@ impl<H: Host> Replication<H> {
         }
         let hello = &hello;
         let (leader, accept) = match Leader::open(hello, &view, self.host.now()) {
+            Opening::Stream(..) if partition.is_another(hello.last, hello.sum) => {
+                let text = format!(
+                    "version {} is another one here, in the same epoch: one of the two homes was copied, or has lost writes; `replicaof \
+                     HOST:PORT PARTITION force` at the follower sets aside what it has",
+                    hello.last
+                );
+                return refuse(Frame::Refuse(Reason::Diverged, text));
+            }
             Opening::Stream(leader, accept) => (leader, accept),
             Opening::Copy => return self.lend(link, hello, partition).await,
             Opening::Refused(refusal) => return refuse(refusal),
@@ -378,6 +402,9 @@ impl<H: Host> Stream<'_, H> {
             let life = self.life;
             let replica = Replica { node, partition, life, peer: self.link.peer(), acked: acked.1 };
             self.node.board.set_replica(self.partition.id(), self.stream, replica);
+            if self.listed {
+                self.node.known.note(self.partition.id(), self.leader.key(), acked.0, acked.1);
+            }
             self.node.confirm(&self.partition, self.leader.key(), acked);
         }
         self.join(now);
@@ -410,6 +437,7 @@ impl<H: Host> Stream<'_, H> {
         };
         let own_known = members.nodes.iter().any(|m| m.key() == key && !is_old(&m.address));
         if own_known && members.nodes.contains(&self.member) {
+            self.listed = true;
             return;
         }
         let own = Member {

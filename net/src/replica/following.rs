@@ -17,7 +17,7 @@ use turnstone_engine::types::{Epoch, Key, Version};
 use turnstone_engine::{Error, Partition};
 use turnstone_replication::follower::{Follower, Rejoin, Step, Word, rejoin};
 use turnstone_replication::leadership::Event;
-use turnstone_replication::wire::{Copying, Frame, Hello, PROTOCOL, Reason, Welcome, Wish};
+use turnstone_replication::wire::{Copying, Frame, Hello, Ordered, PROTOCOL, Reason, Welcome, Wish};
 
 /// From the connection to the leader's answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -65,7 +65,8 @@ impl Trouble {
             Trouble::Refused(Reason::Protocol | Reason::Itself, _) => ErrorCode::Unsupported,
             Trouble::Refused(Reason::Fenced, _) => ErrorCode::Fenced,
             Trouble::Refused(Reason::Stranger, _) => ErrorCode::Denied,
-            Trouble::Broken(_) | Trouble::Over => ErrorCode::Busy,
+            Trouble::Broken(_) => ErrorCode::Unreachable,
+            Trouble::Over => ErrorCode::Busy,
             Trouble::Engine(error) => crate::server::code_of(error),
         }
     }
@@ -122,8 +123,19 @@ impl<H: Host> Replication<H> {
         let before = partition.leadership().number;
         // Others see it from now on.
         let _intent = self.intend(number, &upstream);
-        let opened = match self.open_stream(&partition, &upstream, Wish::CopyIfNeeded, true).await {
-            Err(Trouble::Parted(welcome)) => Err(welcome),
+        let ordered = if force { Ordered::ByForce } else { Ordered::Yes };
+        // Only a copy takes the place of a log that is another one in the same epochs.
+        let mut replace = force && self.forked.borrow_mut().remove(&number);
+        let opened = match self.open_stream(&partition, &upstream, Wish::CopyIfNeeded, ordered).await {
+            Err(Trouble::Parted(welcome)) => Err(Some(welcome)),
+            Err(Trouble::Refused(Reason::Diverged, _)) if force => {
+                replace = true;
+                Err(None)
+            }
+            Ok(stream) if replace => {
+                stream.link.close();
+                Err(None)
+            }
             other => Ok(other?),
         };
         let close = |stream: &Stream<H::Link>| stream.link.close();
@@ -132,7 +144,6 @@ impl<H: Host> Replication<H> {
             return Err(circle);
         }
         // That took its time: another order, a promotion or a step-down since then stands.
-        let mut replace = false;
         let changed = self.newest_order(number) != order || before != partition.leadership().number;
         if changed {
             opened.iter().for_each(close);
@@ -140,7 +151,7 @@ impl<H: Host> Replication<H> {
         }
         let node = match &opened {
             Ok(stream) => stream.follower.leader().unwrap_or(0),
-            Err(welcome) => welcome.node,
+            Err(welcome) => welcome.as_ref().map_or(0, |welcome| welcome.node),
         };
         let follows = Event::Follows { upstream: upstream.clone(), node };
         if let Ok(stream) = &opened {
@@ -156,15 +167,14 @@ impl<H: Host> Replication<H> {
                 partition = self.cut(number, Version::MAX, Some(stream.adopted)).await?;
             }
         }
-        if let Err(welcome) = &opened {
+        if let Err(Some(welcome)) = &opened {
             let word = if force { Word::Person } else { Word::Log };
             match rejoin(&partition.standing(), &welcome.standing, word) {
                 // The log cannot be cut there: a copy takes the place of everything.
                 Rejoin::Cut(at) if at < partition.settled() => replace = true,
                 Rejoin::Cut(at) => {
                     self.order(&partition, &follows).await?;
-                    let adopted = force.then_some(welcome.standing.adopted);
-                    partition = self.cut(number, at, adopted).await?;
+                    partition = self.cut(number, at, Some(welcome.standing.adopted)).await?;
                 }
                 Rejoin::Force { at, shown } => return Err(needs_force(at, shown)),
                 Rejoin::Wait(why) => {
@@ -216,7 +226,7 @@ impl<H: Host> Replication<H> {
         partition: &Partition<H::Env>,
         upstream: &Upstream,
         wish: Wish,
-        ordered: bool,
+        ordered: Ordered,
     ) -> Result<Stream<H::Link>, Trouble> {
         let link = self.host.dial(upstream.address.clone(), upstream.partition).await.map_err(Trouble::Broken)?;
         let opened = self.introduce(partition, upstream, &link, (wish, ordered)).await;
@@ -231,7 +241,7 @@ impl<H: Host> Replication<H> {
         partition: &Partition<H::Env>,
         upstream: &Upstream,
         link: &Rc<H::Link>,
-        (wish, ordered): (Wish, bool),
+        (wish, ordered): (Wish, Ordered),
     ) -> Result<Stream<H::Link>, Trouble> {
         let mut deadline = self.host.now() + ANSWER;
         let standing = partition.standing();
@@ -250,6 +260,7 @@ impl<H: Host> Replication<H> {
             ordered,
             wish,
             resume: self.partial_copy(partition, wish),
+            sum: Some(partition.newest_on_disk()).filter(|newest| newest.version == last).and_then(|newest| newest.sum),
         };
         let (mut follower, hello) = Follower::open(hello, self.host.now());
         link.say(&hello);
@@ -258,6 +269,9 @@ impl<H: Host> Replication<H> {
                 let step = follower.take(frame, self.host.now()).map_err(|v| Trouble::Broken(v.0))?;
                 if let Some(node) = follower.leader() {
                     self.recognise(partition, node, link).await?;
+                    if ordered != Ordered::ByForce {
+                        self.compare_with_known(partition, follower.had()).await?;
+                    }
                 }
                 return match step {
                     Step::Adopt(adopted, epochs) => {
@@ -337,6 +351,12 @@ impl<H: Host> Replication<H> {
         let sabotage = partition.env().sabotage();
         let mut incoming: Option<Incoming<H::Env>> = None;
         let (mut skipped, mut unbroken) = (false, 0);
+        let mut learns = partition.leadership().learner;
+        let leader = (follower.leader().unwrap_or(0), upstream.partition);
+        let leader_is_listed = follower.leads() && self.is_listed(partition, leader);
+        if leader_is_listed {
+            self.known.note(number, leader, follower.epoch(), follower.shown());
+        }
         loop {
             let now = self.host.now();
             if !is_current() {
@@ -352,6 +372,10 @@ impl<H: Host> Replication<H> {
             if let Some(ack) = follower.durable(held) {
                 link.say(&ack);
             }
+            if learns && follower.has_caught_up(flushed) {
+                self.order(partition, &Event::CatchesUp).await?;
+                learns = false;
+            }
             if wanted.is_some_and(|wanted| flushed >= wanted) {
                 return Ok(());
             }
@@ -366,7 +390,12 @@ impl<H: Host> Replication<H> {
             };
             match follower.take(frame, now).map_err(|violation| Trouble::Broken(violation.0))? {
                 Step::Nothing => {}
-                Step::Show(version) => partition.allow_as_follower(version, follower.shows_all()),
+                Step::Show(version) => {
+                    if leader_is_listed {
+                        self.known.note(number, leader, follower.epoch(), version);
+                    }
+                    partition.allow_as_follower(version, follower.shows_all());
+                }
                 Step::Refused(reason, text) => return Err(Trouble::Refused(reason, text)),
                 Step::Parted(_) => return Err(Trouble::Broken("the leader's log has changed".to_string())),
                 Step::Copy(_) | Step::Keys(_) | Step::CopyEnd(_) => {
@@ -421,7 +450,9 @@ impl<H: Host> Replication<H> {
         let word = if ahead_is_cut { Word::Person } else { word };
         match rejoin(&partition.standing(), &welcome.standing, word) {
             Rejoin::Cut(at) => {
-                self.cut(partition.id(), at, None).await?;
+                // Nobody takes what is cut for lost, now that this node has agreed to the epoch of who had it cut.
+                let adopted = (word == Word::Log).then_some(welcome.standing.adopted);
+                self.cut(partition.id(), at, adopted).await?;
                 Ok(())
             }
             Rejoin::Force { at, shown } => Err(needs_force(at, shown)),
@@ -494,7 +525,7 @@ async fn keep_following<H: Host>(
             Some(stream) => Ok(stream),
             None => {
                 let wish = if replace { Wish::Copy } else { Wish::CopyIfNeeded };
-                node.open_stream(&partition, &upstream, wish, false).await
+                node.open_stream(&partition, &upstream, wish, Ordered::No).await
             }
         };
         let mut trouble = match stream {
@@ -503,6 +534,7 @@ async fn keep_following<H: Host>(
                 let current = || node.is_current(&partition, &upstream, attempt);
                 match node.take_copy(&partition, &upstream, stream, *copying, &current, replace).await {
                     Ok(()) => {
+                        node.forked.borrow_mut().remove(&number);
                         (replace, pause, told, failures) = (false, PAUSE, None, 0);
                         continue;
                     }
@@ -525,6 +557,9 @@ async fn keep_following<H: Host>(
             }
             Err(trouble) => trouble,
         };
+        if matches!(trouble, Trouble::Engine(Error::Diverged(_)) | Trouble::Refused(Reason::Diverged, _)) {
+            node.forked.borrow_mut().insert(number);
+        }
         if let Trouble::Parted(welcome) = &trouble {
             if !node.is_current(&partition, &upstream, attempt) {
                 return;

@@ -54,7 +54,8 @@ impl<H: Host> Replication<H> {
         let mut standing = partition.standing();
         standing.members.clear();
         (standing.adopted, standing.epochs) = (copy.head.adopted, copy.head.epochs.clone());
-        let welcome = Welcome { node: self.host.node(), standing };
+        let had = self.known.of(partition.id(), (hello.node, hello.own));
+        let welcome = Welcome { node: self.host.node(), had, standing };
         let (version, members) = (copy.head.version, copy.head.members.clone());
         link.say(&Frame::Copy(Copying { welcome, version, keys: copy.keys(), members, resumed }));
         let sent = self.send(link, &partition, &mut copy).await;

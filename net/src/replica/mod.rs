@@ -9,6 +9,7 @@
 //! * [`finding`]: finding the leader, and following nobody in a circle.
 //! * [`orders`]: what an operator orders about roles and members.
 //! * [`lending`] and [`copying`]: where the log does not reach back, a copy is sent and taken.
+//! * [`known`]: what other members have had, which they may lose by a home that is put back.
 //! * [`board`]: what `stat` shows of all that.
 
 mod asking;
@@ -17,6 +18,7 @@ mod copying;
 mod feed;
 mod finding;
 mod following;
+mod known;
 mod leading;
 mod lending;
 mod orders;
@@ -28,9 +30,10 @@ pub use following::Trouble;
 pub use leading::Counting;
 pub use promotion::{Order, Promoted, Purpose};
 
+use known::Known;
 use lending::Lent;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -151,6 +154,10 @@ pub struct Replication<H: Host> {
     lent: RefCell<LentCopies<H::Env>>,
     /// Copies that broke off, by partition.
     partial: RefCell<BTreeMap<u8, CopyIn<H::Env>>>,
+    /// What other members have had.
+    known: Known,
+    /// Partitions whose log goes on in another way than their leader's.
+    forked: RefCell<BTreeSet<u8>>,
 }
 
 impl<H: Host> Replication<H> {
@@ -170,6 +177,8 @@ impl<H: Host> Replication<H> {
             addresses: RefCell::default(),
             lent: RefCell::default(),
             partial: RefCell::default(),
+            known: Known::default(),
+            forked: RefCell::default(),
         })
     }
 
@@ -211,6 +220,7 @@ fn broken<E: Env>(env: &E) -> Broken {
         id_not_compared: sabotage == Some(Sabotage::EpochIdNotCompared),
         raised_alone: sabotage == Some(Sabotage::RaisedAlone),
         order_not_kept: sabotage == Some(Sabotage::OrderNotKept),
+        learner_votes: sabotage == Some(Sabotage::LearnerVotes),
     }
 }
 

@@ -82,6 +82,7 @@ impl<H: Host> Replication<H> {
         });
         let changed = changed.await?;
         partition.forget_peer(node).await?;
+        self.known.forget(partition.id(), node);
         // While it is connected it may yet hold the change, where the list of before asks for that.
         let in_force = in_force(partition, changed).await;
         self.board.evict(partition.id(), node);

@@ -14,7 +14,7 @@ use turnstone_replication::election::Best;
 use turnstone_replication::follower::Word;
 use turnstone_replication::leadership::{Event, Refusal, step};
 use turnstone_replication::quorum::Promises;
-use turnstone_replication::wire::{Reason, Wish};
+use turnstone_replication::wire::{Ordered, Reason, Wish};
 
 /// A missing end of the log is fetched within this time.
 const FETCH: Duration = Duration::from_secs(60);
@@ -79,6 +79,10 @@ impl<H: Host> Replication<H> {
         let newcomers_lead = partition.env().sabotage() == Some(Sabotage::NewcomerLeads);
         if election.is_no_member(has_followed) && !order.force && !newcomers_lead {
             return Err(no_list());
+        }
+        let learns = partition.leadership().learner && !broken(partition.env()).learner_votes;
+        if learns && !order.force {
+            return Err(learner());
         }
         if election.is_forgotten() && !order.force {
             let text = "this node was forgotten: `replicaof` makes a member of it again; `promote force` leads a history of its own";
@@ -147,7 +151,8 @@ impl<H: Host> Replication<H> {
             members.nodes.retain(|member| election.has_agreed(member.key()));
         }
         self.join_own(number, &mut members);
-        let event = Event::Wins { epoch, by_order: order.purpose == Purpose::Operator };
+        let by_order = order.purpose == Purpose::Operator;
+        let event = Event::Wins { epoch, by_order, forced: order.force };
         let decide = |now: &Leadership| {
             if self.check_order(number, mine).is_err() {
                 return Err(Error::Superseded);
@@ -224,7 +229,7 @@ impl<H: Host> Replication<H> {
                     && self.check_order(number, order).is_ok()
                     && self.host.now() < deadline
             };
-            let tried = match self.open_stream(&partition, &upstream, Wish::Log, false).await {
+            let tried = match self.open_stream(&partition, &upstream, Wish::Log, Ordered::No).await {
                 Ok(stream) => self.apply(&partition, &upstream, stream, &current, Some(last)).await,
                 Err(Trouble::Parted(welcome)) if current() => {
                     self.part(&partition, &welcome, Word::Members).await?;
@@ -248,6 +253,14 @@ impl<H: Host> Replication<H> {
 fn no_list() -> Trouble {
     let text = "this node has followed another one and no list of the members that it finds names it, so it may lack what they \
                 hold: promote one that does; `promote force` leads all the same, and acknowledged writes may be lost";
+    Trouble::Engine(Error::TooFewAgree(text.to_string()))
+}
+
+/// Others know it to have had more.
+fn learner() -> Trouble {
+    let text = "this node has had more than it has: its home was put back from an older copy, or its disk has lost writes. It leads \
+                when it has caught up with a leader: promote another member; `promote force` leads all the same, and acknowledged \
+                writes may be lost";
     Trouble::Engine(Error::TooFewAgree(text.to_string()))
 }
 

@@ -71,6 +71,8 @@ pub struct Connection {
     pub wire: Vec<u8>,
     /// A send is in flight.
     pub sending: bool,
+    /// Its bytes.
+    pub in_flight: usize,
     /// It ends when everything is sent.
     pub ending: bool,
     /// The peer sends no more, or is listened to no more: what it sent before is still run and answered.
@@ -153,6 +155,7 @@ impl Connection {
             accepted: None,
             wire: Vec::new(),
             sending: false,
+            in_flight: 0,
             ending: false,
             peer_done: false,
             undrained: 0,
@@ -270,8 +273,8 @@ impl Connection {
             Some(name) if name == ALPN_CHANGES => Some(StreamKind::Changes),
             _ => None,
         };
-        let replica = stream == Some(StreamKind::Replica);
-        let certificate = tls.peer_certificates().and_then(|chain| chain.first()).filter(|_| replica);
+        // Nodes and consumers of changes are told apart by them.
+        let certificate = tls.peer_certificates().and_then(|chain| chain.first()).filter(|_| stream.is_some());
         let key = certificate.and_then(|certificate| key_of(certificate).ok()).unwrap_or_default();
         let name = certificate.and_then(|certificate| name_of(certificate).ok()).unwrap_or_default();
         let Stage::Handshake(tls) = std::mem::replace(&mut self.stage, Stage::Ending) else { return None };

@@ -7,13 +7,16 @@
 use super::handoff::Parked;
 use super::hold::{HOLD, HOLD_MAX};
 use super::input::Input;
+use super::memory::{Memory, PATIENCE};
 use crate::changes::Consumers;
 use crate::replica::Board;
 use crate::session::Session;
 use crate::wire::{ErrorCode, WireError, frame, reply};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use turnstone_engine::budget::Budget;
 use turnstone_engine::env::Env;
 use turnstone_engine::types::Version;
 use turnstone_engine::{Error, Partition, RunAhead, Transaction};
@@ -50,6 +53,8 @@ impl Sight {
 
 /// A request that has begun may take a second more for each so many bytes of it that came.
 const BYTES_PER_SECOND: u64 = 64 << 10;
+/// The same while other requests wait for the memory that it holds.
+const BYTES_PER_SECOND_WAITED_FOR: u64 = 4 << 20;
 
 /// A request of which a part has come.
 pub struct Partial {
@@ -80,6 +85,8 @@ pub struct Conversation<E: Env = RealEnv> {
     pub ahead: RunAhead,
     /// A request waits for the disk.
     pub blocked: bool,
+    /// What it holds of the node's memory for requests and replies.
+    pub memory: Memory,
     /// It selected a partition of this core.
     pub leaving: Option<usize>,
     /// It has said goodbye; replies still leave.
@@ -107,8 +114,9 @@ pub struct Conversation<E: Env = RealEnv> {
 
 impl<E: Env> Conversation<E> {
     /// Takes up a conversation; the partition is attached by the caller.
-    pub fn new(parked: Parked) -> Conversation<E> {
+    pub fn new(parked: Parked, budget: &Arc<Budget>) -> Conversation<E> {
         Conversation {
+            memory: Memory::new(budget),
             session: parked.session,
             input: parked.input.into(),
             hungry: false,
@@ -218,17 +226,52 @@ impl<E: Env> Conversation<E> {
         }
     }
 
-    /// Whether the rest of a request is due for longer than this, and longer than its length explains.
+    /// Whether the rest of a request is due for longer than this, and longer than its length explains. One that is not let in yet is
+    /// not late, and where others wait for memory those who have some have less time.
     pub fn is_late(&self, limit: Duration) -> bool {
-        self.partial.as_ref().filter(|_| self.hungry).is_some_and(|partial| {
-            let came = partial.skipped + self.input.len() as u64;
-            partial.since.elapsed() > limit + Duration::from_secs(came / BYTES_PER_SECOND)
-        })
+        let waited_for = self.memory.budget().is_waited_for();
+        let rate = if waited_for { BYTES_PER_SECOND_WAITED_FOR } else { BYTES_PER_SECOND };
+        self.memory.waits_since().is_none()
+            && self.partial.as_ref().filter(|_| self.hungry).is_some_and(|partial| {
+                let came = partial.skipped + self.input.len() as u64;
+                partial.since.elapsed() > limit + Duration::from_secs(came / rate)
+            })
     }
 
     /// Bytes of replies that wait for a version to be published.
     pub fn waiting_bytes(&self) -> usize {
         self.waiting_bytes
+    }
+
+    /// Bytes that it holds but for a request that is still coming: what came, what is being worked on, what is to be written, and
+    /// replies that have not left.
+    fn held(&self) -> usize {
+        let pieces = self.pieces.iter().map(Vec::len).sum::<usize>();
+        let transaction = self.transaction.as_ref().map_or(0, |transaction| transaction.bytes() as usize);
+        self.out.len() + pieces + self.waiting_bytes + transaction + self.memory.elsewhere()
+    }
+
+    /// Says what it holds; `backlog` bytes of its replies wait at the socket.
+    pub fn account(&mut self, backlog: usize) {
+        let input = self.input.len();
+        self.memory.set(self.held() + backlog, input);
+    }
+
+    /// Whether it may hold so many bytes more: a reply, or what a transaction writes.
+    pub fn may_hold(&mut self, more: usize) -> Result<(), Error> {
+        let held = self.held() + self.input.len();
+        self.memory.try_hold(held + more)
+    }
+
+    /// Whether its next request has waited for memory longer than one waits.
+    pub fn has_waited_too_long(&self) -> bool {
+        self.memory.waits_since().is_some_and(|since| since.elapsed() > PATIENCE)
+    }
+
+    /// Whether a request of which a part has come may be gathered: `length` bytes with its header.
+    pub fn may_gather(&mut self, length: usize) -> bool {
+        let held = self.held();
+        self.memory.may_gather(held, length)
     }
 
     /// Whether `out` stays for now, to leave with the replies that wait behind it.

@@ -76,6 +76,9 @@ pub struct ServerCore {
     /// Conversations whose replies are held back for what comes next, and whether a task looks after them.
     pub(super) held: RefCell<Vec<Key>>,
     pub(super) holding: Cell<bool>,
+    /// Conversations whose next request waits for memory, and whether a task looks after them.
+    pub(super) starved: RefCell<BTreeSet<Key>>,
+    pub(super) feeding: Cell<bool>,
     outbox: RefCell<VecDeque<(usize, Message)>>,
     /// Connections in their handshakes, oldest first; others may be among them.
     pub(super) greeting: RefCell<VecDeque<u64>>,
@@ -131,6 +134,8 @@ impl ServerCore {
             waiting: RefCell::default(),
             held: RefCell::default(),
             holding: Cell::default(),
+            starved: RefCell::default(),
+            feeding: Cell::default(),
             outbox: RefCell::default(),
             greeting: RefCell::default(),
             to_greet: RefCell::default(),
@@ -222,6 +227,7 @@ impl ServerCore {
         if !connection.sending && !connection.wire.is_empty() {
             connection.sending = true;
             connection.send_since = Instant::now();
+            connection.in_flight = connection.wire.len();
             self.core.ring.send(connection.socket, std::mem::take(&mut connection.wire));
         }
     }
@@ -399,7 +405,7 @@ impl ServerCore {
 
     /// Takes up a conversation whose partition is on this core (or is partition 0).
     pub(super) fn run_conversation_here(&self, key: Key, parked: Parked) {
-        self.take_up(key, Conversation::new(parked));
+        self.take_up(key, Conversation::new(parked, &self.shared.memory));
     }
 
     pub(super) fn take_up(&self, key: Key, mut conversation: Conversation) {
@@ -416,85 +422,6 @@ impl ServerCore {
             Some(Slot::Open(partition)) => Some(partition.clone()),
             _ => None,
         };
-    }
-
-    /// Hands decrypted bytes to the conversation, wherever it is.
-    fn deliver(&self, id: u64, plain: &[u8]) {
-        if plain.is_empty() || self.hear_link(id, plain) {
-            return;
-        }
-        let here = match self.connections.borrow_mut().get_mut(&id).map(|c| (&mut c.place, &mut c.choked, c.socket)) {
-            Some((Place::Here, ..)) => true,
-            Some((Place::There { input, .. }, choked, socket)) => {
-                input.extend_from_slice(plain);
-                // The other core takes it piece by piece, and gathers the request.
-                if input.len() > WIRE_MAX && !*choked {
-                    *choked = true;
-                    self.core.ring.stop_receiving(socket);
-                }
-                false
-            }
-            _ => return,
-        };
-        if !here {
-            return self.forward(id);
-        }
-        let key = self.here(id);
-        let mut conversations = self.conversations.borrow_mut();
-        if let Some(conversation) = conversations.get_mut(&key) {
-            conversation.input.extend(plain);
-            let too_much = conversation.input.len() > self.input_max();
-            drop(conversations);
-            self.mark(key);
-            if too_much {
-                self.choke(id);
-            }
-        }
-    }
-
-    /// Bytes that may be received and not parsed: a whole request and some.
-    fn input_max(&self) -> usize {
-        self.settings.max_request_size as usize + (256 << 10)
-    }
-
-    pub(super) fn choke(&self, id: u64) {
-        self.with(id, |connection| {
-            if !connection.choked {
-                connection.choked = true;
-                self.core.ring.stop_receiving(connection.socket);
-            }
-        });
-    }
-
-    pub(super) fn unchoke(&self, id: u64) {
-        self.with(id, |connection| {
-            if connection.choked && connection.leaving.is_none() && !connection.peer_done {
-                connection.choked = false;
-                self.core.ring.receive(connection.socket);
-            }
-        });
-    }
-
-    /// The peer sends no more, or is listened to no more: what it asked before is still run and answered, an open
-    /// transaction is discarded.
-    pub(super) fn peer_finished(&self, id: u64) {
-        let (here, there) =
-            (|c: &Connection| c.place == Place::Here, |c: &Connection| matches!(c.place, Place::There { .. }));
-        let place = self.connections.borrow().get(&id).map(|c| (here(c), there(c), c.leaving.is_some()));
-        match place {
-            Some((true, ..)) => {
-                let key = self.here(id);
-                if let Some(conversation) = self.conversations.borrow_mut().get_mut(&key) {
-                    conversation.over_after_input();
-                }
-                self.mark(key);
-            }
-            Some((_, true, _)) => self.forward(id),
-            Some((_, _, false)) => {
-                self.with(id, Connection::say_goodbye);
-            }
-            _ => {}
-        }
     }
 
     // ---- conversations ----
@@ -554,11 +481,12 @@ impl ServerCore {
         while goes_on(conversation) {
             // Replies leave before more are made; those that wait come back when their version is published.
             let long = frames % 16 == 15 && started.elapsed() > TURN_TIME;
-            if frames == FRAMES_PER_TURN || long || conversation.out.len() > WIRE_MAX {
+            let window = conversation.memory.window(WIRE_MAX);
+            if frames == FRAMES_PER_TURN || long || conversation.out.len() > window {
                 more = true;
                 break;
             }
-            if conversation.waiting_bytes() > WIRE_MAX {
+            if conversation.waiting_bytes() > window {
                 break;
             }
             if at >= warm_to {
@@ -568,8 +496,16 @@ impl ServerCore {
             match step {
                 Step::NeedMore => {
                     at += used;
-                    // One buffer that grows would be copied as a whole now and then.
                     let announced = conversation.session.announced(&input.rest()[at..]);
+                    if !conversation.may_gather(announced) {
+                        if !conversation.has_waited_too_long() {
+                            self.starve(key, conversation);
+                            break;
+                        }
+                        at += self.refuse_for_memory(conversation, &input.rest()[at..]);
+                        continue;
+                    }
+                    // One buffer that grows would be copied as a whole now and then.
                     input.make_room(at, announced);
                     conversation.wait_for_more(used, input.len() - at);
                     break;
@@ -585,14 +521,19 @@ impl ServerCore {
                     (at, warm_to) = (0, 0);
                     frames += 1;
                     conversation.partial = None;
+                    conversation.memory.gathered_whole();
                     if let Outcome::Later(future) = long::execute(conversation, id, opcode, payload) {
+                        conversation.memory.runs(length);
                         self.run_later(key, conversation, future);
                     }
                     continue;
                 }
                 Step::Run { id, request } => match execute::execute(conversation, id, request) {
                     Outcome::Done => {}
-                    Outcome::Later(future) => self.run_later(key, conversation, future),
+                    Outcome::Later(future) => {
+                        conversation.memory.runs(used);
+                        self.run_later(key, conversation, future);
+                    }
                     Outcome::Select(partition) => {
                         if !conversation.is_settled() {
                             // Replies of the old partition leave first; the frame is looked at again then.
@@ -607,6 +548,7 @@ impl ServerCore {
             at += used;
             frames += 1;
             conversation.partial = None;
+            conversation.memory.gathered_whole();
         }
         input.take(at);
         conversation.input = input;
@@ -661,6 +603,7 @@ impl ServerCore {
             let mut conversations = self.conversations.borrow_mut();
             conversations.get_mut(&key).and_then(|conversation| {
                 conversation.blocked = false;
+                conversation.memory.runs(0);
                 finish(conversation);
                 conversation.malformed.take().map(|error| (conversation.session.clone(), error))
             })
@@ -719,15 +662,18 @@ impl ServerCore {
             if over {
                 connection.say_goodbye();
             }
-            connection.wire.len()
+            (connection.wire.len(), connection.in_flight)
         });
-        let Some(backlog) = backlog else { return };
-        if backlog > WIRE_MAX
-            && let Some(conversation) = self.conversations.borrow_mut().get_mut(&key)
-        {
-            conversation.throttled = true;
-        }
-        if input_left < self.input_max() / 2 {
+        let Some((backlog, in_flight)) = backlog else { return };
+        let waits = match self.conversations.borrow_mut().get_mut(&key) {
+            Some(conversation) => {
+                conversation.account(backlog + in_flight);
+                conversation.throttled |= backlog > conversation.memory.window(WIRE_MAX);
+                conversation.memory.waits_since().is_some()
+            }
+            None => false,
+        };
+        if input_left < self.input_max() / 2 && !waits {
             self.unchoke(key.id);
         }
         if let Some(target) = leaving
@@ -933,7 +879,7 @@ impl Handler for ServerCore {
             return self.abort(id);
         }
         let backlog = self.with(id, |connection| {
-            connection.sending = false;
+            (connection.sending, connection.in_flight) = (false, 0);
             // `with` sends what came meanwhile.
             connection.wire.len()
         });
@@ -944,7 +890,10 @@ impl Handler for ServerCore {
             let key = self.here(id);
             let resumed = {
                 let mut conversations = self.conversations.borrow_mut();
-                conversations.get_mut(&key).is_some_and(|c| std::mem::replace(&mut c.throttled, false))
+                conversations.get_mut(&key).is_some_and(|c| {
+                    c.account(backlog.unwrap_or(0));
+                    std::mem::replace(&mut c.throttled, false)
+                })
             };
             if resumed {
                 self.mark(key);

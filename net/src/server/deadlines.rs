@@ -5,13 +5,16 @@ use super::conversation::{Conversation, Key};
 use super::core::{ServerCore, Slot};
 use super::refusals::Refusal;
 use std::rc::Weak;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use turnstone_engine::Partition;
 use turnstone_engine::env::Level;
 use turnstone_executor::RealEnv;
 
 /// How often deadlines are looked at.
 pub(super) const SWEEP: Duration = Duration::from_millis(100);
+
+/// How often it is looked at when certificates end.
+const CERTIFICATES: Duration = Duration::from_secs(60);
 
 /// When something is ended that may take this long at most: deadlines are looked at now and then, and not all of the
 /// time may have passed on this side.
@@ -152,11 +155,17 @@ impl ServerCore {
 
 /// Looks at deadlines as long as the core lives.
 pub(super) async fn keep_deadlines(server: Weak<ServerCore>) {
+    let mut looked: Option<Instant> = None;
     loop {
         let Some(core) = server.upgrade().map(|s| s.core.clone()) else { return };
         core.sleep(SWEEP).await;
         drop(core);
         let Some(server) = server.upgrade() else { return };
         server.sweep();
+        if server.core.index == 0 && looked.is_none_or(|at| at.elapsed() > CERTIFICATES) {
+            looked = Some(Instant::now());
+            let news = server.shared.certificates().news(SystemTime::now());
+            news.iter().for_each(|(level, text)| server.core.log.line(*level, text));
+        }
     }
 }

@@ -27,7 +27,7 @@ pub fn code_of(error: &Error) -> ErrorCode {
         Error::NotReadable { .. } => ErrorCode::NotYet,
         Error::UnknownOutcome(_) => ErrorCode::UnknownOutcome,
         Error::Fenced { .. } => ErrorCode::Fenced,
-        Error::Superseded | Error::LeadershipChanged | Error::Refused(_) => ErrorCode::Busy,
+        Error::Superseded | Error::LeadershipChanged | Error::Refused(_) | Error::MemoryShort { .. } => ErrorCode::Busy,
         Error::Stranger(_) => ErrorCode::Denied,
         Error::NoSuchMember(_) => ErrorCode::NoSuchReplica,
     }

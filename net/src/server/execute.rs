@@ -12,7 +12,9 @@ use crate::replica::Order as Promotion;
 use crate::wire::{Dialect, ErrorCode, Position, Request, reply};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
+use turnstone_engine::budget::{Budget, Part};
 use turnstone_engine::env::Env;
 use turnstone_engine::manifest::Upstream;
 use turnstone_engine::sync::first_of;
@@ -339,23 +341,31 @@ fn look<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, ke
 
 fn get<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, id: u32, key: &[u8]) -> Outcome<E> {
     match look(conversation, partition, key) {
-        Ok(Lookup::Found(found)) => value(conversation, id, Some(&found)),
+        Ok(Lookup::Found(found)) => match conversation.may_hold(found.len()) {
+            Ok(()) => value(conversation, id, Some(&found)),
+            Err(error) => refuse(conversation, id, &error),
+        },
         Ok(Lookup::Absent) => value(conversation, id, None),
         Ok(Lookup::Cold(cold)) => {
             let (again, sight) = (alone(conversation, partition, &[key]), conversation.sight());
+            let mut reply = Reply::new(conversation.memory.budget());
             return Outcome::Later(Box::pin(async move {
-                let answer = match (cold.fetch().await, again) {
+                let answer = match (cold.fetch_if(|bytes| reply.grow(bytes)).await, again) {
                     (Err(Error::SnapshotTooOld), Some(again)) => {
-                        again.read().await.map(|values| values.into_iter().next().flatten())
+                        again.read(&mut reply).await.map(|values| values.into_iter().next().flatten())
                     }
                     (answer, _) => answer,
                 };
-                let finish: Finish<E> = Box::new(move |conversation| match answer {
-                    Ok(found) => {
-                        let dialect = conversation.session.dialect;
-                        conversation.reply_later(sight, id, |out| encode_value(dialect, id, found.as_deref(), out));
+                let finish: Finish<E> = Box::new(move |conversation| {
+                    // From here on the conversation holds it.
+                    drop(reply);
+                    match answer {
+                        Ok(found) => {
+                            let dialect = conversation.session.dialect;
+                            conversation.reply_later(sight, id, |out| encode_value(dialect, id, found.as_deref(), out));
+                        }
+                        Err(error) => refuse(conversation, id, &error),
                     }
-                    Err(error) => refuse(conversation, id, &error),
                 });
                 finish
             }));
@@ -382,17 +392,22 @@ fn get_many<E: Env>(
         }
     }
     let (again, sight) = (alone(conversation, partition, keys), conversation.sight());
+    let mut held = Reply::new(conversation.memory.budget());
     Outcome::Later(Box::pin(async move {
-        let answer = match (fetch_all(found).await, again) {
-            (Err(Error::SnapshotTooOld), Some(again)) => again.read().await,
+        let answer = match (fetch_all(found, &mut held).await, again) {
+            (Err(Error::SnapshotTooOld), Some(again)) => again.read(&mut held).await,
             (answer, _) => answer,
         };
-        let finish: Finish<E> = Box::new(move |conversation| match answer {
-            Ok(values) => {
-                let dialect = conversation.session.dialect;
-                conversation.reply_later(sight, id, |out| reply::encode_mget(dialect, id, &values, out));
+        let finish: Finish<E> = Box::new(move |conversation| {
+            // From here on the conversation holds it.
+            drop(held);
+            match answer {
+                Ok(values) => {
+                    let dialect = conversation.session.dialect;
+                    conversation.reply_later(sight, id, |out| reply::encode_mget(dialect, id, &values, out));
+                }
+                Err(error) => refuse(conversation, id, &error),
             }
-            Err(error) => refuse(conversation, id, &error),
         });
         finish
     }))
@@ -412,12 +427,12 @@ fn alone<E: Env>(conversation: &Conversation<E>, partition: &Partition<E>, keys:
 }
 
 impl<E: Env> Alone<E> {
-    async fn read(self) -> Result<Vec<Option<Value>>, Error> {
+    async fn read(self, reply: &mut Reply) -> Result<Vec<Option<Value>>, Error> {
         const TRIES: u32 = 5;
         for _ in 0..TRIES {
             let snapshot = self.ahead.snapshot(&self.partition);
             let lookups = self.keys.iter().map(|key| self.partition.get_at(snapshot, key)).collect();
-            match fetch_all(lookups).await {
+            match fetch_all(lookups, reply).await {
                 Err(Error::SnapshotTooOld) => {}
                 answer => return answer,
             }
@@ -426,25 +441,51 @@ impl<E: Env> Alone<E> {
     }
 }
 
-/// What a look-up finds, if need be on the disk.
-pub(super) async fn fetch<E: Env>(lookup: Lookup<E>) -> Result<Option<Value>, Error> {
-    match lookup {
-        Lookup::Found(value) => Ok(Some(value)),
-        Lookup::Absent => Ok(None),
-        Lookup::Cold(cold) => cold.fetch().await,
+/// The values of a reply that is being made.
+pub(super) struct Reply {
+    part: Part,
+    bytes: usize,
+}
+
+impl Reply {
+    pub(super) fn new(budget: &Arc<Budget>) -> Reply {
+        Reply { part: Part::new(budget), bytes: 0 }
+    }
+
+    /// A value of so many bytes is to come.
+    fn grow(&mut self, bytes: usize) -> Result<(), Error> {
+        self.bytes += bytes;
+        if self.bytes > REPLY_MAX {
+            return Err(Error::TooMuchAtOnce { limit: REPLY_MAX });
+        }
+        if !self.part.try_reach(self.bytes) {
+            self.part.budget().count_refused();
+            return Err(Error::MemoryShort { limit: self.part.budget().limit() });
+        }
+        Ok(())
+    }
+
+    /// What a look-up finds, if need be on the disk.
+    pub(super) async fn fetch<E: Env>(&mut self, lookup: Lookup<E>) -> Result<Option<Value>, Error> {
+        match lookup {
+            Lookup::Found(value) => self.grow(value.len()).map(|()| Some(value)),
+            Lookup::Absent => Ok(None),
+            Lookup::Cold(cold) => cold.fetch_if(|bytes| self.grow(bytes)).await,
+        }
+    }
+
+    /// A value is needed no more.
+    pub(super) fn forget(&mut self) {
+        self.bytes = 0;
+        self.part.set(0);
     }
 }
 
-async fn fetch_all<E: Env>(lookups: Vec<Lookup<E>>) -> Result<Vec<Option<Value>>, Error> {
+async fn fetch_all<E: Env>(lookups: Vec<Lookup<E>>, reply: &mut Reply) -> Result<Vec<Option<Value>>, Error> {
+    reply.forget();
     let mut values = Vec::with_capacity(lookups.len());
-    let mut bytes = 0;
     for lookup in lookups {
-        let value = fetch(lookup).await?;
-        bytes += value.as_ref().map_or(0, |v| v.len());
-        if bytes > REPLY_MAX {
-            return Err(Error::TooMuchAtOnce { limit: REPLY_MAX });
-        }
-        values.push(value);
+        values.push(reply.fetch(lookup).await?);
     }
     Ok(values)
 }
@@ -480,6 +521,10 @@ fn write_one<E: Env>(
     write(conversation, partition, id, vec![(key, one)])
 }
 
+fn length_of(write: &Write) -> usize {
+    if let Write::Set(value) = write { value.len() } else { 0 }
+}
+
 fn write<E: Env>(
     conversation: &mut Conversation<E>,
     partition: &Partition<E>,
@@ -487,6 +532,12 @@ fn write<E: Env>(
     writes: Vec<(&[u8], Write)>,
 ) -> Outcome<E> {
     let alone = conversation.transaction.is_none();
+    if !alone
+        && let Err(error) = conversation.may_hold(writes.iter().map(|(key, write)| key.len() + length_of(write)).sum())
+    {
+        refuse(conversation, id, &error);
+        return Outcome::Done;
+    }
     let mut transaction = conversation.transaction.take().unwrap_or_else(|| autocommit(partition, conversation.ahead));
     // All or nothing: a later pair may break a limit that the earlier ones do not.
     let before = (!alone && writes.len() > 1).then(|| transaction.mark(writes.iter().map(|(key, _)| *key)));
@@ -549,8 +600,9 @@ fn delete_many<E: Env>(
         return Outcome::Done;
     }
     let partition = partition.clone();
+    let mut held = Reply::new(conversation.memory.budget());
     Outcome::Later(Box::pin(async move {
-        let counted = fetch_all(lookups).await.map(|values| values.iter().flatten().count() as u32);
+        let counted = fetch_all(lookups, &mut held).await.map(|values| values.iter().flatten().count() as u32);
         let (outcome, transaction) = match counted {
             Ok(count) if alone => {
                 let ticket = partition.submit(transaction);

@@ -48,7 +48,7 @@ impl ServerCore {
 
     /// On the partition's core: takes up a forwarded conversation.
     pub(super) fn take_conversation(&self, key: Key, parked: Parked) {
-        let mut conversation = Conversation::new(parked);
+        let mut conversation = Conversation::new(parked, &self.shared.memory);
         conversation.owes_taken = true;
         self.take_up(key, conversation);
     }
@@ -75,7 +75,8 @@ impl ServerCore {
             let mut conversations = self.conversations.borrow_mut();
             let Some(c) = conversations.get_mut(&key) else { return };
             c.undrained += out.len();
-            c.throttled |= c.undrained > WIRE_MAX;
+            c.throttled |= c.undrained > c.memory.window(WIRE_MAX);
+            c.account(c.undrained);
             let taken = c.owes_taken && c.hungry && !c.blocked && c.leaving.is_none();
             c.owes_taken &= !taken;
             taken
@@ -137,7 +138,9 @@ impl ServerCore {
             let mut conversations = self.conversations.borrow_mut();
             conversations.get_mut(&key).is_some_and(|conversation| {
                 conversation.undrained = conversation.undrained.saturating_sub(bytes);
-                conversation.undrained <= WIRE_MAX / 2 && std::mem::take(&mut conversation.throttled)
+                conversation.account(conversation.undrained);
+                conversation.undrained <= conversation.memory.window(WIRE_MAX) / 2
+                    && std::mem::take(&mut conversation.throttled)
             })
         };
         if resumed {

@@ -2,7 +2,7 @@
 //! room at the end and it is more than what is left, so that a long pipeline is copied about once however it is cut up.
 
 /// Up to this many bytes a buffer is kept for what comes next.
-const KEEP: usize = 1 << 20;
+const KEEP: usize = 64 << 10;
 
 /// Bytes that were cut out.
 pub struct Cut {

@@ -4,12 +4,12 @@
 //! payload is found before anything is done: the first walk does nothing but look.
 
 use super::conversation::{Conversation, Sight};
-use super::execute::{
-    Finish, Outcome, REPLY_MAX, autocommit, committed, fetch, ok, partition_of, position, refuse, refuse_with,
-};
+use super::execute::{Finish, Outcome, Reply, autocommit, committed, ok, partition_of, position, refuse, refuse_with};
 use super::input::Cut;
 use crate::wire::reply::{self, LongMGet};
 use crate::wire::{Dialect, Item, Items, Opcode, WireError};
+use std::sync::Arc;
+use turnstone_engine::budget::Budget;
 use turnstone_engine::env::Env;
 use turnstone_engine::txn::WritesBefore;
 use turnstone_engine::types::Version;
@@ -29,6 +29,7 @@ struct Long<E: Env> {
     payload: Cut,
     sight: Sight,
     ahead: RunAhead,
+    budget: Arc<Budget>,
 }
 
 /// Why one is refused.
@@ -60,6 +61,7 @@ pub fn execute<E: Env>(conversation: &mut Conversation<E>, id: u32, opcode: Opco
         payload,
         sight: conversation.sight(),
         ahead: conversation.ahead,
+        budget: conversation.memory.budget().clone(),
     };
     let transaction = conversation.transaction.take();
     Outcome::Later(Box::pin(async move {
@@ -139,12 +141,13 @@ impl<E: Env> Long<E> {
     async fn get(self, mut transaction: Option<Transaction>) -> Finish<E> {
         /// Outside a transaction there is no snapshot to be true to: one that was given up is replaced so often.
         const TRIES: u32 = 5;
-        let mut answer = self.read(transaction.as_mut()).await;
+        let mut held = Reply::new(&self.budget);
+        let mut answer = self.read(transaction.as_mut(), &mut held).await;
         for _ in 1..TRIES {
             if transaction.is_some() || !matches!(answer, Err(Refused::Engine(Error::SnapshotTooOld))) {
                 break;
             }
-            answer = self.read(None).await;
+            answer = self.read(None, &mut held).await;
         }
         match answer {
             Err(refused) => self.refuse(refused, transaction),
@@ -153,17 +156,18 @@ impl<E: Env> Long<E> {
                     conversation.take_back(transaction, self.sight);
                 }
                 conversation.reply_long(self.sight, self.id, bytes);
+                drop(held);
             }),
         }
     }
 
-    async fn read(&self, mut transaction: Option<&mut Transaction>) -> Result<Vec<Vec<u8>>, Refused> {
+    async fn read(&self, mut transaction: Option<&mut Transaction>, held: &mut Reply) -> Result<Vec<Vec<u8>>, Refused> {
+        held.forget();
         let count = self.check().await?;
         let mut items = self.items()?;
         let mut reply = LongMGet::begin(self.dialect, self.id, count);
         // All of it is of one snapshot.
         let snapshot = self.partition.begin(self.ahead.snapshot(&self.partition));
-        let mut bytes = 0;
         while items.left() > 0 {
             let piece = self.piece(&mut items);
             for keys in piece.chunks(TOGETHER) {
@@ -179,11 +183,7 @@ impl<E: Env> Long<E> {
                             self.partition.get_at(snapshot.snapshot.version(), key)
                         }
                     };
-                    let value = fetch(lookup).await?;
-                    bytes += value.as_ref().map_or(0, |value| value.len());
-                    if bytes > REPLY_MAX {
-                        return Err(Error::TooMuchAtOnce { limit: REPLY_MAX }.into());
-                    }
+                    let value = held.fetch(lookup).await?;
                     reply.push(value.as_deref());
                 }
             }
@@ -272,6 +272,7 @@ impl<E: Env> Long<E> {
 
     async fn count_and_delete(&self, transaction: &mut Transaction) -> Result<u32, Error> {
         let (mut count, Ok(mut items)) = (0, self.items()) else { return Ok(0) };
+        let mut held = Reply::new(&self.budget);
         while items.left() > 0 {
             let piece = self.piece(&mut items);
             for keys in piece.chunks(TOGETHER) {
@@ -279,7 +280,8 @@ impl<E: Env> Long<E> {
                 for (key, _) in keys {
                     // A key that is named twice is not there the second time.
                     let lookup = self.partition.get(transaction, key)?;
-                    count += u32::from(fetch(lookup).await?.is_some());
+                    count += u32::from(held.fetch(lookup).await?.is_some());
+                    held.forget();
                     self.partition.write(transaction, key, Write::Delete)?;
                 }
             }

@@ -12,7 +12,9 @@ mod forward;
 pub mod handoff;
 mod hold;
 pub mod input;
+mod intake;
 pub mod long;
+pub mod memory;
 mod node_view;
 pub mod orders;
 mod refusals;
@@ -20,10 +22,11 @@ mod replica;
 mod retention;
 mod settings;
 mod shared;
+mod starved;
 pub mod system;
 
 use self::core::{ServerCore, Slot};
-use crate::tls;
+use crate::tls::{self, Terms};
 pub(crate) use errors::code_of;
 use handoff::Message;
 pub use settings::ServerSettings;
@@ -74,6 +77,7 @@ pub struct Server {
     /// What cores have told so far.
     heard: Mutex<Vec<Ready>>,
     tls: tls::TlsFiles,
+    shared: Arc<Shared>,
     cores: usize,
     started: Instant,
 }
@@ -95,7 +99,9 @@ impl Server {
         let cores = placement::executors(options.executors);
         let (ready_sender, ready) = flume::bounded(cores);
         let settings = Arc::new(settings);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(settings.request_memory));
+        *shared.certificates() = Terms::read(&tls).map_err(|e| e.to_string())?;
+        let of_server = shared.clone();
         let listener = Arc::new(Mutex::new(Some(listener)));
         // Every core opens first, then all start to listen together with core 0.
         let gate = Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -124,7 +130,7 @@ impl Server {
             }
         });
         let node = node.map_err(|e| format!("the cores cannot be started: {e}"))?;
-        Ok(Server { node, address, ready, heard: Mutex::default(), tls, cores, started })
+        Ok(Server { node, address, ready, heard: Mutex::default(), tls, shared: of_server, cores, started })
     }
 
     /// Where it listens.
@@ -163,13 +169,16 @@ impl Server {
         Ok(Some(all))
     }
 
-    /// Reads certificate, key and CA anew; connections from now on are greeted with them, open ones go on as they are.
-    pub fn reload_certificates(&self) -> Result<(), String> {
+    /// Reads certificate, key and CA anew; connections from now on are greeted with them, open ones go on as they are. Answers what
+    /// has changed, a line for each certificate.
+    pub fn reload_certificates(&self) -> Result<Vec<String>, String> {
         let config = tls::server_config(&self.tls).map_err(|e| e.to_string())?;
+        let terms = Terms::read(&self.tls).map_err(|e| e.to_string())?;
+        let before = std::mem::replace(&mut *self.shared.certificates(), terms.clone());
         for core in 0..self.cores {
             self.node.mesh().send_blocking(core, Message::Certificates(config.clone()));
         }
-        Ok(())
+        Ok(terms.changes_since(&before))
     }
 
     /// Stops accepting, finishes what is in flight, checkpoints and closes. Returns at once; see [`Server::join`].

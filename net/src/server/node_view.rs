@@ -72,6 +72,18 @@ impl ServerCore {
         let (connections, accepted) = self.shared.counts();
         let refused = self.shared.refusals.all();
         let uptime_ms = self.shared.uptime().as_millis();
-        NodeView { uptime_ms, executors: cores, connections, accepted, refused, partitions }
+        let certificate_expires_ms = self.shared.certificates().first_end_ms();
+        let budget = &self.shared.memory;
+        let memory = (budget.used(), budget.limit(), budget.refused());
+        NodeView {
+            uptime_ms,
+            executors: cores,
+            connections,
+            accepted,
+            certificate_expires_ms,
+            memory,
+            refused,
+            partitions,
+        }
     }
 }

@@ -347,8 +347,9 @@ impl ServerCore {
             return false;
         };
         let this = self.this();
+        let identity = (introduction.key, introduction.name.clone());
         if introduction.stream == Some(StreamKind::Changes) {
-            let link = self.link(id, FROM_CONSUMER_MAX);
+            let link = self.link(id, FROM_CONSUMER_MAX, identity);
             self.core.spawn(async move {
                 let changes = this.changes.clone();
                 if let Err(why) = changes.serve(link.clone(), env).await {
@@ -358,8 +359,7 @@ impl ServerCore {
             });
             return true;
         }
-        let link = self.link(id, FROM_FOLLOWER_MAX);
-        *link.identity.borrow_mut() = (introduction.key, introduction.name.clone());
+        let link = self.link(id, FROM_FOLLOWER_MAX, identity);
         self.core.spawn(async move {
             let peer = link.peer();
             let replication = this.replication.clone();
@@ -373,21 +373,22 @@ impl ServerCore {
     }
 
     /// The world of a partition of this core: all have the same clock.
-    fn any_env(&self) -> Option<RealEnv> {
+    pub(super) fn any_env(&self) -> Option<RealEnv> {
         self.partitions.borrow().values().find_map(|slot| match slot {
             Slot::Open(partition) => Some(partition.env().clone()),
             Slot::Offline(_) => None,
         })
     }
 
-    fn link(&self, id: u64, frame_max: usize) -> Rc<Wire> {
+    /// `identity`: the key and the name of the other side, as far as they are known already.
+    fn link(&self, id: u64, frame_max: usize, identity: ([u8; 32], String)) -> Rc<Wire> {
         let link = Rc::new(Wire {
             server: Rc::downgrade(&self.this()),
             id,
             peer: self.peer(id),
             input: RefCell::default(),
             said: RefCell::default(),
-            identity: RefCell::default(),
+            identity: RefCell::new(identity),
             frame_max,
             changed: Notify::default(),
             heard: Cell::default(),
@@ -421,7 +422,7 @@ impl ServerCore {
         let socket = self.core.ring.adopt(fd);
         self.sockets.borrow_mut().insert(socket, id);
         self.connections.borrow_mut().insert(id, Connection::outbound(socket, tls, Instant::now()));
-        let link = self.link(id, PAYLOAD_MAX + AROUND);
+        let link = self.link(id, PAYLOAD_MAX + AROUND, Default::default());
         self.with(id, |_| {});
         Ok(link)
     }

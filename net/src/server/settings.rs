@@ -35,6 +35,8 @@ pub struct ServerSettings {
     pub write_timeout: Duration,
     /// Longest payload of a request.
     pub max_request_size: u32,
+    /// Memory that all requests and replies may take together, bytes.
+    pub request_memory: u64,
     /// How long a shutdown waits for replies to be taken.
     pub shutdown_timeout: Duration,
     /// Settings of each partition.

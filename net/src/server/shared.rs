@@ -2,8 +2,11 @@
 //! and for a request only where it is refused.
 
 use super::refusals::Refusals;
+use crate::tls::Terms;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use turnstone_engine::budget::Budget;
 
 /// Counts of a node.
 pub struct Shared {
@@ -13,18 +16,10 @@ pub struct Shared {
     accepted: AtomicU64,
     /// Who was refused, and why.
     pub refusals: Refusals,
-}
-
-impl Default for Shared {
-    fn default() -> Shared {
-        Shared {
-            started: Instant::now(),
-            connections: AtomicUsize::new(0),
-            handshakes: AtomicUsize::new(0),
-            accepted: AtomicU64::new(0),
-            refusals: Refusals::default(),
-        }
-    }
+    /// The memory of all requests and replies.
+    pub memory: Arc<Budget>,
+    /// When the node's certificates end.
+    certificates: Mutex<Terms>,
 }
 
 fn take_place(counter: &AtomicUsize, limit: usize) -> bool {
@@ -32,6 +27,23 @@ fn take_place(counter: &AtomicUsize, limit: usize) -> bool {
 }
 
 impl Shared {
+    /// Of a node whose requests and replies may take so many bytes.
+    pub fn new(request_memory: u64) -> Shared {
+        Shared {
+            memory: Budget::new(request_memory),
+            certificates: Mutex::default(),
+            started: Instant::now(),
+            connections: AtomicUsize::new(0),
+            handshakes: AtomicUsize::new(0),
+            accepted: AtomicU64::new(0),
+            refusals: Refusals::default(),
+        }
+    }
+
+    /// The node's certificates, as they were read last.
+    pub fn certificates(&self) -> MutexGuard<'_, Terms> {
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
     /// Time since the start.
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()

@@ -1,7 +1,8 @@
 //! Partition 0: what the node says of itself, as keys and as JSON. It is made when it is asked for, from all cores.
 //!
 //! Keys: `version`, `uptime_ms`, `executors`, `connections`, `accepted`, `refused` (a JSON object), `refused/REASON`,
-//! `partitions` (a JSON list), `partition/N` (a JSON object).
+//! `partitions` (a JSON list), `partition/N` (a JSON object), `certificate_expires_ms`, `request_memory`, `request_memory_used`,
+//! `refused_for_memory`.
 
 use super::refusals::Refusal;
 use crate::changes::Consumers;
@@ -27,6 +28,10 @@ pub struct NodeView {
     pub connections: usize,
     /// Connections accepted since the start.
     pub accepted: u64,
+    /// When the first of its certificates ends, milliseconds since 1970.
+    pub certificate_expires_ms: u64,
+    /// The memory of requests and replies: bytes that are held, bytes that there are, requests refused for want of it.
+    pub memory: (u64, u64, u64),
     /// Connections and requests refused since the start, by reason.
     pub refused: Vec<(Refusal, u64)>,
     /// Partition and JSON, in order.
@@ -41,7 +46,7 @@ impl NodeView {
         format!(
             "{{\"version\":\"{}\",\"uptime_ms\":{},\"executors\":{},\"connections\":{},\"accepted\":{},\
              \"refused_at_max_conns\":{},\"failed_handshakes\":{},\"closed_for_deadline\":{},\"refused\":{},\
-             \"partitions\":{}}}",
+             \"certificate_expires_ms\":{},\"request_memory_used\":{},\"request_memory\":{},\"refused_for_memory\":{},\"partitions\":{}}}",
             env!("CARGO_PKG_VERSION"),
             self.uptime_ms,
             self.executors,
@@ -51,6 +56,10 @@ impl NodeView {
             self.count(&[Handshake, Certificate, MaxHandshakes, Descriptors, WentAway]),
             self.count(&[HandshakeTimeout, RequestTimeout, IdleTimeout, WriteTimeout]),
             self.refused_json(),
+            self.certificate_expires_ms,
+            self.memory.0,
+            self.memory.1,
+            self.memory.2,
             self.list()
         )
     }
@@ -79,6 +88,10 @@ impl NodeView {
             "connections" => self.connections.to_string(),
             "accepted" => self.accepted.to_string(),
             "refused" => self.refused_json(),
+            "certificate_expires_ms" => self.certificate_expires_ms.to_string(),
+            "request_memory_used" => self.memory.0.to_string(),
+            "request_memory" => self.memory.1.to_string(),
+            "refused_for_memory" => self.memory.2.to_string(),
             "partitions" => self.list(),
             other if other.starts_with("refused/") => {
                 let name = other.strip_prefix("refused/")?;
@@ -106,9 +119,10 @@ pub fn role_name(role: &Role) -> String {
 pub fn role_text<E: Env>(partition: &Partition<E>) -> String {
     let standing = partition.standing();
     let leads = if partition.role() == Role::Leader && !standing.leads { " (waits for its followers)" } else { "" };
+    let learns = if partition.leadership().learner { " (a learner: it has had more than it has)" } else { "" };
     let min_replicas = standing.members.last().map_or(0, |record| record.members.min_replicas);
     format!(
-        "{}{leads}, epoch {} ({:016x}), min_replicas {min_replicas}, version {} of {}",
+        "{}{leads}{learns}, epoch {} ({:016x}), min_replicas {min_replicas}, version {} of {}",
         role_name(&partition.role()),
         standing.adopted.number,
         standing.adopted.id,

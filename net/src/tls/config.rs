@@ -213,7 +213,7 @@ fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     })
 }
 
-fn read_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(super) fn read_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = read_file(what, path)?;
     let unreadable = |why: String| TlsError::Unreadable { what, path: path.to_owned(), why };
     let announced = count_certificates(&pem).map_err(unreadable)?;

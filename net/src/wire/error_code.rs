@@ -98,13 +98,15 @@ error_codes! {
     /// No hold has this name.
     NoSuchHold = 27, "NOSUCHHOLD", Error;
     /// Too few followers are there for a commit, or too few members agree to a new leader; nothing was committed.
-    NoQuorum = 28, "NOQUORUM", Busy;
+    NoQuorum = 28, "NOQUORUM", Error;
     /// A higher epoch has been agreed to.
     Fenced = 29, "FENCED", Error;
     /// No member has this number.
     NoSuchReplica = 30, "NOSUCHREPLICA", Error;
     /// The position that was waited for is not shown yet.
     NotYet = 31, "NOTYET", Busy;
+    /// The other node of an order cannot be reached, or does not answer; nothing was changed.
+    Unreachable = 32, "UNREACHABLE", Error;
 }
 
 impl ErrorCode {
@@ -159,6 +161,9 @@ mod tests {
         assert_eq!(ErrorCode::Conflict.v1_status().byte(), 0x05);
         assert_eq!(ErrorCode::TxOpen.v1_status().byte(), 0x06);
         assert_eq!(ErrorCode::NoSpace.v1_status().byte(), 0x07);
+        // They print the text of these, and drop that of busy.
+        assert_eq!(ErrorCode::NoQuorum.v1_status().byte(), 0x01);
+        assert_eq!(ErrorCode::Unreachable.v1_status().byte(), 0x01);
         assert_eq!(ErrorCode::RequestTooLarge.v1_status().byte(), 0x08);
     }
 }

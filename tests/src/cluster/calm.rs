@@ -21,6 +21,9 @@ const SLACK: u64 = 64 << 10;
 fn choose_the_dead(run: &Rc<Run>) -> Option<usize> {
     let cluster = &run.cluster;
     let all_in = (0..cluster.len()).all(|n| run.orders.joined[n].get()) && run.orders.forgotten.borrow().is_empty();
+    if (0..cluster.len()).any(|n| cluster.partition(n).is_some_and(|p| p.leadership().learner)) {
+        return None;
+    }
     let leader = (0..cluster.len()).filter_map(|node| cluster.partition(node)).find(|p| p.leads())?;
     let records = leader.standing().members;
     // While a list is not in force yet, the one before it counts, too.

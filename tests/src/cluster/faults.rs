@@ -1,12 +1,17 @@
 //! What goes wrong at random: power, networks, shares of memory, promotions; and what features add to that.
 
-use super::features::{Feature, Features};
-use super::node::Cluster;
+use super::features::{Feature, Features, NEVER_PUT_BACK};
+use super::node::{Cluster, PARTITION};
 use super::orders::{self, Order};
 use super::{Run, ask_for, calm};
+use crate::sim::World;
 use crate::sim::disk::Loss;
 use std::rc::Rc;
 use std::time::Duration;
+use turnstone_engine::types::Version;
+
+/// A node that was put back to an older copy is told so within this time.
+const TOLD: Duration = Duration::from_secs(60);
 
 /// The power goes on a node, or its process dies.
 pub fn crash(run: &Run, node: usize) {
@@ -96,6 +101,151 @@ pub fn promote(run: &Rc<Run>, node: usize) {
     });
 }
 
+/// `node` comes to have less than another one, which does not lead and is ordered to follow it: either it was cut off for a while,
+/// or it dies with what its slow disk has not flushed, and is promoted in the place of the leader.
+fn follow_one_that_lags(run: &Rc<Run>, node: usize) {
+    let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
+    let leads = |node: &usize| cluster.partition(*node).is_some_and(|p| p.leads());
+    let other = (node + 1 + world.rng.below(cluster.len() as u64 - 1) as usize) % cluster.len();
+    let joined = run.orders.joined[other].get() && run.orders.joined[node].get();
+    if leads(&node) || leads(&other) || !joined || orders::closes_a_circle(&cluster, other, node) {
+        return;
+    }
+    let leader = (0..cluster.len()).find(leads);
+    let (dies, slowness) = (world.rng.percent(60), 64 << world.rng.below(4));
+    let pause = |most: u64| Duration::from_millis(world.rng.below(most));
+    let pauses = if dies { [1, 30, 300, 800] } else { [1_500, 2_500, 1, 1] }.map(pause);
+    run.under_way.set(run.under_way.get() + 1);
+    let run = run.clone();
+    world.clone().spawn_for(0, async move {
+        lag_behind(&run, node, other, leader.filter(|_| dies), (slowness, pauses)).await;
+        run.under_way.set(run.under_way.get() - 1);
+    });
+}
+
+/// `leader` dies, too, where there is one; nobody does otherwise.
+async fn lag_behind(run: &Rc<Run>, node: usize, other: usize, leader: Option<usize>, how: (u64, [Duration; 4])) {
+    let (cluster, world, (slowness, pauses)) = (&run.cluster, &run.cluster.world, how);
+    let between = |node: usize, other: usize| [(node, other), (other, node)];
+    let Some(leader) = leader else {
+        let others = (0..cluster.len()).filter(|third| *third != node);
+        cluster.weather.cut.borrow_mut().extend(others.flat_map(|third| between(node, third)));
+        world.sleep(pauses[0]).await;
+        for (from, to) in between(node, other) {
+            cluster.weather.cut.borrow_mut().remove(&(from, to));
+        }
+        orders::give(run, other, Order::Follow(node, false));
+        world.sleep(pauses[1]).await;
+        return cluster.weather.cut.borrow_mut().clear();
+    };
+    world.slowness.set(slowness);
+    orders::give(run, other, Order::Follow(node, false));
+    world.sleep(pauses[1]).await;
+    crash(run, node);
+    world.slowness.set(1);
+    world.sleep(pauses[2]).await;
+    if cluster.running(node).is_none() {
+        cluster.start(node);
+    }
+    world.sleep(pauses[3]).await;
+    crash(run, leader);
+    promote(run, node);
+}
+
+/// The leader, if everybody who follows it knows what `node` has had, or it does, and nobody else has lost anything.
+fn who_knows(run: &Run, node: usize) -> Option<usize> {
+    let cluster = &run.cluster;
+    let leads = |node: &usize| cluster.partition(*node).is_some_and(|p| p.leads() && !p.is_quorum_missing());
+    let leader = (0..cluster.len()).find(leads)?;
+    let whole = (0..cluster.len()).all(|n| cluster.partition(n).is_some_and(|p| !p.leadership().learner));
+    let present = cluster.replication(leader).map(|r| r.board.present(PARTITION)).unwrap_or_default();
+    let follows = |node: usize| present.contains(&(node as u64 + 100, PARTITION));
+    let told = if leader == node { (0..cluster.len()).all(|n| n == node || follows(n)) } else { follows(node) };
+    (whole && told && !run.orders.are_under_way()).then_some(leader)
+}
+
+/// A version that those who are to tell a node surely know it to have had.
+fn known_of(cluster: &Cluster, leader: usize, node: usize) -> Version {
+    if leader == node {
+        let shown =
+            (0..cluster.len()).filter(|n| *n != node).filter_map(|n| cluster.partition(n)).map(|p| p.published());
+        return shown.min().unwrap_or(0);
+    }
+    let replicas = cluster.replication(leader).map(|r| r.board.replicas(PARTITION)).unwrap_or_default();
+    replicas.iter().find(|replica| replica.node == node as u64 + 100).map_or(0, |replica| replica.acked)
+}
+
+/// A copy of a node's home is made; later it takes the home's place. The node loses what it promised, as if it lost its disk; until
+/// somebody who knows has told it so nothing else goes wrong. Then its leader may die at once, and others are promoted.
+fn put_back(run: &Rc<Run>, node: usize) {
+    let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
+    if cluster.features.without(NEVER_PUT_BACK) != cluster.features || run.calm.get() {
+        return;
+    }
+    if cluster.copied(node).is_none() || world.rng.percent(30) {
+        return cluster.copy_home(node);
+    }
+    run.calm.set(true);
+    let (kills, pause) = (world.rng.percent(60), Duration::from_millis(world.rng.below(200)));
+    let run = run.clone();
+    world.clone().spawn_for(0, async move {
+        // What was ordered at this moment is under way then.
+        world.sleep(Duration::from_millis(1)).await;
+        if let Some(leader) = who_knows(&run, node)
+            && put_back_and_wait(&run, node, leader).await
+            && kills
+            && leader != node
+        {
+            crash(&run, leader);
+            world.sleep(pause).await;
+            let third = (0..cluster.len()).filter(|third| *third != node && *third != leader);
+            third.for_each(|third| promote(&run, third));
+        }
+        run.calm.set(false);
+    });
+}
+
+/// Waits until the node is told what it has lost; answers whether it had lost anything.
+async fn put_back_and_wait(run: &Rc<Run>, node: usize, leader: usize) -> bool {
+    let (cluster, world) = (&run.cluster, &run.cluster.world);
+    let (Some(copied), known) = (cluster.copied(node), known_of(cluster, leader, node)) else { return false };
+    let told = times_told(world);
+    crash(run, node);
+    cluster.put_back(node);
+    run.orders.flushes(node);
+    run.told.borrow_mut().forget_floor(node);
+    cluster.weather.cut.borrow_mut().clear();
+    (0..cluster.len()).filter(|node| cluster.running(*node).is_none()).for_each(|node| cluster.start(node));
+    if known <= copied {
+        return false;
+    }
+    let began = world.now();
+    let is_told = || times_told(world) > told;
+    let has_all = || cluster.partition(node).is_some_and(|p| p.flushed() >= known);
+    // Whom it follows as of the copy may not be who knows.
+    let leads = || cluster.partition(leader).is_some_and(|p| p.leads());
+    let asks = || leader == node || (orders::upstream_of(cluster, node) == Some(leader) && leads());
+    let mut asks_who_knows = true;
+    while !is_told() && !has_all() {
+        asks_who_knows &= cluster.partition(node).is_none() || asks();
+        world.sleep(Duration::from_millis(10)).await;
+        if world.now() > began + TOLD {
+            cluster.fail(format!("node {node} was put back to an older copy, and has not what it had in {TOLD:?}"));
+            return false;
+        }
+    }
+    if asks_who_knows && asks() && !is_told() {
+        cluster.fail(format!("node {node} was put back to an older copy, and nobody who knew has told it so"));
+    }
+    run.put_back.set(run.put_back.get() + 1);
+    is_told()
+}
+
+/// How often nodes were told that they have had more.
+fn times_told(world: &World) -> usize {
+    world.log.borrow().iter().filter(|line| line.contains("has had everything up to version")).count()
+}
+
 /// One disturbance of those that features add.
 pub fn disturb_more(run: &Rc<Run>) {
     let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
@@ -115,6 +265,8 @@ pub fn disturb_more(run: &Rc<Run>) {
         3 if features.has(Feature::SlowLinks) => cluster.weather.bandwidth.set(30_000 << rng.below(4)),
         4 if features.has(Feature::IndexRefuses) => calm::refuse_ingestion(run, node),
         5 if features.has(Feature::Holds) => calm::hold_and_release(run, node),
+        6 if features.has(Feature::Lag) && rng.percent(60) => follow_one_that_lags(run, node),
+        7 if features.has(Feature::PutBack) && rng.percent(60) => put_back(run, node),
         _ => {
             let orders =
                 Features::of(&[Feature::Orders, Feature::ZeroReplicas, Feature::Forget, Feature::Join, Feature::Force]);

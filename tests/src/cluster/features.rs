@@ -39,10 +39,14 @@ pub enum Feature {
     IndexRefuses,
     /// Holds are made and released at random, many at once.
     Holds,
+    /// `replicaof` names a node that was cut off for a while, and lacks what the node has that is ordered.
+    Lag,
+    /// A node's home is put back from an older copy.
+    PutBack,
 }
 
 /// All of them.
-const ALL: [Feature; 16] = [
+const ALL: [Feature; 18] = [
     Feature::Orders,
     Feature::OrdersStand,
     Feature::Circles,
@@ -59,7 +63,13 @@ const ALL: [Feature; 16] = [
     Feature::MonotonicReads,
     Feature::IndexRefuses,
     Feature::Holds,
+    Feature::Lag,
+    Feature::PutBack,
 ];
+
+/// What makes copies of homes that are older than members' lists, or have nobody to tell what was lost.
+pub const NEVER_PUT_BACK: Features =
+    Features::of(&[Feature::ZeroReplicas, Feature::Force, Feature::Join, Feature::Forget]);
 
 /// A set of features.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -94,7 +104,10 @@ impl Features {
         if rng.percent(30) {
             return Features::NONE;
         }
-        Features(ALL.iter().filter(|_| rng.percent(40)).map(|feature| 1 << *feature as u32).sum())
+        let drawn = Features(ALL.iter().filter(|_| rng.percent(40)).map(|feature| 1 << *feature as u32).sum());
+        // These go together with nothing to be seen: one or the other.
+        let apart = if seed.is_multiple_of(2) { Features::of(&[Feature::PutBack]) } else { NEVER_PUT_BACK };
+        if drawn.has(Feature::PutBack) { drawn.without(apart) } else { drawn }
     }
 
     /// Whether one is among them.

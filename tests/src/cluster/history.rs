@@ -287,6 +287,11 @@ impl Told {
         self.floors.get(&node).copied().unwrap_or(0)
     }
 
+    /// A node has lost what it told of.
+    pub fn forget_floor(&mut self, node: usize) {
+        self.floors.remove(&node);
+    }
+
     /// Commits that followers had to hold and that were acknowledged before `time`.
     pub fn safe_before(&self, time: Duration) -> impl Iterator<Item = &Ack> {
         self.acked.values().filter(move |ack| ack.safe && ack.at < time)

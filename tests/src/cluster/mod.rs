@@ -108,6 +108,8 @@ pub struct Tally {
     pub copies: u64,
     /// Orders that were answered with success.
     pub orders: u64,
+    /// Nodes whose home was put back from an older copy, and that were told so.
+    pub put_back: u64,
     /// The longest time from the last fault to a commit, of runs with plain faults.
     pub recovery: Duration,
 }
@@ -124,6 +126,7 @@ impl Tally {
         self.cuts += other.cuts;
         self.copies += other.copies;
         self.orders += other.orders;
+        self.put_back += other.put_back;
         self.recovery = self.recovery.max(other.recovery);
     }
 }
@@ -165,6 +168,12 @@ struct Run {
     candidate: Cell<usize>,
     /// What an operator is at after the faults.
     repair: Rc<Repair>,
+    /// A node is put back, and is to be told so: nothing else goes wrong.
+    calm: Cell<bool>,
+    /// Disturbances of several steps that are under way: none of them comes after the faults.
+    under_way: Cell<u32>,
+    /// Nodes that were put back, and told so.
+    put_back: Cell<u64>,
     /// The node that is away after the faults.
     dead: Cell<Option<usize>>,
 }
@@ -238,6 +247,9 @@ pub fn run_seed(seed: u64, effort: Effort, sabotage: Option<Sabotage>) -> Result
         orders: Book::new(nodes),
         repair: Rc::default(),
         dead: Cell::new(None),
+        calm: Cell::default(),
+        under_way: Cell::default(),
+        put_back: Cell::default(),
         tally: Cell::default(),
         next: Cell::new(1),
         over: Cell::new(false),
@@ -266,6 +278,7 @@ pub fn run_seed(seed: u64, effort: Effort, sabotage: Option<Sabotage>) -> Result
     (tally.unknown, tally.refused) = (told.unknown, told.refused);
     tally.copies = cluster.copied.get();
     tally.orders = run.orders.obeyed.get();
+    tally.put_back = run.put_back.get();
     Ok((tally, world.trace()))
 }
 
@@ -289,7 +302,11 @@ async fn campaign(run: Rc<Run>, effort: Effort) -> Result<(), String> {
     let end = world.now() + effort.faults;
     // In some runs machines and networks fail, in others people do.
     let quarrel = world.rng.percent(effort.quarrels);
-    while world.now() < end && cluster.failure.borrow().is_none() {
+    while (world.now() < end || run.calm.get()) && cluster.failure.borrow().is_none() {
+        if run.calm.get() {
+            world.sleep(Duration::from_millis(20)).await;
+            continue;
+        }
         // Now and then somebody sets the clocks. These choices are drawn apart, so that seeds stay what they were.
         let choice = mix(world.now().as_nanos() as u64);
         if choice.is_multiple_of(16) {
@@ -307,6 +324,9 @@ async fn campaign(run: Rc<Run>, effort: Effort) -> Result<(), String> {
         if features != Features::NONE && world.rng.percent(40) {
             faults::disturb_more(&run);
         }
+    }
+    while run.under_way.get() > 0 && cluster.failure.borrow().is_none() {
+        world.sleep(Duration::from_millis(20)).await;
     }
     if cluster.failure.borrow().is_some() {
         return Ok(());

@@ -29,6 +29,9 @@ pub struct Running {
     links: RefCell<Vec<Weak<SimLink>>>,
 }
 
+/// A copy of a home, and the newest version in it.
+type HomeCopy = (DiskImage, IndexImage, Version);
+
 /// All nodes.
 pub struct Cluster {
     /// Time, tasks, choices.
@@ -37,6 +40,8 @@ pub struct Cluster {
     pub weather: Rc<Weather>,
     nodes: Vec<RefCell<Option<Rc<Running>>>>,
     disks: Vec<RefCell<(DiskImage, IndexImage)>>,
+    /// Older copies of homes.
+    copies: Vec<RefCell<Option<HomeCopy>>>,
     /// As of the node's last start.
     clocks: Vec<Cell<Clock>>,
     /// Whether clocks go wrong.
@@ -93,6 +98,7 @@ impl Cluster {
             weather: Rc::default(),
             nodes: (0..nodes).map(|_| RefCell::default()).collect(),
             disks: (0..nodes).map(|_| RefCell::default()).collect(),
+            copies: (0..nodes).map(|_| RefCell::default()).collect(),
             settings,
             sabotage,
             features,
@@ -237,6 +243,27 @@ impl Cluster {
         *self.disks[node].borrow_mut() = (disk, index);
         for link in running.links.borrow().iter().filter_map(Weak::upgrade) {
             link.reset();
+        }
+    }
+
+    /// The newest version in the copy of a node's home, if there is one.
+    pub fn copied(&self, node: usize) -> Option<Version> {
+        self.copies[node].borrow().as_ref().map(|(.., version)| *version)
+    }
+
+    /// Makes a copy of the home of a node that runs, as it is in the system's cache.
+    pub fn copy_home(&self, node: usize) {
+        let (Some(running), Some(partition)) = (self.running(node), self.partition(node)) else { return };
+        let disk = running.env.disk.image().crash(Loss::Nothing);
+        let index = running.env.index.image().crash(self.world.rng.next());
+        *self.copies[node].borrow_mut() = Some((disk, index, partition.prepared()));
+    }
+
+    /// A node that does not run has what was copied, and nothing else.
+    pub fn put_back(&self, node: usize) {
+        if let Some((disk, index, _)) = &*self.copies[node].borrow() {
+            self.world.log_line(format_args!("node {node}: its home is put back from an older copy"));
+            *self.disks[node].borrow_mut() = (disk.clone(), index.clone());
         }
     }
 

@@ -255,6 +255,11 @@ fn check_is_complete(run: &Rc<Run>, node: usize, began: Duration) {
 }
 
 impl Book {
+    /// Whether any order is being answered that may change who leads or who is a member.
+    pub fn are_under_way(&self) -> bool {
+        self.promotions_running.get() > 0 || !self.joining.borrow().is_empty()
+    }
+
     /// A FlushDB makes a leader of a node that has stepped down: it is an order about the role, too.
     pub fn flushes(&self, node: usize) {
         self.serial.set(self.serial.get() + 1);
@@ -305,6 +310,15 @@ pub async fn watch(run: Rc<Run>) {
     }
 }
 
+/// Whether a role stays what it was: whom a node follows may have another address since.
+fn is_same(role: &Role, before: &Role) -> bool {
+    let host = |upstream: &Upstream| upstream.address.split(':').next().map(str::to_string);
+    match (role, before) {
+        (Role::Follower(now), Role::Follower(then)) => host(now) == host(then),
+        _ => role == before,
+    }
+}
+
 fn look(run: &Rc<Run>, node: usize, partition: &Partition<SimEnv>) {
     let (cluster, book) = (&run.cluster, &run.orders);
     let (leads, role) = (partition.leads(), partition.role());
@@ -341,7 +355,7 @@ fn look(run: &Rc<Run>, node: usize, partition: &Partition<SimEnv>) {
     let Some(standing) = standing.as_ref() else { return };
     let kept = standing.alone && book.promotions.get() == standing.promotions && book.promoted.get() <= standing.heard;
     let led = !matches!(standing.role, Role::Leader);
-    if (kept && role != standing.role) || (led && leads) {
+    if (kept && !is_same(&role, &standing.role)) || (led && leads) {
         cluster.fail(format!(
             "an order does not stand: node {node} was ordered {:?} and became {:?}; now it is {role:?}, leads: {leads}, and no \
              other order came",
@@ -511,6 +525,10 @@ async fn repair_once(run: &Rc<Run>, state: &Repair) {
 /// A promotion must not be refused for want of promises where enough of those that count are there, and can be found.
 fn check_refusal(run: &Rc<Run>, node: usize, why: &str) {
     let (cluster, book) = (&run.cluster, &run.orders);
+    let learns = |node: usize| cluster.partition(node).is_some_and(|partition| partition.leadership().learner);
+    if learns(node) {
+        return;
+    }
     // Who was forgotten, or was let in a moment ago, is no member.
     let outside = why.contains("forgotten") || why.contains("names it");
     if !book.in_step[node].get() || book.losses.borrow().any() || (outside && cluster.features.has(Feature::Forget)) {
@@ -533,7 +551,7 @@ fn check_refusal(run: &Rc<Run>, node: usize, why: &str) {
     let present = cluster.replication(node).map(|r| r.board.present(PARTITION)).unwrap_or_default();
     let is_found = |member: &turnstone_engine::types::Member| {
         let known = cluster.node_at(&member.address) == Some(of(member)) || present.contains(&member.key());
-        cluster.partition(of(member)).is_some() && (of(member) == node || known)
+        cluster.partition(of(member)).is_some() && (of(member) == node || known) && !learns(of(member))
     };
     let in_step = |member: &&turnstone_engine::types::Member| book.in_step[of(member)].get();
     // A change that is not in force yet needs the old rule, too.

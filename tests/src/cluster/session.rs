@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Partition;
+use turnstone_engine::budget::Budget;
 use turnstone_engine::sync::{Notify, first_of};
 use turnstone_engine::types::Epoch;
 use turnstone_net::server::conversation::Conversation;
@@ -54,7 +55,8 @@ impl Connection {
             // Requests of many keys are run piece by piece, however few they have.
             session.long = 1;
         }
-        let mut conversation = Conversation::new(Parked { session, input: Vec::new(), last_input: false });
+        let mut conversation =
+            Conversation::new(Parked { session, input: Vec::new(), last_input: false }, &Budget::new(512 << 20));
         conversation.session.selected = PARTITION;
         let connection = Rc::new(Connection {
             conversation: RefCell::new(conversation),

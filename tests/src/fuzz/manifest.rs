@@ -9,8 +9,8 @@ use turnstone_engine::codec::crc;
 use turnstone_engine::disk::BLOCK;
 use turnstone_engine::header::{self, FileKind};
 use turnstone_engine::manifest::{
-    EpochStart, Generation, Hold, Leadership, Manifest, ManifestStore, Mark, MembersRecord, Role, RunSummary, Segment,
-    Upstream, ValueFile,
+    EpochStart, Generation, Hold, HoldOwner, LastBody, Leadership, Manifest, ManifestStore, Mark, MembersRecord, Role,
+    RunSummary, Segment, Upstream, ValueFile,
 };
 use turnstone_engine::types::{Epoch, LogPosition};
 use turnstone_engine::types::{Member, Members};
@@ -64,8 +64,9 @@ fn read(file: Vec<u8>) -> Option<Manifest> {
             let manifest = manifest.expect("the file is there");
             let again = manifest.encode();
             // Older ones end before the number of peers, before what there is of leadership beside the role, and their names, or
-            // before the word on the log's end.
-            let newer = size_of::<u32>() + 38 + size_of::<u16>() * manifest.peers.len() + 1;
+            // before the word on the log's end and the owners of holds, with whether it learns.
+            let owners = size_of::<u32>() + 3 * manifest.holds.len() + 14;
+            let newer = size_of::<u32>() + 38 + size_of::<u16>() * manifest.peers.len() + 1 + owners;
             assert!(BLOCK + again.len() <= length + newer, "nothing is invented");
             assert_eq!(Manifest::decode(&again).as_ref(), Ok(&manifest));
             Some(manifest)
@@ -103,7 +104,12 @@ fn sample() -> Manifest {
             ValueFile { number: 2, used: 4096, retired: Some(position) },
         ],
         segments: vec![Segment { number: 2, first_version: 30, used: 8192, checkpointed_ms: Some(5) }],
-        holds: vec![Hold { name: "cdc".to_string(), version: 7, limit_bytes: 1 << 20 }],
+        holds: vec![Hold {
+            name: "cdc".to_string(),
+            version: 7,
+            limit_bytes: 1 << 20,
+            owner: HoldOwner::Consumer("CN=cdc".to_string()),
+        }],
         next_number: 7,
         leadership: Leadership {
             number: 4,
@@ -113,6 +119,7 @@ fn sample() -> Manifest {
             ordered: Some(1),
             promoted: 1,
             has_followed: true,
+            learner: true,
         },
         members: vec![MembersRecord {
             version: 8,
@@ -126,6 +133,7 @@ fn sample() -> Manifest {
         keys: 9,
         live: vec![(1, 100)],
         log_end: true,
+        last_body: LastBody { version: 30, sum: Some(7) },
     }
 }
 

@@ -15,8 +15,8 @@ use turnstone_replication::leader::{Leader, Opening, View};
 use turnstone_replication::leadership::{Event, step};
 use turnstone_replication::quorum::{Broken, promises};
 use turnstone_replication::wire::{
-    Caller, Copying, Follows, Frame, Hello, PROTOCOL, Reason, Status, VoteRequest, Welcome, Wish, put_entry,
-    take_entries,
+    Caller, Copying, Follows, Frame, Had, Hello, Ordered, PROTOCOL, Reason, Status, VoteRequest, Welcome, Wish,
+    put_entry, take_entries,
 };
 
 const NOW: Duration = Duration::from_secs(100);
@@ -83,12 +83,13 @@ fn conversation(mut script: Script<'_>) {
         address,
         dialed,
         life,
-        ordered: false,
+        ordered: Ordered::No,
         wish,
         resume,
+        sum: None,
     };
     let (mut follower, _) = Follower::open(hello, NOW);
-    let view = View { node: 1, partition: 1, standing: own.clone(), oldest: 20 };
+    let view = View { node: 1, partition: 1, standing: own.clone(), oldest: 20, had: Had::default() };
     let mut leader: Option<Leader> = None;
     let mut election = Election::new((1, 1), own.clone());
     for _ in 0..FRAMES {
@@ -171,7 +172,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let mut keys = Vec::new();
     put_entry(&CopyEntry { key: b"key".as_slice().into(), version: 4, value: vec![9; 20].into() }, &mut keys);
     let copy = Copying {
-        welcome: Welcome { node: 1, standing: bare.clone() },
+        welcome: Welcome { node: 1, had: Had::default(), standing: bare.clone() },
         version: 45,
         keys: 1,
         members: own.members.clone(),
@@ -189,9 +190,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
             address: address.clone(),
             dialed,
             life: 7,
-            ordered: true,
+            ordered: Ordered::Yes,
             wish: Wish::CopyIfNeeded,
             resume: Some((50, b"key".as_slice().into())),
+            sum: None,
         }),
         Frame::Ack(epoch, 60),
         Frame::Beat(50),
@@ -202,12 +204,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
             node: 2,
             granted: true,
             is_candidate: false,
+            is_learner: true,
             promoted: 2,
             follows: vec![Follows { node: 3, upstream: Upstream { address: "n3:1".to_string(), partition: 1 } }],
+            had: Had { epoch, version: 70 },
             standing: own,
         })),
-        Frame::Accept(Welcome { node: 1, standing: bare.clone() }),
-        Frame::Parted(Welcome { node: 1, standing: bare }),
+        Frame::Accept(Welcome { node: 1, had: Had::default(), standing: bare.clone() }),
+        Frame::Parted(Welcome { node: 1, had: Had::default(), standing: bare }),
         Frame::Refuse(Reason::Diverged, "they part".to_string()),
         Frame::Batch(vec![7; 20].into()),
         Frame::Value(vec![8; 20]),

@@ -146,7 +146,7 @@ fn mend_batch(piece: &mut [u8], mend: u8, position: LogPosition, chain: &mut u32
             piece[57..60].fill(0);
         }
         if wanted(5) {
-            piece[head + 4..head + 6].copy_from_slice(&[1, 0]);
+            piece[head + 4..head + 6].copy_from_slice(&[1 + mend % 2, 0]);
         }
         if wanted(6) {
             let sum = crc(&[&piece[head + 4..]]).to_le_bytes();
@@ -170,8 +170,9 @@ fn check_batch(batch: &Batch, bytes: &[u8]) {
     batch.envelope.encode(&mut again);
     assert_eq!(again[8..head - 4], bytes[8..head - 4], "the envelope");
     let mut again = Vec::new();
-    let Body { epoch, first_version, commit_ms, transactions } = &batch.body;
-    encode_body(*epoch, *first_version, *commit_ms, transactions.iter().map(Vec::as_slice), &mut again);
+    let Body { epoch, first_version, commit_ms, transactions, before, format } = &batch.body;
+    let transactions = transactions.iter().map(Vec::as_slice);
+    encode_body(*epoch, *first_version, *commit_ms, transactions, (*format, *before), &mut again);
     assert_eq!(again[8..], bytes[head + 8..total], "the body");
     assert!(batch.body.last_version() >= first_version - 1);
 }
@@ -182,13 +183,17 @@ fn encode_body<'a>(
     first_version: u64,
     commit_ms: u64,
     transactions: impl ExactSizeIterator<Item = &'a [Operation]>,
+    (format, before): (u16, Option<u32>),
     out: &mut Vec<u8>,
 ) {
-    let mut rest = [BODY_FORMAT.to_le_bytes(), [0; 2]].concat();
+    let mut rest = [format.to_le_bytes(), u16::from(before.is_some()).to_le_bytes()].concat();
     for number in [epoch.number, epoch.id, first_version, commit_ms] {
         rest.extend(number.to_le_bytes());
     }
     rest.extend((transactions.len() as u32).to_le_bytes());
+    if format > 1 {
+        rest.extend(before.unwrap_or(0).to_le_bytes());
+    }
     for operations in transactions {
         rest.extend((operations.len() as u32).to_le_bytes());
         for operation in operations {
@@ -238,7 +243,14 @@ fn damaged(mut script: Script<'_>) {
         }
         let body: Vec<Vec<Operation>> = (0..flags >> 1 & 3).map(|_| transaction(&mut script)).collect();
         let mut bytes = Vec::new();
-        encode_body(Epoch { number: 1, id: 2 }, version, 9, body.iter().map(Vec::as_slice), &mut bytes);
+        encode_body(
+            Epoch { number: 1, id: 2 },
+            version,
+            9,
+            body.iter().map(Vec::as_slice),
+            (BODY_FORMAT, None),
+            &mut bytes,
+        );
         let large = body.iter().flatten().filter(|o| matches!(o, Operation::SetLarge(..))).count();
         let head = Envelope::length(large);
         let number = segments.len();
@@ -322,7 +334,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     ];
     let mut batch = vec![0; Envelope::length(1)];
     batch[56] = 1;
-    encode_body(Epoch { number: 3, id: 9 }, 41, 1_000, operations.chunks(3), &mut batch);
+    encode_body(Epoch { number: 3, id: 9 }, 41, 1_000, operations.chunks(3), (1, None), &mut batch);
     let piece = |op: u8, mend: u8| [&[op, mend], (batch.len() as u16).to_le_bytes().as_slice(), &batch].concat();
     let mut seeds = Vec::new();
     for mode in [0, 2, 4, 6] {

@@ -9,7 +9,7 @@ use super::world::World;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use turnstone_engine::index::{Found, Index, IndexError};
+use turnstone_engine::index::{Found, Index, IndexError, Page};
 use turnstone_engine::manifest::Mark;
 use turnstone_engine::run::decode_chunk;
 use turnstone_engine::types::{Settled, Version};
@@ -90,7 +90,15 @@ struct Shared {
     lacks: Cell<Option<(u64, u64)>>,
     operations: Cell<u64>,
     rotted: Cell<bool>,
+    /// How often a directory was opened, or closed.
+    openings: Cell<u64>,
     observer: RefCell<Option<Observer>>,
+}
+
+/// What a simulated index had at one time.
+pub struct View {
+    opening: u64,
+    keys: Keys,
 }
 
 /// A handle on a simulated index.
@@ -111,6 +119,7 @@ impl SimIndex {
             lacks: Cell::new(None),
             operations: Cell::new(0),
             rotted: Cell::new(false),
+            openings: Cell::new(0),
             observer: RefCell::default(),
         }))
     }
@@ -186,8 +195,11 @@ impl SimIndex {
 }
 
 impl Index for SimIndex {
+    type View = View;
+
     async fn open(&self, number: u32, create: bool) -> Result<Option<Mark>, IndexError> {
         self.0.open.set(None);
+        self.0.openings.set(self.0.openings.get() + 1);
         self.may()?;
         self.0.world.device_time().await;
         self.0.poisoned.set(false);
@@ -236,7 +248,15 @@ impl Index for SimIndex {
         Ok(answer)
     }
 
-    async fn scan(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<(Vec<u8>, Version, Settled)>, IndexError> {
+    async fn view(&self) -> Result<View, IndexError> {
+        self.may()?;
+        let number = self.number()?;
+        let image = self.0.image.borrow();
+        let keys = image.directories.get(&number).map(|directory| directory.keys.clone()).unwrap_or_default();
+        Ok(View { opening: self.0.openings.get(), keys })
+    }
+
+    async fn scan(&self, view: &View, after: Option<Vec<u8>>, limit: usize) -> Result<Option<Page>, IndexError> {
         self.may()?;
         let number = self.number()?;
         self.0.world.device_time().await;
@@ -246,14 +266,12 @@ impl Index for SimIndex {
         if directory.rotten {
             return Err(IndexError::Failed("a block fails its checksum (simulated)".into()));
         }
+        if view.opening != self.0.openings.get() {
+            return Ok(None);
+        }
         let behind = |key: &Vec<u8>| after.as_ref().is_none_or(|after| key > after);
-        Ok(directory
-            .keys
-            .iter()
-            .filter(|(key, _)| behind(key))
-            .take(limit)
-            .map(|(k, (v, s))| (k.clone(), *v, *s))
-            .collect())
+        let page = view.keys.iter().filter(|(key, _)| behind(key)).take(limit);
+        Ok(Some(page.map(|(key, (version, settled))| (key.clone(), *version, *settled)).collect()))
     }
 
     fn compactions(&self) -> u64 {
@@ -319,6 +337,7 @@ impl Index for SimIndex {
     }
 
     async fn close(&self) {
+        self.0.openings.set(self.0.openings.get() + 1);
         self.0.open.set(None);
     }
 

@@ -342,11 +342,20 @@ fn only_consumers_and_admins_may_read_changes_and_a_name_reads_once() {
     };
     assert_eq!(refused(&subscribe(0, "x")).code, ErrorCode::NoSuchPartition);
     assert_eq!(refused(&Subscribe { version: 99, ..subscribe(1, "x") }).code, ErrorCode::Unsupported);
+    assert_eq!(refused(&Subscribe { last: u64::MAX, ..subscribe(1, "x") }).code, ErrorCode::Malformed);
     let ahead = refused(&Subscribe { last: 5, ..subscribe(1, "x") });
     assert_eq!((ahead.code, ahead.at), (ErrorCode::Diverged, 0), "{ahead:?}");
     let mut first = open(Role::Cdc, &subscribe(1, "twice")).unwrap();
     assert!(matches!(next(&mut first), ChangeEvent::Begun { last: 0, .. }));
-    let mut second = open(Role::Admin, &subscribe(1, "twice")).unwrap();
+    // Who has another certificate does not push it out.
+    let stranger = open(Role::Admin, &subscribe(1, "twice")).and_then(|mut stream| stream.next(PATIENCE)).unwrap();
+    let denied =
+        |event: &Option<ChangeEvent>| matches!(event, Some(ChangeEvent::Refused(r)) if r.code == ErrorCode::Denied);
+    assert!(denied(&stranger), "{stranger:?}");
+    let mut other = open(Role::Admin, &subscribe(1, "of-an-admin")).unwrap();
+    assert!(matches!(next(&mut other), ChangeEvent::Begun { .. }));
+    drop(other);
+    let mut second = open(Role::Cdc, &subscribe(1, "twice")).unwrap();
     assert!(matches!(next(&mut second), ChangeEvent::Begun { .. }));
     let ended = loop {
         match next(&mut first) {
@@ -359,6 +368,52 @@ fn only_consumers_and_admins_may_read_changes_and_a_name_reads_once() {
     connection.set(b"k", b"v").unwrap();
     let stat = connection.stat().unwrap();
     assert!(stat.contains("\"consumers\":[{\"name\":\"twice\""), "{stat}");
+}
+
+#[test]
+fn a_consumers_hold_is_its_own_and_limited_and_operators_have_theirs() {
+    let (home, server) = home("cdc-holds", &["--executors=1", "--max-consumer-hold=1MiB"], &[]);
+    let mut admin = home.connect(&server, Role::Admin, 1);
+    for n in 0..10u8 {
+        admin.set(&[n], b"value").unwrap();
+    }
+    let open = |role, name: &str, hold| {
+        let subscribe = Subscribe { hold, ..subscribe(1, name) };
+        let mut stream = ChangeStream::open(&server.address, &home.files(role), PATIENCE, &subscribe).unwrap();
+        let first = next(&mut stream);
+        (stream, first)
+    };
+    let refused = |(_, event): (ChangeStream, ChangeEvent)| match event {
+        ChangeEvent::Refused(refusal) => refusal.text,
+        other => panic!("{other:?}"),
+    };
+    // A consumer neither takes nor releases what an operator keeps, and the other way round.
+    home.order(&server, 1, &["hold", "nightly", "1MiB"]);
+    for hold in [0, 1000] {
+        assert!(refused(open(Role::Cdc, "nightly", hold)).contains("is of an operator"));
+    }
+    let (mut stream, begun) = open(Role::Cdc, "reader", 1000);
+    assert!(matches!(begun, ChangeEvent::Begun { .. }));
+    assert!(admin.stat().unwrap().contains("\"name\":\"nightly\""));
+    drop(stream);
+    eventually(PATIENCE, "its stream ends", || admin.stat().unwrap().contains("\"consumers\":[]"));
+    for hold in [0, 1000] {
+        assert!(refused(open(Role::Admin, "reader", hold)).contains("is of a consumer with another certificate"));
+    }
+    let answer = home.order(&server, 1, &["hold", "reader", "1MiB"]);
+    assert!(answer.contains("is of a consumer"), "{answer}");
+    assert!(refused(open(Role::Cdc, "greedy", 2 << 20)).contains("max_consumer_hold"));
+    // So many of consumers leave as many to operators.
+    for n in 1..64 {
+        (stream, _) = open(Role::Cdc, &format!("reader-{n}"), 1000);
+        drop(stream);
+    }
+    assert!(refused(open(Role::Cdc, "one-more", 1000)).contains("at most 64 holds of consumers"));
+    home.order(&server, 1, &["hold", "weekly", "1MiB"]);
+    assert!(admin.stat().unwrap().contains("\"name\":\"weekly\""));
+    home.order(&server, 1, &["release", "reader"]);
+    let (_stream, begun) = open(Role::Admin, "reader", 1000);
+    assert!(matches!(begun, ChangeEvent::Begun { .. }), "an operator has released it: {begun:?}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Checkpoints that meet damage, or an index that takes nothing for a while: what they keep, and what they let go of.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::env::Sabotage;
 use turnstone_engine::settings::Settings;
@@ -209,6 +211,39 @@ fn digest_of_an_index_that_has_to_be_built_anew_comes_to_an_end() {
         let before = partition.digest().await?;
         env.index.rot();
         assert_eq!(partition.digest().await?, before);
+        Ok::<(), Error>(())
+    });
+    assert_eq!(end, End::Done(Ok(())));
+    world.drop_tasks();
+}
+
+#[test]
+fn commits_and_checkpoints_go_on_while_a_digest_is_made() {
+    const MANY: u32 = 40_000;
+    let world = World::new(1);
+    let env = SimEnv::fresh(&world, None);
+    let settings = Settings { wal_max_size: 8 << 20, ..settings() };
+    let end = world.run(async move {
+        let partition = Partition::open(env.clone(), 1, settings).await?;
+        write_many(&partition, 0..MANY, b"one").await?;
+        let alone = partition.digest().await?;
+        let made = Rc::new(Cell::new(None));
+        let (of, told) = (partition.clone(), made.clone());
+        env.world.spawn_for(0, async move { told.set(Some(of.digest().await)) });
+        env.world.sleep(Duration::from_millis(1)).await;
+        for round in 0..3u32 {
+            write_many(&partition, round..round + 1, b"two").await?;
+            partition.checkpoint().await?;
+        }
+        assert!(made.take().is_none(), "three checkpoints came to an end while the digest is made");
+        let digest = loop {
+            match made.take() {
+                Some(digest) => break digest?,
+                None => env.world.sleep(Duration::from_millis(10)).await,
+            }
+        };
+        assert_eq!(digest, alone, "it is of what was settled when it began");
+        assert_ne!(partition.digest().await?, alone);
         Ok::<(), Error>(())
     });
     assert_eq!(end, End::Done(Ok(())));

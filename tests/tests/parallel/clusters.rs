@@ -66,11 +66,13 @@ fn features_for(bug: Sabotage) -> Features {
     match bug {
         Sabotage::RaisedAlone => Features::of(&[Feature::ZeroReplicas]),
         // Only who follows one that lags finds a shorter log that is nobody's best.
-        Sabotage::AheadIsCut => Features::of(&[Feature::Orders]),
+        Sabotage::AheadIsCut => Features::of(&[Feature::Lag]),
         Sabotage::OrderNotKept => Features::of(&[Feature::Orders, Feature::OrdersStand]),
         Sabotage::CircleNotLookedFor => Features::of(&[Feature::Orders, Feature::Circles]),
         Sabotage::ForgottenNotKept => Features::of(&[Feature::Forget]),
         Sabotage::NewcomerLeads => Features::of(&[Feature::Join]),
+        // Who is told at once catches up within milliseconds.
+        Sabotage::LearnerVotes | Sabotage::PutBackNotNoticed => Features::of(&[Feature::PutBack, Feature::SlowLinks]),
         Sabotage::RestartTellsLess => Features::of(&[Feature::MonotonicReads]),
         _ => Features::NONE,
     }

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
-use turnstone_engine::env::Env;
+use turnstone_engine::env::{Env, Sabotage};
 use turnstone_engine::manifest::Upstream;
 use turnstone_engine::sync::first_of;
 use turnstone_engine::types::{Member, Members, Version};
@@ -17,7 +17,7 @@ use turnstone_tests::sim::world::End;
 use turnstone_tests::sim::{SimEnv, World};
 
 const LEADER: usize = 0;
-const FOLLOWER: usize = 1;
+pub(super) const FOLLOWER: usize = 1;
 const COMMITS: u64 = 500;
 /// Between two commits.
 const PAUSE: Duration = Duration::from_micros(100);
@@ -28,10 +28,10 @@ const ROUNDS: u64 = 2;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A leader and its follower, both members.
-struct Pair {
-    cluster: Rc<Cluster>,
-    leader: Partition<SimEnv>,
-    follower: Partition<SimEnv>,
+pub(super) struct Pair {
+    pub(super) cluster: Rc<Cluster>,
+    pub(super) leader: Partition<SimEnv>,
+    pub(super) follower: Partition<SimEnv>,
 }
 
 /// What happened while commits were made.
@@ -43,7 +43,7 @@ struct Seen {
 }
 
 impl Pair {
-    async fn start(cluster: Rc<Cluster>) -> Result<Pair, String> {
+    pub(super) async fn start(cluster: Rc<Cluster>) -> Result<Pair, String> {
         let pair = Pair::apart(cluster).await?;
         pair.follow().await?;
         Ok(pair)
@@ -91,7 +91,7 @@ impl Pair {
         }
     }
 
-    async fn commit(&self, key: &str) -> Result<Version, String> {
+    pub(super) async fn commit(&self, key: &str) -> Result<Version, String> {
         let mut transaction = self.leader.begin(self.leader.published());
         transaction.late = true;
         let write = Write::Set(b"v".as_slice().into());
@@ -100,7 +100,7 @@ impl Pair {
     }
 
     /// From the answer until the follower shows the version.
-    async fn lag(&self, version: Version) -> Result<Duration, String> {
+    pub(super) async fn lag(&self, version: Version) -> Result<Duration, String> {
         let world = &self.cluster.world;
         let shown = async |partition: &Partition<SimEnv>| {
             first_of(partition.wait_published(version), world.sleep(PATIENCE)).await;
@@ -127,8 +127,17 @@ impl Pair {
 
 /// Simulates two nodes, as yet on their own.
 fn simulate<F: Future<Output = Result<(), String>> + 'static>(seed: u64, with: impl FnOnce(Rc<Cluster>) -> F) {
+    simulate_broken(seed, None, with);
+}
+
+/// The same, with a planted bug.
+pub(super) fn simulate_broken<F: Future<Output = Result<(), String>> + 'static>(
+    seed: u64,
+    bug: Option<Sabotage>,
+    with: impl FnOnce(Rc<Cluster>) -> F,
+) {
     let world = World::new(seed);
-    let cluster = Cluster::new(world.clone(), 2, Settings::default(), None);
+    let cluster = Cluster::new(world.clone(), 2, Settings::default(), bug);
     match world.run(with(cluster)) {
         End::Done(Ok(())) => {}
         End::Done(Err(why)) | End::Halted(why) => panic!("seed {seed}: {why}"),

@@ -211,7 +211,7 @@ fn what_parts_is_refused_and_a_role_is_kept() {
     follower.set(b"c", b"here").expect("it leads as before");
     // Itself, nobody, a partition that is not there.
     assert_eq!(code(replica_of(&mut follower, pair.follower.port, "1")), Some(ErrorCode::Unsupported));
-    assert_eq!(code(replica_of(&mut follower, turnstone_tests::real::free_port(), "1")), Some(ErrorCode::Busy));
+    assert_eq!(code(replica_of(&mut follower, turnstone_tests::real::free_port(), "1")), Some(ErrorCode::Unreachable));
     assert_eq!(code(replica_of(&mut follower, port, "17")), Some(ErrorCode::NoSuchPartition));
     // A chain: the other node's partition 4 follows this one's 1, on the same machine pair.
     let mut chained = pair.at_leader(4);
@@ -251,9 +251,10 @@ fn only_a_servers_certificate_replicates() {
             address: ":1".to_string(),
             dialed: "localhost:1".to_string(),
             life: 1,
-            ordered: false,
+            ordered: turnstone_replication::wire::Ordered::No,
             wish: turnstone_replication::wire::Wish::Log,
             resume: None,
+            sum: None,
         };
         let mut bytes = Vec::new();
         turnstone_replication::wire::Frame::Hello(hello).encode(&mut bytes);

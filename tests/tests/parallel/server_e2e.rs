@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 use turnstone_net::client::{ClientError, Connection};
-use turnstone_net::tls::{ClientOffer, Role};
+use turnstone_net::tls::{Authority, ClientOffer, Role};
 use turnstone_net::wire::{ErrorCode, Request};
-use turnstone_tests::real::{TestHome, TestServer, binary, figure};
+use turnstone_tests::real::{TestHome, TestServer, binary, eventually, figure};
 
 fn code(error: ClientError) -> Option<ErrorCode> {
     error.code()
@@ -126,7 +126,7 @@ fn stepping_down_refuses_writes_until_promoted_even_across_restarts() {
     // Nobody is there: it leads as before.
     let following = Request::ReplicaOf { address: b"localhost:1", partition: b"1" };
     let refused = admin.call(&following).and_then(|r| admin.check(r)).unwrap_err();
-    assert_eq!(code(refused), Some(ErrorCode::Busy));
+    assert_eq!(code(refused), Some(ErrorCode::Unreachable));
     admin.set(b"k", b"3").unwrap();
     let nobody = Request::ReplicaOf { address: b"", partition: b"" };
     admin.call(&nobody).and_then(|r| admin.check(r)).unwrap();
@@ -288,4 +288,39 @@ fn a_fresh_home_with_untouched_partitions_is_small() {
     let stopped = used(home.path());
     println!("a fresh home takes {} KiB running, {} KiB stopped", running >> 10, stopped >> 10);
     assert!(running.max(stopped) < 1 << 20);
+}
+
+#[test]
+fn certificates_that_end_soon_are_told_of_and_a_hang_up_says_what_has_changed() {
+    let home = TestHome::new("certificates");
+    let certs = |name: &str| home.path().join("certs").join(name);
+    let read = |name: &str| std::fs::read_to_string(certs(name)).expect("it is there");
+    let authority = Authority::load(&read("ca.crt"), &read("ca.key")).expect("the CA");
+    let issue = |days: u32| {
+        let issued = authority.issue(Role::Server, &["localhost".to_string()], days).expect("issued");
+        std::fs::write(certs("server.crt"), issued.cert_pem).expect("written");
+        std::fs::write(certs("server.key"), issued.key_pem).expect("written");
+    };
+    issue(5);
+    let mut server = home.serve(&["--executors=1"]);
+    let says = |server: &mut TestServer, what: &str| {
+        eventually(Duration::from_secs(30), what, || server.log().iter().any(|line| line.contains(what)));
+    };
+    says(&mut server, "expires in 4 days");
+    let expires = |server: &TestServer| {
+        let stat = home.connect(server, Role::Client, 0).stat().expect("figures");
+        figure(&stat, "certificate_expires_ms")
+    };
+    let soon = expires(&server);
+    server.hang_up();
+    says(&mut server, "certificates were read again, and none has changed");
+    issue(300);
+    server.hang_up();
+    says(&mut server, ") is gone");
+    says(&mut server, "is new, and expires on");
+    assert!(expires(&server) > soon, "the new one ends later");
+    std::fs::write(certs("server.crt"), "nothing").expect("written");
+    server.hang_up();
+    says(&mut server, "the certificates stay as they were");
+    home.connect(&server, Role::Client, 1).ping().expect("it serves");
 }

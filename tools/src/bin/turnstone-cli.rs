@@ -16,6 +16,7 @@ use turnstone_net::tls::{ClientOffer, Role};
 use turnstone_net::wire::{Dialect, partition_from_decimal};
 use turnstone_tools::cli::run::{Ask, Connect};
 use turnstone_tools::cli::{Command, Options, Outcome, Runner, UsageError, history, words};
+use turnstone_tools::dashes;
 use turnstone_tools::home::Home;
 use turnstone_tools::units::parse_duration;
 
@@ -77,7 +78,8 @@ fn timeout(text: &str) -> Result<Duration, String> {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let words = dashes::two_dashes_before_command(std::env::args_os(), &["home", "host", "partition", "timeout"]);
+    let arguments = Arguments::parse_from(words);
     let interactive = arguments.command.is_empty() && io::stdin().is_terminal();
     match start(&arguments, interactive) {
         Ok(status) => ExitCode::from(status),

@@ -179,7 +179,13 @@ fn serve_until_signal(home: &Home, config: &Config) -> Result<(), String> {
             break;
         }
         match server.reload_certificates() {
-            Ok(()) => log.line(Level::Info, "certificates were read anew; new connections are greeted with them"),
+            Ok(changes) if changes.is_empty() => {
+                log.line(Level::Info, "certificates were read again, and none has changed")
+            }
+            Ok(changes) => {
+                log.line(Level::Info, "certificates were read anew; new connections are greeted with them");
+                changes.iter().for_each(|change| log.line(Level::Info, change));
+            }
             Err(error) => log.line(Level::Error, &format!("the certificates stay as they were: {error}")),
         }
     }

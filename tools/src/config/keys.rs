@@ -134,6 +134,8 @@ config_keys! {
         "The longest value.";
     max_tx_size: u64 = Kind::Size(KIB, GIB), "64MiB", now, hidden,
         "What one transaction may write, keys and values together.";
+    request_memory: u64 = Kind::Size(MIB, TIB), "512MiB", now, hidden,
+        "Memory that the requests and replies of all clients, and their open transactions, may take together.";
     max_request_size: u64 = Kind::Size(KIB, 512 * MIB), "64MiB", now, hidden,
         "The longest payload of one request.";
     max_tx_age: Duration = Kind::Duration(1, DAY), "30s", now, hidden,
@@ -180,6 +182,8 @@ config_keys! {
         "How long a commit waits for its followers.";
     copy_rate: u64 = Kind::Size(0, TIB), "64MiB", now, hidden,
         "Bytes per second at which a copy is sent to a follower that the log cannot serve any more; 0 for no limit.";
+    max_consumer_hold: u64 = Kind::Size(0, 1024 * TIB), "64GiB", now, hidden,
+        "Most log of a partition that a consumer of changes may have kept for it, beyond wal_retention.";
     metrics_addr: String = Kind::OptionalAddress, "", later, hidden,
         "Where metrics are served; empty for nowhere.";
     id: String = Kind::Name, "", later, hidden,
