@@ -106,6 +106,22 @@ impl<E: Env> Core<E> {
     }
 }
 
+/// What becomes of the epoch that a node has agreed to when its log is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agreed {
+    /// It stays.
+    Stays,
+    /// The node agrees to that of who had it cut. Nothing is cut if it has agreed to another one since this was decided.
+    Moves {
+        /// What it had agreed to.
+        from: Epoch,
+        /// What it agrees to.
+        to: Epoch,
+    },
+    /// A person has ordered it, also to a lower one.
+    ByForce(Epoch),
+}
+
 impl<E: Env> Partition<E> {
     /// Describes what the log of an abandoned partition has behind `parted` in a file for people.
     pub(crate) async fn keep_aside(&self, parted: Version) -> Result<(), Error> {
@@ -141,10 +157,16 @@ impl<E: Env> Partition<E> {
     }
 
     /// Cuts the log of an abandoned partition behind `version`, or behind the batch before it; open it anew afterwards.
-    /// `adopted` replaces the epoch that it has agreed to, by a person's order.
-    pub async fn cut(&self, version: Version, adopted: Option<Epoch>) -> Result<Cut, Error> {
+    pub async fn cut(&self, version: Version, agreed: Agreed) -> Result<Cut, Error> {
         let core = &self.0;
         let manifest = core.manifest.get().clone();
+        let voted = manifest.leadership.voted_epoch;
+        let adopted = match agreed {
+            Agreed::Stays => None,
+            // The node has voted since it was decided: whom it voted for counts on what would be cut.
+            Agreed::Moves { from, .. } if from != voted => return Err(Error::Fenced { adopted: voted }),
+            Agreed::Moves { to, .. } | Agreed::ByForce(to) => Some(to),
+        };
         let mark = manifest.mark;
         if version < mark.version {
             return Err(Error::Diverged(format!(

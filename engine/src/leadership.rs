@@ -132,6 +132,11 @@ impl<E: Env> Partition<E> {
         self.0.manifest.get().leadership.clone()
     }
 
+    /// Whether others know it to have had more than it has.
+    pub fn is_learner(&self) -> bool {
+        self.0.manifest.get().leadership.learner
+    }
+
     /// Changes who leads, as `decide` says of the state that there is: `Ok(None)` and errors change nothing. Answers whether
     /// anything has changed. On disk when this returns; a leader is one no more, and what it had pending has no known outcome.
     pub async fn change_leadership<R>(

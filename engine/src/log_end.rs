@@ -7,7 +7,7 @@ use crate::disk::{BLOCK, Disk, DiskErrorKind, File, IoClass, OpenMode};
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
 use crate::header::{self, FileKind};
-use crate::manifest::{Generation, Segment};
+use crate::manifest::{Generation, LastBody, Segment};
 use crate::names;
 use crate::partition::Core;
 use crate::types::LogPosition;
@@ -66,6 +66,7 @@ impl<E: Env> Core<E> {
         let sabotaged = self.env.sabotage() == Some(Sabotage::GenerationNotAdvanced);
         self.update_manifest(|m| {
             m.durable = end;
+            m.last_body = LastBody::default();
             if !sabotaged {
                 m.generations.retain(|g| g.start < end);
                 m.generations.push(generation);

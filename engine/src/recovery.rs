@@ -229,6 +229,9 @@ impl<E: Env> Core<E> {
                 self.manifest.update(|m| m.segments.extend(passed)).await?;
                 self.manifest.reserve().await?;
                 self.adopt_run(&summary).await?;
+                // Which batch that ended with was not written down.
+                self.flushed_body.set(LastBody { version: found.version, sum: None });
+                self.newest_body.set(None);
                 self.prepared.set(found.version);
                 self.appending.raise(found.version);
                 self.flushed.raise(found.version);

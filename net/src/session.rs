@@ -202,7 +202,8 @@ fn carries_data(opcode: Opcode) -> bool {
 fn unknown(tag: u8) -> String {
     match tag {
         0x50..=0x56 => format!(
-            "opcode 0x{tag:02x}: the original's replication and change streams are not spoken here; followers and `turnstone --mode cdc` have their own"
+            "opcode 0x{tag:02x}: the original's replication and change streams are not spoken here; followers and \
+             `turnstone --mode cdc` have their own"
         ),
         _ => format!("opcode 0x{tag:02x} is unknown"),
     }

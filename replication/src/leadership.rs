@@ -82,6 +82,9 @@ pub fn step(now: &Leadership, event: &Event, broken: Broken) -> Result<Option<Le
     let is_same = |epoch: Epoch| epoch == voted || (broken.id_not_compared && epoch.number == voted.number);
     let is_lower = |epoch: Epoch| !is_same(epoch) && epoch.number <= voted.number;
     let next = match event {
+        Event::FoundShort(epoch) if epoch.number > voted.number.saturating_add(JUMP_MAX) => {
+            return Err(Refusal::TooFar(voted));
+        }
         Event::FoundShort(epoch) => now.put_back(*epoch),
         Event::CatchesUp => Leadership { learner: false, ..now.clone() },
         Event::VoteRequested(_) | Event::Wins { forced: false, .. } if now.learner && !broken.learner_votes => {
@@ -191,6 +194,7 @@ mod tests {
         let learner = after(&now, Event::FoundShort(epoch(5, 5)));
         assert_eq!((learner.learner, learner.voted_epoch), (true, epoch(5, 5)));
         assert_eq!(after(&now, Event::FoundShort(epoch(2, 2))).voted_epoch, epoch(3, 3));
+        assert_eq!(refused(&now, Event::FoundShort(epoch(4 + JUMP_MAX, 5))), Refusal::TooFar(epoch(3, 3)));
         assert_eq!(refused(&learner, Event::VoteRequested(epoch(6, 6))), Refusal::Learner);
         let wins = |forced| Event::Wins { epoch: epoch(5, 5), by_order: true, forced };
         assert_eq!(refused(&learner, wins(false)), Refusal::Learner);

@@ -211,7 +211,9 @@ impl<H: Host> Replication<H> {
         }
         if status.node != self.host.node() {
             self.recognise(partition, status.node, &*link).await.map_err(|error| error.to_string())?;
-            if let Err(trouble) = self.compare_with_known(partition, status.had).await {
+            let leads_this = partition.leadership().upstream_node == status.node;
+            let believed = leads_this || self.is_listed(partition, (status.node, theirs));
+            if believed && let Err(trouble) = self.compare_with_known(partition, status.had).await {
                 return Err(trouble.text());
             }
         }

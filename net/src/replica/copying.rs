@@ -61,7 +61,12 @@ impl<H: Host> Replication<H> {
         }
         let common = common_point((&head.epochs, head.version), (&own.epochs, own.last));
         let (Common::Prefix(at) | Common::Diverged(at)) = common;
-        let parted = (at < own.last).then_some(at);
+        let parted = match at < own.last {
+            true => Some(at),
+            // Who replaces a log that seems to be the other's beginning knows that it is none: all of it is kept aside.
+            false if by_order => Some(partition.oldest_version().saturating_sub(1)),
+            false => None,
+        };
         if parted.is_some() && !by_order {
             let text = format!("the copy at version {} does not have what is here behind {at}", head.version);
             return Err(Trouble::Broken(text));

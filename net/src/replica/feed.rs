@@ -139,7 +139,8 @@ impl<H: Host> Replication<H> {
         let member = (hello.node, hello.own);
         if self.is_listed(&partition, member) && !self.known.lives(partition.id(), member, hello.life) {
             let text = format!(
-                "two processes say that they are node {:016x}: its home was copied, and both copies run; end one of them",
+                "two processes say that they are node {:016x}: its home was copied, and both copies run; end one of them, \
+                 and restart the other if it is still refused",
                 hello.node
             );
             return refuse(Frame::Refuse(Reason::Stranger, text));

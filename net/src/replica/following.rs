@@ -8,6 +8,7 @@ use super::{Heartbeat, Host, Link, PIECE, Replication, Speaks, wait_for};
 use crate::wire::ErrorCode;
 use std::rc::Rc;
 use std::time::Duration;
+use turnstone_engine::cut::Agreed;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::follow::Incoming;
 use turnstone_engine::leadership::{Role, Upstream};
@@ -125,7 +126,7 @@ impl<H: Host> Replication<H> {
         let _intent = self.intend(number, &upstream);
         let ordered = if force { Ordered::ByForce } else { Ordered::Yes };
         // Only a copy takes the place of a log that is another one in the same epochs.
-        let mut replace = force && self.forked.borrow_mut().remove(&number);
+        let mut replace = force && self.forked.borrow().contains(&number);
         let opened = match self.open_stream(&partition, &upstream, Wish::CopyIfNeeded, ordered).await {
             Err(Trouble::Parted(welcome)) => Err(Some(welcome)),
             Err(Trouble::Refused(Reason::Diverged, _)) if force => {
@@ -164,17 +165,19 @@ impl<H: Host> Replication<H> {
                 close(stream);
                 // The task that follows now must not go on behind the cut.
                 self.next_attempt(number);
-                partition = self.cut(number, Version::MAX, Some(stream.adopted)).await?;
+                partition = self.cut(number, Version::MAX, Agreed::ByForce(stream.adopted)).await?;
             }
         }
         if let Err(Some(welcome)) = &opened {
             let word = if force { Word::Person } else { Word::Log };
+            let (from, to) = (partition.adopted(), welcome.standing.adopted);
             match rejoin(&partition.standing(), &welcome.standing, word) {
                 // The log cannot be cut there: a copy takes the place of everything.
                 Rejoin::Cut(at) if at < partition.settled() => replace = true,
                 Rejoin::Cut(at) => {
                     self.order(&partition, &follows).await?;
-                    partition = self.cut(number, at, Some(welcome.standing.adopted)).await?;
+                    let agreed = if force { Agreed::ByForce(to) } else { Agreed::Moves { from, to } };
+                    partition = self.cut(number, at, agreed).await?;
                 }
                 Rejoin::Force { at, shown } => return Err(needs_force(at, shown)),
                 Rejoin::Wait(why) => {
@@ -351,7 +354,6 @@ impl<H: Host> Replication<H> {
         let sabotage = partition.env().sabotage();
         let mut incoming: Option<Incoming<H::Env>> = None;
         let (mut skipped, mut unbroken) = (false, 0);
-        let mut learns = partition.leadership().learner;
         let leader = (follower.leader().unwrap_or(0), upstream.partition);
         let leader_is_listed = follower.leads() && self.is_listed(partition, leader);
         if leader_is_listed {
@@ -372,9 +374,8 @@ impl<H: Host> Replication<H> {
             if let Some(ack) = follower.durable(held) {
                 link.say(&ack);
             }
-            if learns && follower.has_caught_up(flushed) {
+            if partition.is_learner() && follower.has_caught_up(flushed) {
                 self.order(partition, &Event::CatchesUp).await?;
-                learns = false;
             }
             if wanted.is_some_and(|wanted| flushed >= wanted) {
                 return Ok(());
@@ -448,11 +449,16 @@ impl<H: Host> Replication<H> {
     ) -> Result<(), Trouble> {
         let ahead_is_cut = partition.env().sabotage() == Some(Sabotage::AheadIsCut);
         let word = if ahead_is_cut { Word::Person } else { word };
+        let (from, to) = (partition.adopted(), welcome.standing.adopted);
         match rejoin(&partition.standing(), &welcome.standing, word) {
             Rejoin::Cut(at) => {
                 // Nobody takes what is cut for lost, now that this node has agreed to the epoch of who had it cut.
-                let adopted = (word == Word::Log).then_some(welcome.standing.adopted);
-                self.cut(partition.id(), at, adopted).await?;
+                let agreed = match word {
+                    Word::Log => Agreed::Moves { from, to },
+                    Word::Members => Agreed::Stays,
+                    Word::Person => Agreed::ByForce(to),
+                };
+                self.cut(partition.id(), at, agreed).await?;
                 Ok(())
             }
             Rejoin::Force { at, shown } => Err(needs_force(at, shown)),

@@ -39,11 +39,12 @@ use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Partition;
 use turnstone_engine::copy::CopyIn;
+use turnstone_engine::cut::Agreed;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::error::Error;
 use turnstone_engine::leadership::Upstream;
 use turnstone_engine::sync::{Notify, first_of};
-use turnstone_engine::types::{Epoch, Version};
+use turnstone_engine::types::Version;
 use turnstone_replication::BEAT;
 use turnstone_replication::quorum::{Broken, Key};
 use turnstone_replication::wire::Frame;
@@ -188,12 +189,11 @@ impl<H: Host> Replication<H> {
         partition.env().spawn(leading::keep_leading(self.clone(), partition.id()));
     }
 
-    /// Closes a partition, cuts its log behind `version`, and opens it anew. `adopted` replaces the epoch that it has agreed
-    /// to: a person's order.
-    async fn cut(&self, number: u8, version: Version, adopted: Option<Epoch>) -> Result<Partition<H::Env>, Error> {
+    /// Closes a partition, cuts its log behind `version`, and opens it anew.
+    async fn cut(&self, number: u8, version: Version, agreed: Agreed) -> Result<Partition<H::Env>, Error> {
         self.partial.borrow_mut().remove(&number);
         self.drop_copies(number);
-        let cut = async |old: &Partition<H::Env>| old.cut(version, adopted).await.map(drop);
+        let cut = async |old: &Partition<H::Env>| old.cut(version, agreed).await.map(drop);
         self.host.reopen(number, "its log is being cut", cut).await
     }
 

@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use turnstone_engine::budget::Budget;
+use turnstone_engine::budget::{Budget, FREE};
 use turnstone_engine::env::Env;
 use turnstone_engine::types::Version;
 use turnstone_engine::{Error, Partition, RunAhead, Transaction};
@@ -258,7 +258,14 @@ impl<E: Env> Conversation<E> {
     }
 
     /// Whether it may hold so many bytes more: a reply, or what a transaction writes.
+    #[inline]
     pub fn may_hold(&mut self, more: usize) -> Result<(), Error> {
+        let written = self.transaction.as_ref().map_or(0, |transaction| transaction.bytes() as usize);
+        // Short replies are bounded by the window that they pile up in.
+        if more + written <= FREE { Ok(()) } else { self.ask_to_hold(more) }
+    }
+
+    fn ask_to_hold(&mut self, more: usize) -> Result<(), Error> {
         let held = self.held() + self.input.len();
         self.memory.try_hold(held + more)
     }

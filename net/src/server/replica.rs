@@ -373,7 +373,7 @@ impl ServerCore {
     }
 
     /// The world of a partition of this core: all have the same clock.
-    pub(super) fn any_env(&self) -> Option<RealEnv> {
+    fn any_env(&self) -> Option<RealEnv> {
         self.partitions.borrow().values().find_map(|slot| match slot {
             Slot::Open(partition) => Some(partition.env().clone()),
             Slot::Offline(_) => None,

@@ -6,7 +6,6 @@ use super::core::ServerCore;
 use crate::wire::{ErrorCode, reply};
 use std::time::Duration;
 use turnstone_engine::Error;
-use turnstone_engine::env::Env;
 
 /// How often it is looked whether memory was given back.
 const LOOK: Duration = Duration::from_millis(5);
@@ -28,10 +27,9 @@ impl ServerCore {
             return;
         }
         let this = self.this();
-        let Some(env) = self.any_env() else { return };
         self.core.spawn(async move {
             loop {
-                env.sleep(LOOK).await;
+                this.core.sleep(LOOK).await;
                 let starved = std::mem::take(&mut *this.starved.borrow_mut());
                 if starved.is_empty() || this.closing.get() {
                     break;

@@ -1,7 +1,7 @@
 //! What goes wrong at random: power, networks, shares of memory, promotions; and what features add to that.
 
 use super::features::{Feature, Features, NEVER_PUT_BACK};
-use super::node::{Cluster, PARTITION};
+use super::node::{Cluster, PARTITION, read_log};
 use super::orders::{self, Order};
 use super::{Run, ask_for, calm};
 use crate::sim::World;
@@ -10,6 +10,8 @@ use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::types::Version;
 
+/// So often it is looked, 25 ms apart, whether somebody leads and all follow, before a node is put back.
+const CALM_LOOKS: u32 = 120;
 /// A node that was put back to an older copy is told so within this time.
 const TOLD: Duration = Duration::from_secs(60);
 
@@ -158,8 +160,16 @@ fn who_knows(run: &Run, node: usize) -> Option<usize> {
     let leads = |node: &usize| cluster.partition(*node).is_some_and(|p| p.leads() && !p.is_quorum_missing());
     let leader = (0..cluster.len()).find(leads)?;
     let whole = (0..cluster.len()).all(|n| cluster.partition(n).is_some_and(|p| !p.leadership().learner));
-    let present = cluster.replication(leader).map(|r| r.board.present(PARTITION)).unwrap_or_default();
-    let follows = |node: usize| present.contains(&(node as u64 + 100, PARTITION));
+    // A stream of before a crash may not be found dead yet.
+    let streams = |node: usize| {
+        let status = cluster.replication(node).and_then(|r| r.board.upstream(PARTITION)).unwrap_or_default();
+        orders::upstream_of(cluster, node) == Some(leader) && status.starts_with("streaming")
+    };
+    let replicas = cluster.replication(leader).map(|r| r.board.replicas(PARTITION)).unwrap_or_default();
+    let follows = |node: usize| {
+        let life = cluster.running(node).map(|running| u64::from(running.life));
+        streams(node) && replicas.iter().any(|r| r.node == node as u64 + 100 && Some(r.life) == life)
+    };
     let told = if leader == node { (0..cluster.len()).all(|n| n == node || follows(n)) } else { follows(node) };
     (whole && told && !run.orders.are_under_way()).then_some(leader)
 }
@@ -189,9 +199,18 @@ fn put_back(run: &Rc<Run>, node: usize) {
     let (kills, pause) = (world.rng.percent(60), Duration::from_millis(world.rng.below(200)));
     let run = run.clone();
     world.clone().spawn_for(0, async move {
-        // What was ordered at this moment is under way then.
-        world.sleep(Duration::from_millis(1)).await;
-        if let Some(leader) = who_knows(&run, node)
+        cluster.weather.cut.borrow_mut().clear();
+        (0..cluster.len()).filter(|node| cluster.running(*node).is_none()).for_each(|node| cluster.start(node));
+        // What was ordered at this moment is under way at first, and somebody must lead and be followed.
+        let mut leader = None;
+        for _ in 0..CALM_LOOKS {
+            world.sleep(Duration::from_millis(25)).await;
+            leader = who_knows(&run, node);
+            if leader.is_some() {
+                break;
+            }
+        }
+        if let Some(leader) = leader
             && put_back_and_wait(&run, node, leader).await
             && kills
             && leader != node
@@ -210,12 +229,17 @@ async fn put_back_and_wait(run: &Rc<Run>, node: usize, leader: usize) -> bool {
     let (cluster, world) = (&run.cluster, &run.cluster.world);
     let (Some(copied), known) = (cluster.copied(node), known_of(cluster, leader, node)) else { return false };
     let told = times_told(world);
+    // What is in this log alone is compared at the end.
+    if let Some(partition) = cluster.partition(node)
+        && let Ok(log) = read_log(&partition, partition.oldest_version()).await
+    {
+        cluster.keep(log);
+    }
     crash(run, node);
     cluster.put_back(node);
     run.orders.flushes(node);
     run.told.borrow_mut().forget_floor(node);
-    cluster.weather.cut.borrow_mut().clear();
-    (0..cluster.len()).filter(|node| cluster.running(*node).is_none()).for_each(|node| cluster.start(node));
+    cluster.start(node);
     if known <= copied {
         return false;
     }

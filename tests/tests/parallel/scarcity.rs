@@ -163,8 +163,8 @@ fn a_full_disk_serves_reads_before_and_after_a_kill() {
 #[test]
 fn too_little_locked_memory_is_named_before_anything_starts() {
     let home = TestHome::new("memlock");
-    let shell = "ulimit -H -l 64; exec \"$0\" \"$@\"";
-    let refused = home.try_serve_under(&["bash", "-c", shell], binary("turnstone"), &["--executors=1"]);
+    let shell = "ulimit -l 64; exec \"$0\" \"$@\"";
+    let refused = home.try_serve_under(&["sh", "-c", shell], binary("turnstone"), &["--executors=1"]);
     let why = refused.err().expect("it does not start");
     assert!(why.contains("RLIMIT_MEMLOCK") && why.contains("65536 bytes"), "{why}");
     home.serve(&["--executors=1"]);

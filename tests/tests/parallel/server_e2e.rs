@@ -306,7 +306,7 @@ fn certificates_that_end_soon_are_told_of_and_a_hang_up_says_what_has_changed() 
     let says = |server: &mut TestServer, what: &str| {
         eventually(Duration::from_secs(30), what, || server.log().iter().any(|line| line.contains(what)));
     };
-    says(&mut server, "expires in 4 days");
+    says(&mut server, "server.crt (O=TurnstoneDB server, CN=server) expires in");
     let expires = |server: &TestServer| {
         let stat = home.connect(server, Role::Client, 0).stat().expect("figures");
         figure(&stat, "certificate_expires_ms")
