@@ -109,14 +109,19 @@ impl Slot {
             return bytes_of(&gone);
         }
         self.older.push_back(std::mem::replace(&mut self.newest, (version, entry)));
-        let between = if self.older.len() >= MANY && self.older.len().is_power_of_two() { self.sweep(seen) } else { 0 };
-        let oldest_seen = seen.oldest;
-        // Of the versions up to the oldest that anybody sees, only the newest is asked for.
-        let below = self.older.partition_point(|(v, _)| *v <= oldest_seen);
-        let unseen = if version <= oldest_seen { self.older.len() } else { below.saturating_sub(1) };
-        // No more at a time than a call has time for; the next write of the key goes on.
-        let below: u64 = self.older.drain(..unseen.min(UNSEEN_AT_ONCE)).map(|(_, entry)| bytes_of(&entry)).sum();
-        between + below
+        let mut gone =
+            if self.older.len() >= MANY && self.older.len().is_power_of_two() { self.sweep(seen) } else { 0 };
+        // Of the versions up to the oldest that anybody sees, only the newest is asked for. No more go at a time than a call has
+        // time for; the next write of the key goes on.
+        for _ in 0..UNSEEN_AT_ONCE {
+            let next = self.older.get(1).map_or(version, |(next, _)| *next);
+            if next > seen.oldest {
+                break;
+            }
+            let Some((_, entry)) = self.older.pop_front() else { break };
+            gone += bytes_of(&entry);
+        }
+        gone
     }
 
     /// Lets go of older versions that were replaced before anybody who is there looked: nobody who comes sees less than what is

@@ -18,7 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn start(label: &str) -> (TestHome, TestServer) {
     let home = TestHome::new(label);
-    let server = home.serve(&["--executors=1", "--request-memory=32MiB", "--cache-size=1MiB"]);
+    // However slow the machine is, nobody is late.
+    let patient = ["--request-timeout=5m", "--write-timeout=5m", "--max-tx-age=10m"];
+    let flags = ["--executors=1", "--request-memory=32MiB", "--cache-size=1MiB"];
+    let server = home.serve(&[&flags[..], &patient[..]].concat());
     (home, server)
 }
 
