@@ -14,12 +14,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use turnstone_engine::budget::{Budget, Part};
+use turnstone_engine::budget::{Budget, FREE, Part};
 use turnstone_engine::env::Env;
 use turnstone_engine::manifest::Upstream;
 use turnstone_engine::sync::first_of;
 use turnstone_engine::types::{Value, Version};
-use turnstone_engine::{Error, Lookup, Partition, Progress, RunAhead, Transaction, Write};
+use turnstone_engine::{Cold, Error, Lookup, Partition, Progress, RunAhead, Transaction, Write};
 
 /// Values that one reply carries together at most, bytes: a short request must not make a long answer in memory.
 pub(super) const REPLY_MAX: usize = 64 << 20;
@@ -341,38 +341,54 @@ fn look<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, ke
 
 fn get<E: Env>(conversation: &mut Conversation<E>, partition: &Partition<E>, id: u32, key: &[u8]) -> Outcome<E> {
     match look(conversation, partition, key) {
-        Ok(Lookup::Found(found)) => match conversation.may_hold(found.len()) {
-            Ok(()) => value(conversation, id, Some(&found)),
-            Err(error) => refuse(conversation, id, &error),
-        },
-        Ok(Lookup::Absent) => value(conversation, id, None),
-        Ok(Lookup::Cold(cold)) => {
-            let (again, sight) = (alone(conversation, partition, &[key]), conversation.sight());
-            let mut reply = Reply::new(conversation.memory.budget());
-            return Outcome::Later(Box::pin(async move {
-                let answer = match (cold.fetch_if(|bytes| reply.grow(bytes)).await, again) {
-                    (Err(Error::SnapshotTooOld), Some(again)) => {
-                        again.read(&mut reply).await.map(|values| values.into_iter().next().flatten())
-                    }
-                    (answer, _) => answer,
-                };
-                let finish: Finish<E> = Box::new(move |conversation| {
-                    // From here on the conversation holds it.
-                    drop(reply);
-                    match answer {
-                        Ok(found) => {
-                            let dialect = conversation.session.dialect;
-                            conversation.reply_later(sight, id, |out| encode_value(dialect, id, found.as_deref(), out));
-                        }
-                        Err(error) => refuse(conversation, id, &error),
-                    }
-                });
-                finish
-            }));
+        Ok(Lookup::Found(found)) => {
+            if found.len() > FREE
+                && let Err(error) = conversation.may_hold(found.len())
+            {
+                refuse(conversation, id, &error);
+            } else {
+                value(conversation, id, Some(&found));
+            }
         }
+        Ok(Lookup::Absent) => value(conversation, id, None),
+        Ok(Lookup::Cold(cold)) => return get_cold(conversation, partition, id, key, cold),
         Err(error) => refuse(conversation, id, &error),
     }
     Outcome::Done
+}
+
+/// Apart from what memory answers, which pays for no more than it needs.
+#[cold]
+#[inline(never)]
+fn get_cold<E: Env>(
+    conversation: &mut Conversation<E>,
+    partition: &Partition<E>,
+    id: u32,
+    key: &[u8],
+    cold: Cold<E>,
+) -> Outcome<E> {
+    let (again, sight) = (alone(conversation, partition, &[key]), conversation.sight());
+    let mut reply = Reply::new(conversation.memory.budget());
+    Outcome::Later(Box::pin(async move {
+        let answer = match (cold.fetch_if(|bytes| reply.grow(bytes)).await, again) {
+            (Err(Error::SnapshotTooOld), Some(again)) => {
+                again.read(&mut reply).await.map(|values| values.into_iter().next().flatten())
+            }
+            (answer, _) => answer,
+        };
+        let finish: Finish<E> = Box::new(move |conversation| {
+            // From here on the conversation holds it.
+            drop(reply);
+            match answer {
+                Ok(found) => {
+                    let dialect = conversation.session.dialect;
+                    conversation.reply_later(sight, id, |out| encode_value(dialect, id, found.as_deref(), out));
+                }
+                Err(error) => refuse(conversation, id, &error),
+            }
+        });
+        finish
+    }))
 }
 
 fn get_many<E: Env>(
