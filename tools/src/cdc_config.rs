@@ -33,6 +33,14 @@ const KEYS: [&str; 17] = [
     "tls_ca_file",
 ];
 
+/// Settings of the original that have no like here.
+const REPLACED: [strict_json::Replaced; 4] = [
+    ("database", "'partition' stands for it"),
+    ("debug", "nothing stands for it; remove it"),
+    ("tls_client_cert_file", "'tls_cert_file' stands for it"),
+    ("tls_client_key_file", "'tls_key_file' stands for it"),
+];
+
 /// Reads the consumer's settings of a home.
 pub fn load(home: &Home) -> Result<Settings, ConfigError> {
     let path = home.cdc_config_file();
@@ -49,6 +57,7 @@ pub fn load(home: &Home) -> Result<Settings, ConfigError> {
 pub fn parse(file: &str, text: &str) -> Result<Settings, ConfigError> {
     let mut settings = Settings::default();
     let entries = strict_json::parse(file, text)?;
+    strict_json::refuse_unknown(file, &entries, &KEYS, &REPLACED)?;
     for entry in &entries {
         let error = |why: String| ConfigError::new(format!("{file}:{}", entry.line), format!("{}: {why}", entry.key));
         let text = || string(entry).map_err(error);
@@ -87,7 +96,7 @@ pub fn parse(file: &str, text: &str) -> Result<Settings, ConfigError> {
             "tls_cert_file" => settings.tls_cert_file = text()?.into(),
             "tls_key_file" => settings.tls_key_file = text()?.into(),
             "tls_ca_file" => settings.tls_ca_file = text()?.into(),
-            _ => return Err(strict_json::unknown_key(file, entry, KEYS)),
+            _ => unreachable!("unknown keys were refused"),
         }
     }
     settings.validate().map_err(|error| {

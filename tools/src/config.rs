@@ -23,6 +23,17 @@ pub use value::{Kind, Value};
 /// Variables that are no settings of the server.
 const OTHER_VARIABLES: [&str; 3] = ["TURNSTONE_HOME", "TURNSTONE_HOST", "TURNSTONE_HISTFILE"];
 
+/// Settings of the original that have no like here.
+const REPLACED: [strict_json::Replaced; 7] = [
+    ("number_of_databases", "'number_of_partitions' stands for it, from 1 to 16"),
+    ("block_cache_size", "'index_cache_size' stands for it"),
+    ("max_disk_usage_percent", "nothing stands for it: writes are refused once the disk is full; remove it"),
+    ("debug", "'log_level' stands for it: \"debug\""),
+    ("tls_client_cert_file", "a server shows 'tls_cert_file' to other nodes, too; remove it"),
+    ("tls_client_key_file", "a server shows 'tls_cert_file' to other nodes, too; remove it"),
+    ("wal_retention_strategy", "'wal_retention' and 'wal_retention_bytes' say how long log is kept; remove it"),
+];
+
 /// Where a value came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
@@ -116,10 +127,11 @@ impl Config {
     ) -> Result<Config, ConfigError> {
         let mut settled = KEYS.iter().map(default_of).collect::<Result<Vec<_>, _>>()?;
 
-        for entry in strict_json::parse(file, text)? {
-            let Some((index, key)) = find(&entry.key) else {
-                return Err(strict_json::unknown_key(file, &entry, KEYS.iter().map(|key| key.name)));
-            };
+        let entries = strict_json::parse(file, text)?;
+        let known: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+        strict_json::refuse_unknown(file, &entries, &known, &REPLACED)?;
+        for entry in entries {
+            let Some((index, key)) = find(&entry.key) else { unreachable!("unknown keys were refused") };
             let place = format!("{file}:{}", entry.line);
             match key.kind.read_json(&entry.value) {
                 Ok(value) => settled[index] = Settled { value, source: Source::File, place },

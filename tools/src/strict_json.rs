@@ -63,14 +63,28 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Entry>, ConfigError> {
     }
 }
 
-/// The error for a key that nobody knows.
-pub fn unknown_key<'a>(file: &str, entry: &Entry, known: impl IntoIterator<Item = &'a str>) -> ConfigError {
-    let error =
-        ConfigError::new(format!("{file}:{}", entry.line), format!("there is no key '{}'", entry.key.escape_debug()));
-    match nearest(&entry.key, known) {
-        Some(right) => error.with_hint(format!("did you mean '{right}'?")),
-        None => error,
-    }
+/// Keys that another program of the same protocol has, and what stands for them here.
+pub type Replaced = (&'static str, &'static str);
+
+/// Refuses keys that nobody knows, all of them at once, each with what it may have been meant to be.
+pub fn refuse_unknown(file: &str, entries: &[Entry], known: &[&str], replaced: &[Replaced]) -> Result<(), ConfigError> {
+    let advice = |entry: &Entry| {
+        let key = entry.key.as_str();
+        match replaced.iter().find(|(old, _)| *old == key) {
+            Some((_, instead)) => Some((*instead).to_string()),
+            None => nearest(key, known.iter().copied()).map(|right| format!("did you mean '{right}'?")),
+        }
+    };
+    let mut unknown = entries.iter().filter(|entry| !known.contains(&entry.key.as_str()));
+    let Some(first) = unknown.next() else { return Ok(()) };
+    let name = |entry: &Entry| format!("there is no key '{}'", entry.key.escape_debug());
+    let error = ConfigError::new(format!("{file}:{}", first.line), name(first));
+    let others = unknown.map(|entry| {
+        let advice = advice(entry).map(|text| format!(": {text}")).unwrap_or_default();
+        format!("{file}:{}: {}{advice}", entry.line, name(entry))
+    });
+    let hints: Vec<String> = advice(first).into_iter().chain(others).collect();
+    Err(if hints.is_empty() { error } else { error.with_hint(hints.join("\n  ")) })
 }
 
 /// serde_json ends its texts with the position, which the place of the error names already.

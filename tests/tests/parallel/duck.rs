@@ -77,6 +77,20 @@ impl Files {
 }
 
 #[test]
+fn foreign_files_and_flags_are_not_passed_over_in_silence() {
+    let mut files = Files::new("foreign");
+    files.add(&[set(1, "a", "1")]);
+    std::fs::write(files.input().join("cdc-1700000000.jsonl"), b"{\"op\":\"set\"}\n").unwrap();
+    std::fs::write(files.input().join("notes.txt"), b"\n").unwrap();
+    let output = files.load(&["-min-age", "1m", "-vacuum-interval", "1h"]);
+    let said = said(&output);
+    assert!(output.status.success() && said.contains("passed over one file of"), "{said}");
+    assert!(said.contains("cdc-1700000000.jsonl the first") && !said.contains("notes.txt"), "{said}");
+    assert!(said.contains("-min-age has no effect") && said.contains("-vacuum-interval has no effect"), "{said}");
+    assert_eq!(files.data(), "a=1");
+}
+
+#[test]
 fn what_was_loaded_is_not_loaded_again_and_archived_files_leave() {
     let mut files = Files::new("duck-again");
     files.add(&[set(1, "a", "1"), set(2, "b", "2")]);

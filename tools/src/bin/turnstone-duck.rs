@@ -74,6 +74,12 @@ struct Arguments {
     /// Load nothing: answer this query, a JSON object for each row
     #[arg(long, value_name = "SQL", conflicts_with_all = ["input", "from_server", "archive", "read_copy", "export", "once", "metrics"])]
     query: Option<String>,
+    /// The original's: nothing is loaded before it is finished, so no age is waited for
+    #[arg(long, value_name = "TIME", hide = true)]
+    min_age: Option<String>,
+    /// The original's: DuckDB gives space back by itself
+    #[arg(long, value_name = "TIME", hide = true)]
+    vacuum_interval: Option<String>,
     /// Load nothing: say how many rows per second DuckDB's Appender takes alone, so many rows into a new database
     #[arg(long, value_name = "ROWS", hide = true, conflicts_with_all = ["input", "from_server", "query"])]
     yardstick: Option<u64>,
@@ -121,6 +127,14 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), String> {
     let Arguments { input, from_server, id, home, db, archive, begin_later, once, poll, .. } = arguments;
     let Arguments { memory, read_copy, read_copy_interval, export, metrics, query, .. } = arguments;
+    if arguments.min_age.is_some() {
+        eprintln!(
+            "-min-age has no effect: files have their names once they are finished, and growing ones are not loaded"
+        );
+    }
+    if arguments.vacuum_interval.is_some() {
+        eprintln!("-vacuum-interval has no effect: DuckDB gives space back with its checkpoints");
+    }
     if let Some(sql) = query {
         return duck::publish::answer(&db, &sql);
     }

@@ -74,6 +74,16 @@ fn unknown_keys_name_line_and_neighbour() {
 }
 
 #[test]
+fn all_unknown_keys_are_named_at_once_with_what_stands_for_them() {
+    let text = "{\n\"id\": \"a\",\n\"debug\": true,\n\"number_of_databases\": 4,\n\"zzz\": 1,\n\"prot\": \":1\"\n}";
+    let expected = "turnstone.json:3: there is no key 'debug'\n  'log_level' stands for it: \"debug\"\n  \
+                    turnstone.json:4: there is no key 'number_of_databases': 'number_of_partitions' stands for it, from 1 to \
+                    16\n  turnstone.json:5: there is no key 'zzz'\n  turnstone.json:6: there is no key 'prot': did you mean \
+                    'port'?";
+    assert_eq!(error(text, &[], &[]), expected);
+}
+
+#[test]
 fn wrong_values_name_line_key_and_example() {
     let text = error("{\n\"wal_retention\": 2\n}", &[], &[]);
     assert_eq!(text, "turnstone.json:2: wal_retention: 2 is not a duration; for example \"30s\"");

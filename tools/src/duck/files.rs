@@ -53,6 +53,31 @@ pub fn finished(directory: &Path) -> Result<BTreeMap<u8, Vec<Found>>, String> {
     Ok(all)
 }
 
+/// Files of lines with names that this program's consumer does not give: they are passed over. Answers what to tell people, if there
+/// are any.
+pub fn passed_over(directory: &Path) -> Result<Option<String>, String> {
+    let failed = |error: std::io::Error| format!("{} cannot be listed: {error}", directory.display());
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".jsonl") && sequence_of(&name).is_none() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names.first().map(|first| {
+        format!(
+            "passed over {} of {}, {first} the first: `turnstone --mode cdc` names its files cdc-pPP-NUMBER-...jsonl, and \
+             others lack what makes loading exact",
+            match names.len() {
+                1 => "one file".to_string(),
+                n => format!("{n} files"),
+            },
+            directory.display()
+        )
+    }))
+}
+
 /// Whether a file begins with a whole copy, but for what it takes back: nothing of what was before it is needed.
 fn begins_with_copy(file: &Found) -> Result<bool, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", file.name);

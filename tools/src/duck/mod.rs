@@ -78,6 +78,9 @@ pub fn run(options: &Options, ways: &Ways<'_>) -> Result<(), String> {
         Source::Server(settings, tls) => direct::run(options, (**settings).clone(), tls.clone(), ways, &counts),
         Source::Files(input, archive) => {
             let mut loader = Loader::open(options, input, archive.as_deref(), &counts)?;
+            if let Some(told) = files::passed_over(input)? {
+                eprintln!("{told}");
+            }
             serve_metrics(options, &counts, None)?;
             loop {
                 loader.load_all(ways.stop)?;
