@@ -83,6 +83,8 @@ pub trait Handler: 'static {
 enum Operation {
     /// Somebody waits for the result; the buffer is theirs afterwards.
     File {
+        /// Open for as long as the kernel may yet be given the entry, and its number is nobody else's.
+        _file: Rc<OwnedFd>,
         buffer: Option<AlignedBuf>,
         result: Option<i32>,
         waker: Option<Waker>,
@@ -105,8 +107,17 @@ struct Socket {
     wanted: bool,
 }
 
+/// Each buffer is an allocation of its own: the kernel may be writing to the others while one is read.
 struct Pool {
-    bytes: Vec<u8>,
+    buffers: Vec<Box<[u8]>>,
+}
+
+impl Pool {
+    /// Lets the kernel fill a buffer. Nobody looks at it before the completion that names it.
+    fn provide(&mut self, buffer: u16) -> squeue::Entry {
+        let start = self.buffers[usize::from(buffer)].as_mut_ptr();
+        opcode::ProvideBuffers::new(start, BUFFER_BYTES as i32, 1, 0, buffer).build().user_data(PROVIDE)
+    }
 }
 
 struct State {
@@ -190,13 +201,12 @@ impl Ring {
         // Not the bell itself: the ring polls that, and a completion that rings it would bring the next one.
         let signal = Bell::new()?;
         io.submitter().register_eventfd(signal.descriptor())?;
-        let mut pool = Pool { bytes: vec![0; BUFFERS * BUFFER_BYTES] };
-        let provide = opcode::ProvideBuffers::new(pool.bytes.as_mut_ptr(), BUFFER_BYTES as i32, BUFFERS as u16, 0, 0)
-            .build()
-            .user_data(PROVIDE);
+        let mut pool = Pool { buffers: (0..BUFFERS).map(|_| vec![0; BUFFER_BYTES].into()).collect() };
+        let provided = (0..BUFFERS as u16).map(|buffer| pool.provide(buffer));
+        let todo = provided.chain([listen_to(&bell)]).collect();
         Ok(Ring(Rc::new(State {
             io: RefCell::new(io),
-            todo: RefCell::new(VecDeque::from([provide, listen_to(&bell)])),
+            todo: RefCell::new(todo),
             operations: RefCell::new(Table::new()),
             sockets: RefCell::new(Table::new()),
             pool: RefCell::new(pool),
@@ -236,21 +246,23 @@ impl Ring {
         self.poke();
     }
 
-    /// Begins a file operation; if the caller goes away, the operation and its buffer stay until it is complete.
+    /// Begins a file operation; if the caller goes away, the operation, its file and its buffer stay until it is complete.
     fn file_operation(
         &self,
+        file: &Rc<OwnedFd>,
         buffer: Option<AlignedBuf>,
-        entry: impl FnOnce(Option<&mut AlignedBuf>) -> squeue::Entry,
+        entry: impl FnOnce(types::Fd, Option<&mut AlignedBuf>) -> squeue::Entry,
     ) -> Waiting {
         let id = {
-            let mut operations = self.0.operations.borrow_mut();
-            operations.insert(Operation::File { buffer, result: None, waker: None, abandoned: false })
+            let operation =
+                Operation::File { _file: file.clone(), buffer, result: None, waker: None, abandoned: false };
+            self.0.operations.borrow_mut().insert(operation)
         };
         let entry = {
             let mut operations = self.0.operations.borrow_mut();
             let Some(Operation::File { buffer, .. }) = operations.get_mut(id) else { unreachable!("just inserted") };
             // The buffer's bytes are on the heap, so they stay where they are when the table moves its entries.
-            entry(buffer.as_mut())
+            entry(types::Fd(file.as_raw_fd()), buffer.as_mut())
         };
         self.push(entry.user_data(id));
         Waiting { ring: self.clone(), id, done: false }
@@ -258,9 +270,8 @@ impl Ring {
 
     /// Reads whole blocks; answers how many bytes came.
     pub async fn read(&self, fd: &Rc<OwnedFd>, offset: u64, buffer: AlignedBuf) -> io::Result<(AlignedBuf, usize)> {
-        let raw = types::Fd(fd.as_raw_fd());
         let (result, buffer) = self
-            .file_operation(Some(buffer), |buffer| {
+            .file_operation(fd, Some(buffer), |raw, buffer| {
                 let bytes: &mut [u8] = buffer.expect("given");
                 opcode::Read::new(raw, bytes.as_mut_ptr(), bytes.len() as u32).offset(offset).build()
             })
@@ -273,12 +284,11 @@ impl Ring {
 
     /// Writes whole blocks, all of them or an error; with `durable`, flushed when it returns.
     pub async fn write(&self, fd: &Rc<OwnedFd>, offset: u64, buffer: AlignedBuf, durable: bool) -> io::Result<()> {
-        let raw = types::Fd(fd.as_raw_fd());
         let (mut buffer, mut done) = (buffer, 0);
         loop {
             let total = buffer.len();
             let (result, back) = self
-                .file_operation(Some(buffer), |buffer| {
+                .file_operation(fd, Some(buffer), |raw, buffer| {
                     // Shared: zeros that are only written lie in memory that others write, too.
                     let bytes: &[u8] = buffer.expect("given");
                     let rest = &bytes[done..];
@@ -308,8 +318,8 @@ impl Ring {
     /// and before what tasks and the next turn bring, and the core yields to it once, or it would wait until the core has
     /// nothing left.
     pub async fn sync_data(&self, fd: &Rc<OwnedFd>) -> io::Result<()> {
-        let raw = types::Fd(fd.as_raw_fd());
-        let flushed = self.file_operation(None, |_| opcode::Fsync::new(raw).flags(types::FsyncFlags::DATASYNC).build());
+        let flushed =
+            self.file_operation(fd, None, |raw, _| opcode::Fsync::new(raw).flags(types::FsyncFlags::DATASYNC).build());
         self.submit(false)?;
         std::thread::yield_now();
         let (result, _) = flushed.await;
@@ -318,8 +328,7 @@ impl Ring {
 
     /// Assures space up to `length`.
     pub async fn allocate(&self, fd: &Rc<OwnedFd>, length: u64) -> io::Result<()> {
-        let raw = types::Fd(fd.as_raw_fd());
-        let (result, _) = self.file_operation(None, |_| opcode::Fallocate::new(raw, length).build()).await;
+        let (result, _) = self.file_operation(fd, None, |raw, _| opcode::Fallocate::new(raw, length).build()).await;
         if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
     }
 
@@ -567,16 +576,13 @@ impl Ring {
 
     fn complete_receive(&self, id: u64, socket: SocketId, result: i32, flags: u32, handler: &dyn Handler) {
         if let Some(buffer) = cqueue::buffer_select(flags) {
-            let start = usize::from(buffer) * BUFFER_BYTES;
             if result > 0 {
                 // The kernel does not touch this buffer again before it is provided again below.
                 let pool = self.0.pool.borrow();
-                handler.received(socket, &pool.bytes[start..start + result as usize]);
+                handler.received(socket, &pool.buffers[usize::from(buffer)][..result as usize]);
             }
-            let mut pool = self.0.pool.borrow_mut();
-            let pointer = pool.bytes[start..].as_mut_ptr();
-            let provide = opcode::ProvideBuffers::new(pointer, BUFFER_BYTES as i32, 1, 0, buffer).build();
-            self.0.todo.borrow_mut().push_back(provide.user_data(PROVIDE));
+            let provide = self.0.pool.borrow_mut().provide(buffer);
+            self.0.todo.borrow_mut().push_back(provide);
         }
         if cqueue::more(flags) {
             return;
@@ -777,7 +783,7 @@ impl Drop for State {
         if self.operations.borrow().len() > 0 {
             // The kernel may still use their memory, and the pool's.
             std::mem::forget(std::mem::replace(&mut *self.operations.borrow_mut(), Table::new()));
-            std::mem::forget(std::mem::take(&mut self.pool.borrow_mut().bytes));
+            std::mem::forget(std::mem::take(&mut self.pool.borrow_mut().buffers));
         }
     }
 }
