@@ -12,7 +12,7 @@
 
 use crate::env::{Env, Level, Sabotage};
 use crate::error::Error;
-use crate::index::Index;
+use crate::index::{Index, IndexError};
 use crate::index_care::Cure;
 use crate::manifest::{Manifest, Mark, RunSummary, ValueFile, sync_names};
 use crate::memory::hot::Known;
@@ -171,6 +171,7 @@ impl<E: Env> Core<E> {
         if let Err(error) = self.purge().await {
             self.log(Level::Warn, format_args!("log that is not needed any more is kept for now: {error}"));
         }
+        self.manifest.keep_spare().await;
         self.start_merging();
     }
 
@@ -388,6 +389,10 @@ impl<E: Env> Core<E> {
             };
             match attempt.await {
                 Ok(()) => return Ok(()),
+                // It has taken nothing, and to open or build it anew would put it further behind.
+                Err(error @ IndexError::Behind(_)) if self.env.sabotage() != Some(Sabotage::BehindIsBroken) => {
+                    return Err(error.into());
+                }
                 Err(error) => {
                     self.log(Level::Warn, format_args!("an ingestion is in doubt: {error}"));
                     if self.mend_index(epoch, Some(mark), cure).await? == mark {
@@ -461,6 +466,16 @@ impl<E: Env> Core<E> {
     ) -> Result<T, Error> {
         self.manifest
             .update_reserved(|m| {
+                self.bring_up_to_date(m);
+                change(m)
+            })
+            .await
+    }
+
+    /// The same to free space.
+    pub(crate) async fn update_manifest_freeing<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
+        self.manifest
+            .update_freeing(|m| {
                 self.bring_up_to_date(m);
                 change(m)
             })

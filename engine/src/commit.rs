@@ -48,6 +48,15 @@ pub(crate) struct Batch {
     cost: u64,
 }
 
+impl Batch {
+    fn first_version(&self) -> Version {
+        match &self.content {
+            Content::Growing(body) => body.first_version(),
+            Content::Whole { first_version, .. } => *first_version,
+        }
+    }
+}
+
 /// The body of a batch that is to be written.
 pub(crate) enum Content {
     /// It grows until it is written.
@@ -228,11 +237,11 @@ async fn reserve_and_prepare<E: Env>(
     };
     begin_writing(core).await?;
     let turn = loop {
-        wait_for_room(core, transaction).await?;
+        wait_until(core, || has_room(core, transaction) || has_room_to_delete(core, plan)).await?;
         core.wait_for_flush_as_leader().await?;
         let turn = core.slow_gate.enter().await;
         // Who went before may have taken the room.
-        if has_room(core, transaction) && !core.is_flushing() {
+        if (has_room(core, transaction) || has_room_to_delete(core, plan)) && !core.is_flushing() {
             break turn;
         }
         drop(turn);
@@ -241,7 +250,8 @@ async fn reserve_and_prepare<E: Env>(
     still_leads(core)?;
     if !core.wal().try_reserve(plan.cost) {
         add(&core.stats.waits_for_log_space, 1);
-        core.wal().reserve(plan.cost).await?;
+        let purpose = if plan.deletes_only { wal::Purpose::Delete } else { wal::Purpose::Write };
+        core.wal().reserve(plan.cost, purpose).await?;
     }
     // From here on the reservation must be given back if nothing is prepared.
     let pointers = match write_large(core, &plan.large).await {
@@ -289,12 +299,12 @@ fn has_room<E: Env>(core: &Core<E>, transaction: &Transaction) -> bool {
         || overlay.frozen_last().is_some_and(|last| transaction.snapshot.holds_up(last))
 }
 
-/// Commits wait, they are not refused, while the overlay is full and a checkpoint can still empty it.
-async fn wait_for_room<E: Env>(core: &Rc<Core<E>>, transaction: &Transaction) -> Result<(), Error> {
-    wait_until(core, || has_room(core, transaction)).await
+/// Whether a plan has room that nobody else has.
+fn has_room_to_delete<E: Env>(core: &Core<E>, plan: &Plan) -> bool {
+    plan.deletes_only && core.takes_deletes(core.overlay.borrow().bytes())
 }
 
-/// Has checkpoints run until the overlay `has_room`.
+/// Has checkpoints run until the overlay `has_room`: commits wait, they are not refused, while a checkpoint can still empty it.
 pub(crate) async fn wait_until<E: Env>(core: &Rc<Core<E>>, has_room: impl Fn() -> bool) -> Result<(), Error> {
     if !has_room() {
         add(&core.stats.waits_for_overlay, 1);
@@ -334,8 +344,9 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
     let sabotaged = core.env.sabotage() == Some(Sabotage::GenerationNotAdvanced);
     let manifest = core.manifest.get().clone();
     core.wal().record_active(&fresh, &manifest).await?;
+    // On a full disk deletes and a FlushDB begin with this.
     let secret = core
-        .update_manifest(|m| {
+        .update_manifest_freeing(|m| {
             if !m.writable() {
                 // The role was changed meanwhile.
                 return Err(m.refusal());
@@ -352,6 +363,7 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
         })
         .await?;
     core.wal().begin_generation(secret?);
+    core.manifest.keep_spare().await;
     Ok(())
 }
 
@@ -437,7 +449,8 @@ pub(crate) fn enter_all<E: Env>(core: &Rc<Core<E>>, changes: Vec<(Version, Key, 
     }
 }
 
-/// Adds a transaction to the batch that is written next: up to a size, and never across the beginning of an epoch.
+/// Adds a transaction to the batch that is written next: up to a size, and never across the beginning of an epoch, nor across the
+/// end of a checkpoint that is under way: a copy of what it settles ends with a whole batch, where a log can be cut.
 pub(crate) fn enqueue<E: Env>(
     core: &Core<E>,
     version: Version,
@@ -446,10 +459,13 @@ pub(crate) fn enqueue<E: Env>(
     add_to: impl FnOnce(&mut Builder),
 ) {
     let epoch = core.manifest.get().epoch_of(version);
+    let frozen = core.overlay.borrow().frozen_last();
     {
         let mut queue = core.queue.borrow_mut();
         let grows = |batch: &Batch| match &batch.content {
-            Content::Growing(body) => batch.cost + cost <= BATCH_BYTES && body.epoch() == epoch,
+            Content::Growing(body) => {
+                batch.cost + cost <= BATCH_BYTES && body.epoch() == epoch && frozen != Some(batch.last)
+            }
             Content::Whole { .. } => false,
         };
         if !queue.back().is_some_and(grows) {
@@ -596,13 +612,15 @@ async fn persist<E: Env>(core: &Rc<Core<E>>) {
 async fn append_voucher<E: Env>(core: &Rc<Core<E>>) {
     let cost = wal::cost(0, 0);
     if !core.wal().try_reserve(cost)
-        && let Err(error) = core.wal().reserve(cost).await
+        && let Err(error) = core.wal().reserve(cost, wal::Purpose::Delete).await
     {
         core.log(Level::Warn, format_args!("the idle log could not vouch for its last batch: {error}"));
         core.wal().refuse_voucher();
         return;
     }
-    let first = core.prepared.get() + 1;
+    // What was prepared while there was no space yet comes behind it.
+    let waiting = core.queue.borrow().front().map(Batch::first_version);
+    let first = waiting.unwrap_or(core.prepared.get() + 1);
     let epoch = core.manifest.get().epoch_of(first);
     let bytes = Builder::new(epoch, first, Vec::new()).finish(core.env.wall_ms(), None);
     let published = core.published_end.get();
@@ -674,7 +692,7 @@ pub(crate) async fn flush_with<E: Env>(
     };
     core.paused(async || {
         check(core)?;
-        core.wal().reserve(cost).await?;
+        core.wal().reserve(cost, wal::Purpose::Order).await?;
         if let Err(error) = core.or_without_spares(async || core.manifest.reserve().await).await {
             core.wal().release(cost);
             return Err(error);
@@ -720,6 +738,13 @@ impl<E: Env> Core<E> {
         let _turn = self.slow_gate.enter().await;
         let _pause = Pause::begin(self);
         work().await
+    }
+
+    /// Whether deletes have room although the overlay is full: the disk is, too, so that no checkpoint empties it, and an overlay of
+    /// this size is not yet a quarter beyond its share.
+    pub(crate) fn takes_deletes(&self, overlay_bytes: u64) -> bool {
+        self.checkpoint_refused.borrow().as_ref().is_some_and(Error::is_refusal)
+            && overlay_bytes / 5 < self.overlay_budget.get() / 4
     }
 
     /// Whether nothing may be prepared now.

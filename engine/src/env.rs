@@ -39,6 +39,7 @@ pub enum Sabotage {
     PendingNotChecked,
     ValueFileBeforeManifest,
     RunWithoutTombstones,
+    BehindIsBroken,
     StaleCacheFill,
     RunAheadToldEarly,
     LargeValueNotFlushed,

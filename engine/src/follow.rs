@@ -281,12 +281,17 @@ impl<E: Env> Incoming<E> {
             other => other?,
         }
         // Who cannot settle what it has takes no more.
-        let only_lists = self.body.transactions.iter().flatten().all(|o| matches!(o, Operation::Members(_)));
+        let operations = || self.body.transactions.iter().flatten();
+        let only_lists = operations().all(|o| matches!(o, Operation::Members(_)));
+        // What the leader takes on a full disk, its followers take, too; and a FlushDB makes room.
+        let is_flush = operations().any(|o| *o == Operation::Flush);
+        let deletes_only = operations().all(|o| matches!(o, Operation::Members(_) | Operation::Delete(_)));
         wait_until(&core, || {
             let overlay = core.overlay.borrow();
             // A checkpoint that waits for the leader to show what is here ends only if more is let in.
             let waits = overlay.frozen_last().is_some_and(|last| last > core.published.get());
-            overlay.bytes() < core.overlay_budget.get() || waits || only_lists
+            let has_room = overlay.bytes() < core.overlay_budget.get() || waits || only_lists || is_flush;
+            has_room || (deletes_only && core.takes_deletes(overlay.bytes()))
         })
         .await?;
         let cost = wal::cost(self.bytes.len().saturating_sub(BODY_HEADER + 4), self.places.len());
@@ -294,7 +299,7 @@ impl<E: Env> Incoming<E> {
         let (first_version, epoch) = (self.body.first_version, self.body.epoch);
         let next = self.next;
         let check = |core: &Rc<Core<E>>| continues(core, &self.upstream, self.adopted, next, epoch);
-        if self.body.transactions.iter().flatten().any(|o| *o == Operation::Flush) {
+        if is_flush {
             let bytes = self.bytes;
             // A stream that was replaced may bring it first: that one is pending then, and holds checkpoints off. A checkpoint may
             // wait for what a leader shows that this node takes nothing of any more.
@@ -346,7 +351,12 @@ impl<E: Env> Incoming<E> {
         }
         // Who is replaced, or closes, makes no segment any more.
         check(&core)?;
-        core.wal().reserve(cost).await?;
+        let purpose = match (only_lists, deletes_only) {
+            (true, _) => wal::Purpose::Order,
+            (false, true) => wal::Purpose::Delete,
+            (false, false) => wal::Purpose::Write,
+        };
+        core.wal().reserve(cost, purpose).await?;
         let checked = async {
             check(&core)?;
             let lost = core.manifest.get().members.last().is_some_and(|record| record.version > core.prepared.get());

@@ -538,6 +538,8 @@ pub struct ManifestStore<E: Env> {
     data: RefCell<Manifest>,
     gate: Gate,
     reserved: RefCell<Option<Reserved<E>>>,
+    /// Bytes that the spare file has space for.
+    spare: Cell<u64>,
     access: Cell<Access>,
 }
 
@@ -570,6 +572,7 @@ impl<E: Env> ManifestStore<E> {
             data: RefCell::new(data),
             gate: Gate::default(),
             reserved: RefCell::default(),
+            spare: Cell::new(0),
             access: Cell::new(Access::Open),
         }
     }
@@ -653,8 +656,14 @@ impl<E: Env> ManifestStore<E> {
             return Ok(());
         }
         *self.reserved.borrow_mut() = None;
-        let file = self.fresh(names::MANIFEST_RESERVED, wanted).await?;
-        *self.reserved.borrow_mut() = Some(Reserved { file, capacity: wanted });
+        let reserved = match self.fresh(names::MANIFEST_RESERVED, wanted).await {
+            Err(error) if error.kind == DiskErrorKind::NoSpace => match self.take_spare().await? {
+                Some(spare) => spare,
+                None => return Err(error.into()),
+            },
+            file => Reserved { file: file?, capacity: wanted },
+        };
+        *self.reserved.borrow_mut() = Some(reserved);
         Ok(())
     }
 
@@ -681,6 +690,82 @@ impl<E: Env> ManifestStore<E> {
         }
         *self.data.borrow_mut() = next;
         Ok(answer)
+    }
+
+    /// Changes it to free space: on a full disk, into the spare file ([`ManifestStore::keep_spare`]).
+    pub async fn update_freeing<T>(&self, change: impl FnOnce(&mut Manifest) -> T) -> Result<T, Error> {
+        let _turn = self.gate.enter().await;
+        if self.access.get() != Access::Open {
+            return Err(Error::ShuttingDown);
+        }
+        let mut next = self.data.borrow().clone();
+        let answer = change(&mut next);
+        if next == *self.data.borrow() {
+            return Ok(answer);
+        }
+        let mut written = self.write(&next).await;
+        if written.as_ref().is_err_and(|error| error.kind == DiskErrorKind::NoSpace)
+            && self.spare.get() >= self.image(&next).len() as u64
+        {
+            written = self.write_spare(&next).await;
+        }
+        match written {
+            Ok(()) => {}
+            Err(error) if error.changed_nothing() => return Err(error.into()),
+            Err(error) => match self.env.halt(format!("the manifest could not be replaced: {error}")).await {},
+        }
+        *self.data.borrow_mut() = next;
+        Ok(answer)
+    }
+
+    async fn write_spare(&self, next: &Manifest) -> Result<(), crate::disk::DiskError> {
+        let file = self.env.disk().open(names::MANIFEST_SPARE, OpenMode::Existing, IoClass::Bulk).await?;
+        self.replace_with(&file, names::MANIFEST_SPARE, self.image(next)).await?;
+        self.spare.set(0);
+        Ok(())
+    }
+
+    /// An opening finds the spare file, with space for so many bytes.
+    pub fn adopt_spare(&self, bytes: u64) {
+        self.spare.set(bytes);
+    }
+
+    /// Keeps a file with space for a manifest, where there is some: on a full disk what frees space begins with that. It costs no
+    /// descriptor.
+    pub async fn keep_spare(&self) {
+        let _turn = self.gate.enter().await;
+        if self.access.get() != Access::Open || self.data.borrow().generations.is_empty() {
+            return;
+        }
+        let least = BLOCK as u64 + self.data.borrow().encode().len() as u64 + RESERVED_SLACK / 2;
+        if self.spare.get() >= least {
+            return;
+        }
+        let wanted = least + RESERVED_SLACK / 2;
+        let grown = async {
+            if self.spare.get() == 0 {
+                return self.fresh(names::MANIFEST_SPARE, wanted).await.map(drop);
+            }
+            let file = self.env.disk().open(names::MANIFEST_SPARE, OpenMode::Existing, IoClass::Bulk).await?;
+            file.allocate(wanted).await
+        };
+        // Where it cannot grow it has what it had.
+        if grown.await.is_ok() {
+            self.spare.set(wanted);
+        }
+    }
+
+    /// The spare file becomes what is set aside, if it has space for a manifest that grows.
+    async fn take_spare(&self) -> Result<Option<Reserved<E>>, crate::disk::DiskError> {
+        let (capacity, least) = (self.spare.get(), self.data.borrow().encode().len() as u64 + RESERVED_SLACK / 4);
+        if capacity < least {
+            return Ok(None);
+        }
+        let disk = self.env.disk();
+        let file = disk.open(names::MANIFEST_SPARE, OpenMode::Existing, IoClass::Bulk).await?;
+        disk.rename(names::MANIFEST_SPARE, names::MANIFEST_RESERVED).await?;
+        self.spare.set(0);
+        Ok(Some(Reserved { file, capacity }))
     }
 
     async fn write(&self, manifest: &Manifest) -> Result<(), crate::disk::DiskError> {

@@ -5,6 +5,9 @@ pub const MANIFEST: &str = "manifest";
 /// The manifest that is being written.
 pub const MANIFEST_NEW: &str = "manifest.new";
 
+/// Space kept ready for a manifest that frees space.
+pub const MANIFEST_SPARE: &str = "manifest.spare";
+
 /// Space set aside for a manifest that must not fail.
 pub const MANIFEST_RESERVED: &str = "manifest.reserved";
 

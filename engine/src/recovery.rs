@@ -304,6 +304,10 @@ impl<E: Env> Core<E> {
             };
             files.iter().map(|(name, _)| name.clone()).filter(|name| leftover(name)).collect()
         };
+        if let Some((_, length)) = files.iter().find(|(name, _)| name == names::MANIFEST_SPARE) {
+            // On a full disk there may be no other.
+            self.manifest.adopt_spare(*length);
+        }
         if !leftovers.is_empty() {
             // If only the process died, the manifest that no longer names them may not be durable yet: the one before must
             // not come back to find them gone.
@@ -611,7 +615,8 @@ impl<E: Env> Core<E> {
         }
         let end = LogEnd { position: replayed.end, chain: replayed.chain, segments: replayed.segments };
         let (env, leftovers) = (self.env.clone(), self.leftovers.clone());
-        let wal = Wal::open(env, self.id, self.settings.wal_max_size, end, leftovers, self.end_file.clone()).await?;
+        let sizes = (self.settings.wal_max_size, self.settings.delete_reserve);
+        let wal = Wal::open(env, self.id, sizes, end, leftovers, self.end_file.clone()).await?;
         if self.wal.set(wal).is_err() {
             unreachable!("a log is opened once");
         }
@@ -714,6 +719,8 @@ impl<E: Env> Core<E> {
             }
         })
         .await?;
+        // The one before has given its space back.
+        self.manifest.keep_spare().await;
         self.index_void.set(false);
         self.index_bad.set(false);
         self.index_epoch.set(self.index_epoch.get() + 1);

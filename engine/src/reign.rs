@@ -171,7 +171,7 @@ impl<E: Env> Partition<E> {
                 }
                 core.manifest.reserve().await?;
                 if asks {
-                    core.wal().reserve(cost).await?;
+                    core.wal().reserve(cost, wal::Purpose::Order).await?;
                 }
                 let _begin = core.begin_gate.enter().await;
                 let begun = core.wal().has_begun();
@@ -299,7 +299,7 @@ impl<E: Env> Partition<E> {
             }
             let cost = wal::cost(members_len(&members), 0);
             core.flushed.reached(core.prepared.get()).await;
-            core.wal().reserve(cost).await?;
+            core.wal().reserve(cost, wal::Purpose::Order).await?;
             let version = core.prepared.get() + 1;
             let mut records = core.active_members();
             records.push(MembersRecord { version, members: members.clone() });

@@ -14,6 +14,7 @@ use crate::names;
 use crate::partition::{Core, Partition};
 use crate::stats::{Status, add};
 use crate::types::{LogPosition, Version};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -113,7 +114,7 @@ impl<E: Env> Core<E> {
         if files.is_empty() && !self.wal().has_doomed() {
             return Ok(());
         }
-        let let_go = async || self.update_manifest(|m| m.values.retain(|f| !files.contains(&f.number))).await;
+        let let_go = async || self.update_manifest_freeing(|m| m.values.retain(|f| !files.contains(&f.number))).await;
         self.or_without_spares(let_go).await?;
         for file in files {
             self.values.forget(file);
@@ -122,6 +123,7 @@ impl<E: Env> Core<E> {
         self.leftovers.remove_all().await?;
         self.wal().remove_doomed().await?;
         add(&self.stats.segments_purged, numbers.len() as u64);
+        self.manifest.keep_spare().await;
         Ok(())
     }
 
@@ -164,6 +166,7 @@ pub(crate) async fn keep_house<E: Env>(core: Rc<Core<E>>) {
     const TICK: Duration = Duration::from_millis(250);
     /// A snapshot is given up when it is older than this; a tenth of it when there is hardly any room left.
     const GRACE: Duration = Duration::from_secs(1);
+    core.manifest.keep_spare().await;
     let mut last_checkpoint = core.env.now();
     while !core.closing.get() {
         crate::sync::first_of(core.housekeeping.notified(), core.env.sleep(TICK)).await;
@@ -238,6 +241,9 @@ impl<E: Env> Partition<E> {
         let kept = core.kept(&manifest);
         let pinned: u64 = kept.pinned.iter().sum();
         let (shared_flushes, shared_flush_writes) = core.wal().shared_counts();
+        let live = manifest.live.iter().map(|(_, bytes)| bytes).sum();
+        let written: BTreeMap<u32, u64> = core.values.used().into_iter().collect();
+        let now_used = |f: &ValueFile| written.get(&f.number).map_or(f.used, |written| f.used.max(*written));
         Status {
             partition: core.id,
             role: manifest.leadership.role.clone(),
@@ -246,6 +252,8 @@ impl<E: Env> Partition<E> {
             version: position.version,
             keys: manifest.keys,
             keys_as_of_version: manifest.mark.version,
+            min_replicas: u64::from(core.min_replicas()),
+            members: self.members().nodes.iter().map(|member| member.key()).collect(),
             open_snapshots: core.snapshots.len() as u64,
             overlay_bytes: core.overlay.borrow().bytes(),
             wal_segments: segments.len() as u64,
@@ -255,8 +263,9 @@ impl<E: Env> Partition<E> {
             wal_used_bytes: core.wal().used_from(LogPosition::default()),
             wal_oldest_version: self.oldest_version(),
             value_files: manifest.values.len() as u64,
-            value_used_bytes: manifest.values.iter().map(|f| f.used).sum(),
-            value_live_bytes: manifest.live.iter().map(|(_, bytes)| bytes).sum(),
+            value_used_bytes: manifest.values.iter().map(now_used).sum(),
+            value_live_bytes: live,
+            value_garbage_bytes: manifest.values.iter().map(|f| f.used).sum::<u64>().saturating_sub(live),
             value_pinned_bytes: pinned,
             log_share_bytes: core.retention_bytes.get(),
             runs: manifest.runs.len() as u64,

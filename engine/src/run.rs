@@ -18,6 +18,8 @@ use crate::types::{PartitionId, Settled, ValuePointer, Version};
 /// A chunk is closed when it reaches this many bytes.
 pub const CHUNK_BYTES: usize = 64 << 10;
 const FOOTER: u32 = u32::MAX;
+/// Longest footer, bytes: 12 for each value file.
+const FOOTER_MAX: usize = 64 << 20;
 const KIND_POINTER: u8 = 1;
 const KIND_TOMBSTONE: u8 = 2;
 
@@ -121,6 +123,12 @@ impl<E: Env> RunWriter<E> {
     pub async fn finish(mut self, summary: &RunSummary) -> Result<(), Error> {
         let mut footer = Vec::new();
         summary.encode(&mut footer);
+        if footer.len() > FOOTER_MAX {
+            return Err(Error::Refused(format!(
+                "a run cannot name {} value files; `value_file_size` makes them larger, and fewer",
+                summary.live.len().max(summary.used.len())
+            )));
+        }
         self.pending.put_u32(FOOTER);
         self.pending.put_u32(footer.len() as u32);
         self.pending.put_u32(crc(&[&footer]));
@@ -164,7 +172,7 @@ impl<E: Env> RunReader<E> {
         let length = take.u32().map_err(cut)?;
         if length == FOOTER {
             let (length, sum) = (take.u32().map_err(cut)? as usize, take.u32().map_err(cut)?);
-            if length > CHUNK_BYTES * 64 {
+            if length > FOOTER_MAX {
                 return Err(self.damaged("a run's footer claims an impossible length"));
             }
             let footer = self.file.read_at(self.offset + 12, length).await?;

@@ -11,6 +11,9 @@ pub struct Settings {
     pub wal_retention: Duration,
     /// How many bytes of checkpointed log are kept (this partition's share).
     pub wal_retention_bytes: u64,
+    /// Bytes at the end of the log's space that are left to deletes where no more can be had (this partition's share); at most an
+    /// eighth of a segment, with what is left to a FlushDB.
+    pub delete_reserve: u64,
     /// Cut a damaged log instead of refusing to open.
     pub truncate_corrupt_wal: bool,
     /// Longest key.
@@ -61,6 +64,7 @@ impl Default for Settings {
             wal_max_size: 10 << 20,
             wal_retention: Duration::from_secs(2 * 3600),
             wal_retention_bytes: 64 << 20,
+            delete_reserve: 1 << 20,
             truncate_corrupt_wal: false,
             max_key_size: 65_000,
             max_value_size: 4 << 20,

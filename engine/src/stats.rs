@@ -51,6 +51,10 @@ pub struct Status {
     pub version: u64,
     pub keys: u64,
     pub keys_as_of_version: u64,
+    /// Followers that must hold a commit.
+    pub min_replicas: u64,
+    /// Nodes of the list in force, and their partitions.
+    pub members: Vec<(u64, u8)>,
     pub open_snapshots: u64,
     pub overlay_bytes: u64,
     pub wal_segments: u64,
@@ -63,6 +67,8 @@ pub struct Status {
     pub value_files: u64,
     pub value_used_bytes: u64,
     pub value_live_bytes: u64,
+    /// Of what was used when the manifest was written last.
+    pub value_garbage_bytes: u64,
     pub value_pinned_bytes: u64,
     /// Most bytes of checkpointed log, and of value files that only it points into, that are kept.
     pub log_share_bytes: u64,

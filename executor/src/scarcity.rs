@@ -6,6 +6,9 @@ use std::path::Path;
 use turnstone_engine::disk::{DiskError, DiskErrorKind};
 use turnstone_engine::env::Level;
 
+/// The disk has space again when one gets so many bytes at once.
+const LARGE: u64 = 128 << 10;
+
 /// What a core's partitions know of their disk.
 pub struct Scarcity {
     log: Log,
@@ -22,7 +25,8 @@ impl Scarcity {
     pub fn note<T>(&self, path: &Path, need: u64, outcome: &Result<T, DiskError>) {
         let path = path.display();
         match outcome {
-            Ok(_) if self.full.replace(false) => {
+            // Small ones go where a file has just made room.
+            Ok(_) if need >= LARGE && self.full.replace(false) => {
                 self.log.line(Level::Info, &format!("the disk has space again: {path} has its {need} bytes"));
             }
             Err(error) if error.kind == DiskErrorKind::NoSpace && !self.full.replace(true) => self.log.line(

@@ -53,9 +53,9 @@ pub struct Follower {
     epoch: Epoch,
     acked: Version,
     leader_published: Version,
-    /// The other side led when the stream began, in an epoch that begins with this version.
+    /// The other side leads, or did when the stream began, in an epoch that begins with this version.
     leads_from: Option<Version>,
-    /// What its log ended with at that time.
+    /// What its log ended with when it said so.
     leader_last: Version,
     /// What it knows this node to have had.
     had: Had,
@@ -80,11 +80,8 @@ impl Follower {
         match frame {
             Frame::Accept(Welcome { standing, node, had }) if self.stage == Stage::Asked => {
                 self.stage = Stage::Stream;
-                (self.leader, self.had, self.leader_last) = (Some(node), had, standing.last);
-                self.epoch = standing.adopted;
-                self.leader_published = standing.published;
-                let begun = standing.epochs.last().map_or(0, |epoch| epoch.first_version);
-                self.leads_from = standing.leads.then_some(begun);
+                (self.leader, self.had) = (Some(node), had);
+                self.note(&standing);
                 Ok(Step::Adopt(standing.adopted, standing.epochs))
             }
             Frame::Refuse(reason, text) => Ok(Step::Refused(reason, text)),
@@ -103,11 +100,11 @@ impl Follower {
             }
             Frame::Batch(bytes) if self.stage == Stage::Stream => Ok(Step::Batch(bytes)),
             Frame::Value(bytes) if self.stage == Stage::Stream => Ok(Step::Value(bytes)),
-            Frame::Epochs(epoch, epochs) if self.stage == Stage::Stream => {
-                self.epoch = epoch;
+            Frame::Standing(standing) if self.stage == Stage::Stream => {
+                self.note(&standing);
                 // What was confirmed counts in the new epoch only once it is confirmed in it.
                 self.acked = 0;
-                Ok(Step::Adopt(epoch, epochs))
+                Ok(Step::Adopt(standing.adopted, standing.epochs))
             }
             Frame::Beat(published) => {
                 self.leader_published = self.leader_published.max(published);
@@ -115,6 +112,18 @@ impl Follower {
             }
             _ => Err(Violation("the leader sent what it must not send now".to_string())),
         }
+    }
+
+    /// The other side says what it has.
+    fn note(&mut self, theirs: &Standing) {
+        self.epoch = theirs.adopted;
+        self.leader_published = self.leader_published.max(theirs.published);
+        if theirs.leads && self.leads_from.is_none() {
+            self.leader_last = theirs.last;
+        }
+        // An epoch that begins behind its last version has published nothing yet.
+        let begun = theirs.epochs.iter().rev().find(|epoch| epoch.first_version <= theirs.last);
+        self.leads_from = theirs.leads.then_some(begun.map_or(0, |epoch| epoch.first_version));
     }
 
     /// Everything up to `version` is on this node's disk: tell the leader, if it does not know.
@@ -136,12 +145,12 @@ impl Follower {
         self.had
     }
 
-    /// Whether the other side led when the stream began.
+    /// Whether the other side leads.
     pub fn leads(&self) -> bool {
         self.leads_from.is_some()
     }
 
-    /// Whether the other side led when the stream began, and this node has all that it had then.
+    /// Whether the other side leads, and this node has all that it had when it first said so in this stream.
     pub fn has_caught_up(&self, flushed: Version) -> bool {
         self.leads_from.is_some() && flushed >= self.leader_last
     }
@@ -295,11 +304,28 @@ mod tests {
         assert_eq!(follower.take(Frame::Beat(30), NOW), Ok(Step::Show(30)));
         assert_eq!(follower.lag(9), 21);
         let next = reign_of(2, 8, 10);
-        follower.take(Frame::Epochs(next.epoch, vec![epochs[0], next]), NOW).expect("taken");
+        let news = Frame::Standing(Box::new(standing(&[epochs[0], next], 20, 25, true)));
+        follower.take(news, NOW).expect("taken");
         assert_eq!(follower.durable(9), Some(Frame::Ack(next.epoch, 9)), "it is confirmed anew");
         follower.hears(NOW + SILENCE);
         assert!(!follower.is_gone(NOW + SILENCE * 2));
         assert!(follower.is_gone(NOW + SILENCE * 3));
+    }
+
+    #[test]
+    fn a_stream_from_a_member_knows_when_that_comes_to_lead() {
+        let epochs = [reign_of(1, 7, 1)];
+        let (mut follower, _) = Follower::open(Hello::default(), NOW);
+        let accept = Frame::Accept(Welcome { node: 1, had: Had::default(), standing: standing(&epochs, 5, 9, false) });
+        follower.take(accept, NOW).expect("taken");
+        assert!(!follower.leads() && !follower.shows_all() && !follower.has_caught_up(100));
+        let (next, last) = (reign_of(2, 8, 11), 11);
+        let leads = Frame::Standing(Box::new(standing(&[epochs[0], next], 9, last, true)));
+        assert_eq!(follower.take(leads, NOW), Ok(Step::Adopt(next.epoch, vec![epochs[0], next])));
+        assert!(follower.leads() && !follower.shows_all(), "nothing of its epoch is published");
+        assert!(!follower.has_caught_up(10) && follower.has_caught_up(11));
+        follower.take(Frame::Beat(11), NOW).expect("taken");
+        assert!(follower.shows_all());
     }
 
     #[test]

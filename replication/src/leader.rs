@@ -44,6 +44,7 @@ pub struct Leader {
     own: u8,
     adopted: Epoch,
     epochs: Vec<EpochStart>,
+    leads: bool,
     told: Version,
     sent: Version,
     acked: (Epoch, Version),
@@ -93,6 +94,7 @@ impl Leader {
             own: hello.own,
             adopted: standing.adopted,
             epochs: standing.epochs.clone(),
+            leads: standing.leads,
             told: standing.published,
             sent: hello.last,
             // What it has may not be on its disk yet.
@@ -113,14 +115,21 @@ impl Leader {
         (self.node, self.own)
     }
 
-    /// What comes before a batch: the history, if it has grown.
-    pub fn before_batch(&mut self, adopted: Epoch, epochs: &[EpochStart]) -> Option<Frame> {
-        if self.epochs == epochs && self.adopted == adopted {
-            return None;
-        }
-        self.adopted = adopted;
-        self.epochs = epochs.to_vec();
-        Some(Frame::Epochs(adopted, self.epochs.clone()))
+    /// Whether the follower was told less: it must be told this ([`Leader::standing`]) before the next batch.
+    pub fn is_news(&self, adopted: Epoch, epochs: &[EpochStart], leads: bool) -> bool {
+        self.epochs != epochs || self.adopted != adopted || self.comes_to_lead(leads)
+    }
+
+    /// Whether the follower was told that this node does not lead, and it does.
+    pub fn comes_to_lead(&self, leads: bool) -> bool {
+        leads && !self.leads
+    }
+
+    /// Tells the follower what this node has.
+    pub fn standing(&mut self, standing: Standing) -> Frame {
+        let standing = Standing { members: Vec::new(), ..standing };
+        (self.adopted, self.epochs, self.leads) = (standing.adopted, standing.epochs.clone(), standing.leads);
+        Frame::Standing(Box::new(standing))
     }
 
     /// What the follower may show, if that is news.
@@ -295,10 +304,13 @@ mod tests {
         leader.take(&Frame::Ack(epoch, 7), NOW).expect("taken");
         assert_eq!(leader.acked(), (epoch, 8));
         assert!(leader.take(&Frame::Batch(Vec::new().into()), NOW).is_err());
-        assert_eq!(leader.before_batch(epoch, &epochs), None);
+        assert!(!leader.is_news(epoch, &epochs, true));
         let longer = [epochs[0], reign(2, 8, 9)];
-        assert!(matches!(leader.before_batch(longer[1].epoch, &longer), Some(Frame::Epochs(..))));
-        assert_eq!(leader.before_batch(longer[1].epoch, &longer), None, "once");
+        assert!(leader.is_news(longer[1].epoch, &longer, true));
+        let (epochs, adopted) = (longer.to_vec(), longer[1].epoch);
+        let standing = Standing { adopted, epochs, last: 9, published: 9, members: Vec::new(), leads: true };
+        assert_eq!(leader.standing(standing.clone()), Frame::Standing(Box::new(standing)));
+        assert!(!leader.is_news(adopted, &longer, true), "once");
         assert_eq!(leader.shown(9, NOW), None, "the welcome said so");
         assert_eq!(leader.shown(10, NOW), Some(Frame::Beat(10)));
     }

@@ -15,7 +15,7 @@
 //! | 17 | leader | refuse | `reason u8, text up to the end` |
 //! | 18 | leader | batch | the body, as it is in the log |
 //! | 19 | leader | value | a large value of the batch before, in the body's order |
-//! | 20 | leader | epochs | `epoch, epochs`: what it has agreed to, and the history, before the first batch of a new one |
+//! | 20 | leader | standing | `leads u8, standing`: before the first batch of a new epoch, and where it has come to lead |
 //! | 21 | leader | parted | as accept: the follower has what this log has not |
 //! | 23 | leader | copy | as accept, then `version u64, keys u64, members, resumed u8`: no stream, but a copy at that version |
 //! | 24 | leader | keys | `length u16, key, version u64, length u32, value` of each, in the order of the keys |
@@ -45,7 +45,7 @@ use turnstone_engine::types::{Epoch, Key, Version};
 use turnstone_engine::wal::body::{put_members, take_members};
 
 /// The newest version of this protocol that this program speaks.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 /// The longest payload: a transaction of the largest size allowed, and what surrounds it.
 pub const PAYLOAD_MAX: usize = (1 << 30) + (64 << 20);
 /// Bytes around a payload.
@@ -130,8 +130,8 @@ pub enum Frame {
     Batch(Rc<Vec<u8>>),
     /// A large value.
     Value(Vec<u8>),
-    /// The history has grown, or the sender has agreed to a new epoch.
-    Epochs(Epoch, Vec<EpochStart>),
+    /// The history has grown, or the sender has agreed to a new epoch, or has come to lead. Without members.
+    Standing(Box<Standing>),
 }
 
 /// Whether a follower takes a copy.
@@ -267,7 +267,7 @@ pub struct Status {
 }
 
 /// How a follower introduces itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// Of the protocol.
     pub version: u16,
@@ -571,7 +571,7 @@ impl Frame {
             Frame::Refuse(..) => 17,
             Frame::Batch(_) => 18,
             Frame::Value(_) => 19,
-            Frame::Epochs(..) => 20,
+            Frame::Standing(_) => 20,
             Frame::Parted(_) => 21,
             Frame::Status(_) => 22,
             Frame::Copy(_) => 23,
@@ -661,9 +661,9 @@ impl Frame {
             }
             Frame::Batch(bytes) => out.put(bytes),
             Frame::Value(bytes) | Frame::Keys(bytes) => out.put(bytes),
-            Frame::Epochs(epoch, epochs) => {
-                put_epoch(*epoch, out);
-                put_epochs(epochs, out);
+            Frame::Standing(standing) => {
+                out.put_u8(u8::from(standing.leads));
+                put_standing(standing, out);
             }
         }
     }
@@ -729,7 +729,7 @@ impl Frame {
             }
             18 => Frame::Batch(rest(take)?.into()),
             19 => Frame::Value(rest(take)?),
-            20 => Frame::Epochs(epoch(take)?, epochs(take)?),
+            20 => Frame::Standing(Box::new(standing(flag(take)?, take)?)),
             21 => Frame::Parted(welcome(take)?),
             22 => Frame::Status(Box::new(status(take)?)),
             23 => {
@@ -815,11 +815,11 @@ mod tests {
             Frame::Copy(copy),
             Frame::Keys(vec![3; 900]),
             Frame::CopyEnd(CopySum { keys: 1, digest: 2 }),
-            Frame::Parted(Welcome { node: 5, had, standing }),
+            Frame::Parted(Welcome { node: 5, had, standing: standing.clone() }),
             Frame::Refuse(Reason::Itself, "this is the same node".to_string()),
             Frame::Batch(vec![1; 5000].into()),
             Frame::Value(Vec::new()),
-            Frame::Epochs(epoch, epochs),
+            Frame::Standing(Box::new(standing.clone())),
         ]
     }
 

@@ -105,6 +105,7 @@ pub fn engine_settings(config: &Config) -> Settings {
         wal_max_size: config.wal_max_size,
         wal_retention: config.wal_retention,
         wal_retention_bytes: share(config.wal_retention_bytes, partitions),
+        delete_reserve: share(config.delete_reserve, partitions),
         truncate_corrupt_wal: config.truncate_corrupt_wal,
         max_key_size: config.max_key_size as usize,
         max_value_size: config.max_value_size as usize,

@@ -23,7 +23,7 @@ const USER: u8 = 1;
 const FORMAT: u8 = 1;
 /// A new ingestion waits above this many tables in level 0.
 const LEVEL0_TABLES: usize = 20;
-/// How long it waits at most before it says that compaction is stuck.
+/// How long it waits at most before it says that it is behind.
 const LEVEL0_WAIT: Duration = Duration::from_secs(60);
 
 /// An open index directory.
@@ -142,10 +142,10 @@ impl FjallIndex {
         let started = std::time::Instant::now();
         while self.keyspace.l0_table_count() > LEVEL0_TABLES {
             if started.elapsed() > LEVEL0_WAIT {
-                return Err(IndexError::Failed(format!(
-                    "compaction is stuck at {} tables",
-                    self.keyspace.l0_table_count()
-                )));
+                let (tables, seconds) = (self.keyspace.l0_table_count(), LEVEL0_WAIT.as_secs());
+                let text =
+                    format!("it has {tables} tables to compact, and has not come below {LEVEL0_TABLES} in {seconds} s");
+                return Err(IndexError::Behind(text));
             }
             self.healthy()?;
             std::thread::sleep(Duration::from_millis(5));

@@ -17,12 +17,14 @@ pub enum IndexError {
     Failed(String),
     /// The system had no descriptor, memory or space for it: nothing is wrong with the index, and asking again later helps.
     Refused(String),
+    /// It has yet to work off what it took before, and has taken nothing of this: nothing is wrong with it.
+    Behind(String),
 }
 
 impl std::fmt::Display for IndexError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            IndexError::Failed(text) | IndexError::Refused(text) => f.write_str(text),
+            IndexError::Failed(text) | IndexError::Refused(text) | IndexError::Behind(text) => f.write_str(text),
         }
     }
 }
@@ -31,7 +33,7 @@ impl From<IndexError> for Error {
     fn from(error: IndexError) -> Error {
         match error {
             IndexError::Failed(text) => Error::Index(text),
-            IndexError::Refused(text) => Error::Refused(format!("the index: {text}")),
+            IndexError::Refused(text) | IndexError::Behind(text) => Error::Refused(format!("the index: {text}")),
         }
     }
 }
@@ -64,7 +66,7 @@ pub trait Index: 'static {
     async fn ingest_begin(&self, mark: Mark) -> Result<(), IndexError>;
     /// Adds entries (encoded as a run's chunk) to it.
     async fn ingest_chunk(&self, chunk: Vec<u8>) -> Result<(), IndexError>;
-    /// Makes it visible and durable.
+    /// Makes it visible and durable. [`IndexError::Behind`] comes from here, too: a beginning is not waited for.
     async fn ingest_finish(&self) -> Result<(), IndexError>;
     /// Closes the index, if open.
     async fn close(&self);

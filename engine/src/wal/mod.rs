@@ -117,12 +117,15 @@ pub struct Wal<E: Env> {
     env: E,
     partition: PartitionId,
     segment_bytes: u32,
+    aside: Aside,
     leftovers: Rc<Leftovers<E>>,
     end_file: Rc<EndFile<E>>,
     state: RefCell<State<E>>,
     making: Gate,
     /// [`Wal::keep_spare`] is at work.
     keeping: Cell<bool>,
+    /// It failed, and is tried again from then on.
+    spare_after: Cell<Duration>,
     /// How many wait for [`Wal::making`], or have it and want to be done.
     waiting: Cell<u32>,
     /// No spare is kept ready any more.
@@ -130,6 +133,9 @@ pub struct Wal<E: Env> {
     /// Ends the pause of a spare that is being made.
     hurry: Notify,
 }
+
+/// A spare that could not be made is tried again after this time: whoever needs it makes it at once.
+const SPARE_RETRY: Duration = Duration::from_secs(1);
 
 /// Counts one that waits, also when it is given up in between.
 struct Counted<'a>(&'a Cell<u32>);
@@ -151,6 +157,45 @@ async fn shared_flush<E: Env>(env: &E, file: &FileOf<E>) -> Result<Option<Rc<Sha
     Ok(file.shared_flush_device().await?.and_then(|device| env.shared_flush(device)))
 }
 
+/// What log is reserved for: where no more space can be had, the last of it is not for everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// Whatever takes space.
+    Write,
+    /// Deletes: who has to make room begins with them.
+    Delete,
+    /// A FlushDB, or a change of who leads, or of members.
+    Order,
+}
+
+/// What the end of the log's space is kept for, bytes.
+#[derive(Clone, Copy)]
+struct Aside {
+    deletes: u64,
+    orders: u64,
+}
+
+/// What is left to orders.
+const ORDERS: u64 = 2 * BLOCK as u64;
+
+impl Aside {
+    fn new(deletes: u64, segment_bytes: u64) -> Aside {
+        let blocks = |bytes: u64| bytes / BLOCK as u64 * BLOCK as u64;
+        let most = blocks(segment_bytes / 8);
+        let orders = ORDERS.min(blocks(most / 2));
+        Aside { deletes: blocks(deletes).min(most - orders), orders }
+    }
+
+    /// Who asks for this purpose leaves so much.
+    fn leaves(self, purpose: Purpose) -> u64 {
+        match purpose {
+            Purpose::Write => self.deletes + self.orders,
+            Purpose::Delete => self.orders,
+            Purpose::Order => 0,
+        }
+    }
+}
+
 /// Bytes of log that a transaction may take: as if it were a batch of its own.
 pub fn cost(operation_bytes: usize, large_values: usize) -> u64 {
     round_up(Envelope::length(0) + POINTER_BYTES * large_values + BODY_HEADER + 4 + operation_bytes) as u64
@@ -161,7 +206,7 @@ impl<E: Env> Wal<E> {
     pub async fn open(
         env: E,
         partition: PartitionId,
-        segment_bytes: u64,
+        (segment_bytes, delete_reserve): (u64, u64),
         end: LogEnd,
         leftovers: Rc<Leftovers<E>>,
         end_file: Rc<EndFile<E>>,
@@ -201,11 +246,13 @@ impl<E: Env> Wal<E> {
             env,
             partition,
             segment_bytes,
+            aside: Aside::new(delete_reserve, u64::from(segment_bytes)),
             leftovers,
             end_file,
             state: RefCell::new(state),
             making: Gate::default(),
             keeping: Cell::new(false),
+            spare_after: Cell::default(),
             waiting: Cell::new(0),
             closing: Cell::new(false),
             hurry: Notify::default(),
@@ -381,13 +428,18 @@ impl<E: Env> Wal<E> {
         names::spare(state.next_spare - 1)
     }
 
-    /// Reserves space if it is there already.
+    /// Reserves space if it is there already, and leaves what is kept for others.
     pub fn try_reserve(&self, cost: u64) -> bool {
+        self.try_reserve_for(cost, Purpose::Write)
+    }
+
+    fn try_reserve_for(&self, cost: u64, purpose: Purpose) -> bool {
         let mut state = self.state.borrow_mut();
         let wanted = state.outstanding + cost;
+        let with_rest = wanted + self.aside.leaves(purpose);
         let left = state.active.as_ref().map_or(0, |a| u64::from(a.left()));
         let mut empty = state.spares.iter().map(|s| s.capacity).chain(state.activating);
-        let fits = wanted <= left || empty.any(|capacity| wanted <= u64::from(capacity) - BLOCK as u64);
+        let fits = with_rest <= left || empty.any(|capacity| with_rest <= u64::from(capacity) - BLOCK as u64);
         if fits {
             state.outstanding = wanted;
         }
@@ -401,18 +453,32 @@ impl<E: Env> Wal<E> {
         state.outstanding -= cost;
     }
 
-    /// Reserves space, making a spare segment where none is large enough. The one place where a full disk shows.
-    pub async fn reserve(&self, cost: u64) -> Result<(), Error> {
+    /// Reserves space, making a spare segment where none is large enough. The one place where a full disk shows: then what is kept
+    /// for the purpose is taken.
+    pub async fn reserve(&self, cost: u64, purpose: Purpose) -> Result<(), Error> {
         while !self.try_reserve(cost) {
+            if self.env.now() < self.spare_after.get() && self.try_reserve_for(cost, purpose) {
+                return Ok(());
+            }
             let _turn = self.take_turn().await;
             if self.try_reserve(cost) {
                 return Ok(());
             }
-            let wanted = BLOCK as u64 + self.state.borrow().outstanding + cost;
+            let rest = self.aside.leaves(Purpose::Write);
+            let wanted = BLOCK as u64 + self.state.borrow().outstanding + cost + rest;
             let capacity = (round_up(wanted as usize) as u64).max(u64::from(self.segment_bytes));
             let capacity = u32::try_from(capacity)
                 .map_err(|_| Error::NoSpace("more than 4 GiB of log wait to be written".to_string()))?;
-            self.make_spare(capacity).await?;
+            match self.make_spare(capacity).await {
+                Err(error) if error.is_refusal() => {
+                    if !self.try_reserve_for(cost, purpose) {
+                        return Err(error);
+                    }
+                    self.spare_after.set(self.env.now() + SPARE_RETRY);
+                    return Ok(());
+                }
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -426,7 +492,10 @@ impl<E: Env> Wal<E> {
 
     /// Whether [`Wal::keep_spare`] has something to do.
     pub fn lacks_spare(&self) -> bool {
-        !self.keeping.get() && !self.closing.get() && self.state.borrow().spares.is_empty()
+        !self.keeping.get()
+            && !self.closing.get()
+            && self.state.borrow().spares.is_empty()
+            && self.env.now() >= self.spare_after.get()
     }
 
     /// Keeps one spare ready while the partition is written to.
@@ -437,6 +506,9 @@ impl<E: Env> Wal<E> {
         let turn = self.making.enter().await;
         let missing = !self.closing.get() && self.state.borrow().spares.is_empty();
         let made = if missing { self.make_spare(self.segment_bytes).await } else { Ok(()) };
+        if made.is_err() {
+            self.spare_after.set(self.env.now() + SPARE_RETRY);
+        }
         drop(turn);
         self.keeping.set(false);
         made

@@ -51,6 +51,14 @@ impl Board {
         self.replicas(partition).into_iter().map(|replica| (replica.node, replica.partition)).collect()
     }
 
+    /// How many versions a partition lacks that its upstream shows, while it streams.
+    pub fn lag(&self, partition: u8) -> Option<u64> {
+        match self.upstream.borrow().get(&partition) {
+            Some(Following::Streaming(lag)) => Some(*lag),
+            _ => None,
+        }
+    }
+
     /// How a partition that follows gets on with its leader.
     pub fn upstream(&self, partition: u8) -> Option<String> {
         self.upstream.borrow().get(&partition).map(|following| match following {

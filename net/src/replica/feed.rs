@@ -5,13 +5,13 @@ use super::{Host, Link, PIECE, Replica, Replication, Speaks, resolve, wait_for};
 use std::rc::Rc;
 use std::time::Duration;
 use turnstone_engine::Error;
-use turnstone_engine::Partition;
 use turnstone_engine::copy::CopyOut;
 use turnstone_engine::env::{Env, Level, Sabotage};
 use turnstone_engine::manifest::{MembersRecord, Role};
 use turnstone_engine::sync::first_of;
 use turnstone_engine::tail::{LogReader, Scope, Shipment};
 use turnstone_engine::types::{Member, Members, Version};
+use turnstone_engine::{Partition, Standing};
 use turnstone_replication::leader::{Leader, Opening, View, is_stray};
 use turnstone_replication::leadership::JUMP_MAX;
 use turnstone_replication::quorum::Key;
@@ -255,6 +255,9 @@ impl<H: Host> Stream<'_, H> {
             if self.partition.deposed() != deposed {
                 return Err("the partition's role has changed".to_string());
             }
+            if self.leader.comes_to_lead(self.partition.leads()) {
+                self.say_standing();
+            }
             let published = self.say_shown();
             let shipments = match self.reader.read(READ).await {
                 Ok(shipments) => shipments,
@@ -278,6 +281,13 @@ impl<H: Host> Stream<'_, H> {
             }
             quiet = false;
         }
+    }
+
+    /// Says what this node has, with the whole history: of a reign that begins behind the last version, too.
+    fn say_standing(&mut self) {
+        let standing = Standing { epochs: self.partition.history(), ..self.partition.standing() };
+        let said = self.leader.standing(standing);
+        self.link.say(&said);
     }
 
     /// Says what is shown, if that is news; answers what it is.
@@ -346,8 +356,8 @@ impl<H: Host> Stream<'_, H> {
 
     async fn ship(&mut self, shipment: Shipment) -> Result<usize, String> {
         let mut bytes = shipment.body.len();
-        if let Some(epochs) = self.leader.before_batch(self.partition.adopted(), &self.partition.history()) {
-            self.link.say(&epochs);
+        if self.leader.is_news(self.partition.adopted(), &self.partition.history(), self.partition.leads()) {
+            self.say_standing();
         }
         // A FlushDB is carried out before anything comes behind it.
         self.say_shown();

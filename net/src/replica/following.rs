@@ -355,10 +355,13 @@ impl<H: Host> Replication<H> {
         let mut incoming: Option<Incoming<H::Env>> = None;
         let (mut skipped, mut unbroken) = (false, 0);
         let leader = (follower.leader().unwrap_or(0), upstream.partition);
-        let leader_is_listed = follower.leads() && self.is_listed(partition, leader);
-        if leader_is_listed {
-            self.known.note(number, leader, follower.epoch(), follower.shown());
-        }
+        // What a member that leads shows, it has, and never less again.
+        let note = |follower: &Follower| {
+            if follower.leads() && self.is_listed(partition, leader) {
+                self.known.note(number, leader, follower.epoch(), follower.shown());
+            }
+        };
+        note(follower);
         loop {
             let now = self.host.now();
             if !is_current() {
@@ -392,9 +395,7 @@ impl<H: Host> Replication<H> {
             match follower.take(frame, now).map_err(|violation| Trouble::Broken(violation.0))? {
                 Step::Nothing => {}
                 Step::Show(version) => {
-                    if leader_is_listed {
-                        self.known.note(number, leader, follower.epoch(), version);
-                    }
+                    note(follower);
                     partition.allow_as_follower(version, follower.shows_all());
                 }
                 Step::Refused(reason, text) => return Err(Trouble::Refused(reason, text)),
@@ -404,6 +405,7 @@ impl<H: Host> Replication<H> {
                 }
                 Step::Adopt(adopted, epochs) => {
                     partition.adopt_history(upstream, adopted, epochs).await?;
+                    note(follower);
                     partition.allow_as_follower(follower.shown(), follower.shows_all());
                 }
                 Step::Batch(bytes) => {

@@ -249,8 +249,8 @@ impl Drop for Heartbeat {
     }
 }
 
-/// Opens a partition that was closed a moment ago. An index that refuses is asked again, since it was well before; any other
-/// error stands.
+/// Opens a partition that was closed a moment ago. An index that fails, and what the system refuses, is asked again, since it was
+/// well before; any other error stands.
 pub async fn open_again<P>(
     mut open: impl AsyncFnMut() -> Result<P, Error>,
     mut pause: impl AsyncFnMut(&Error, Duration) -> bool,
@@ -258,7 +258,7 @@ pub async fn open_again<P>(
     let mut wait = REOPEN;
     loop {
         match open().await {
-            Err(error @ Error::Index(_)) => {
+            Err(error) if matches!(error, Error::Index(_)) || error.is_refusal() => {
                 if !pause(&error, wait).await {
                     return Err(error);
                 }

@@ -57,6 +57,13 @@ pub enum NodeQuestion {
         /// The request.
         id: u32,
     },
+    /// What there is to say of a partition that is offline.
+    StatOf {
+        /// The request.
+        id: u32,
+        /// The partition.
+        partition: u8,
+    },
     /// One key of partition 0.
     Get {
         /// The request.
@@ -116,6 +123,9 @@ pub fn execute<E: Env>(conversation: &mut Conversation<E>, id: u32, request: Req
         },
         Request::Quit => conversation.over = true,
         request if conversation.session.selected == 0 => return of_node(conversation, id, request),
+        Request::Stat if conversation.partition.is_none() => {
+            return Outcome::Node(NodeQuestion::StatOf { id, partition: conversation.session.selected });
+        }
         request => {
             let Some(partition) = partition_of(conversation, id) else { return Outcome::Done };
             return of_partition(conversation, &partition, id, request);
@@ -695,6 +705,10 @@ pub fn answer_node<E: Env>(conversation: &mut Conversation<E>, question: NodeQue
     let dialect: Dialect = conversation.session.dialect;
     match question {
         NodeQuestion::Stat { id } => ok(conversation, id, &[node.json().as_bytes()]),
+        NodeQuestion::StatOf { id, partition } => {
+            let key = format!("partition/{partition}");
+            ok(conversation, id, &[&node.get(key.as_bytes()).unwrap_or_default()]);
+        }
         NodeQuestion::Get { id, keys, many } => {
             let values: Vec<Option<Vec<u8>>> = keys.iter().map(|key| node.get(key)).collect();
             if many {

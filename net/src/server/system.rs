@@ -44,12 +44,15 @@ impl NodeView {
         use Refusal::{Certificate, Descriptors, Handshake, HandshakeTimeout, IdleTimeout, MaxConns, MaxHandshakes};
         use Refusal::{RequestTimeout, WentAway, WriteTimeout};
         format!(
-            "{{\"version\":\"{}\",\"uptime_ms\":{},\"executors\":{},\"connections\":{},\"accepted\":{},\
+            "{{\"version\":\"{}\",\"uptime_ms\":{},\"uptime\":{},\"executors\":{},\"connections\":{},\
+             \"active_connections\":{},\"accepted\":{},\
              \"refused_at_max_conns\":{},\"failed_handshakes\":{},\"closed_for_deadline\":{},\"refused\":{},\
              \"certificate_expires_ms\":{},\"request_memory_used\":{},\"request_memory\":{},\"refused_for_memory\":{},\"partitions\":{}}}",
             env!("CARGO_PKG_VERSION"),
             self.uptime_ms,
+            self.uptime_ms / 1000,
             self.executors,
+            self.connections,
             self.connections,
             self.accepted,
             self.count(&[MaxConns]),
@@ -200,10 +203,24 @@ pub fn partition_json(s: &Status, board: &Board, consumers: &Consumers) -> Strin
         )
     });
     out.push_str(&format!(",\"consumers\":[{}]", consumers.collect::<Vec<_>>().join(",")));
+    // Of the follower that is furthest behind; at a follower, its own. Nobody knows it of one that is away.
+    let present = board.present(s.partition);
+    // The leader is a member, too.
+    let all_there = s.members.iter().filter(|member| !present.contains(member)).count() <= 1;
+    let replica_lag = match s.role {
+        Role::Follower(_) => board.lag(s.partition),
+        _ if !all_there => None,
+        _ => board.replicas(s.partition).into_iter().map(|r| s.version.saturating_sub(r.acked)).max().or(Some(0)),
+    };
+    let replica_lag = replica_lag.map_or("null".to_string(), |lag| lag.to_string());
+    out.push_str(&format!(",\"replica_lag\":{replica_lag}"));
     let stretches = pace::stretches();
     let figures = [
         ("version", s.version),
+        ("min_replicas", s.min_replicas),
+        ("key_count", s.keys),
         ("open_snapshots", s.open_snapshots),
+        ("active_txs", s.open_snapshots),
         ("overlay_bytes", s.overlay_bytes),
         ("wal_segments", s.wal_segments),
         ("wal_spares", s.wal_spares),
@@ -214,6 +231,7 @@ pub fn partition_json(s: &Status, board: &Board, consumers: &Consumers) -> Strin
         ("value_files", s.value_files),
         ("value_used_bytes", s.value_used_bytes),
         ("value_live_bytes", s.value_live_bytes),
+        ("garbage_bytes", s.value_garbage_bytes),
         ("value_pinned_bytes", s.value_pinned_bytes),
         ("log_share_bytes", s.log_share_bytes),
         ("runs", s.runs),

@@ -323,8 +323,13 @@ pub struct SmallDisk(TempDir);
 impl SmallDisk {
     /// Of so many KiB.
     pub fn new(label: &str, kib: u32) -> Option<SmallDisk> {
+        SmallDisk::with_files(label, kib, 1 << 20)
+    }
+
+    /// The same, of at most so many files and directories.
+    pub fn with_files(label: &str, kib: u32, files: u32) -> Option<SmallDisk> {
         let directory = TempDir::new(label);
-        let size = format!("size={kib}k");
+        let size = format!("size={kib}k,nr_inodes={files}");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(directory.path()).output();
         mounted.is_ok_and(|output| output.status.success()).then_some(SmallDisk(directory))
     }

@@ -3,7 +3,7 @@
 use super::features::Feature;
 use super::node::{Cluster, PARTITION, read_log};
 use super::orders::upstream_of;
-use super::{RECOVERY, Run, describe, faults, lend_a_hand};
+use super::{RECOVERY, Run, describe, faults, lend_a_hand, mix};
 use crate::sim::SimEnv;
 use std::rc::Rc;
 use std::time::Duration;
@@ -132,13 +132,20 @@ fn value_bytes(log: &[Body]) -> u64 {
 pub fn refuse_ingestion(run: &Rc<Run>, node: usize) {
     let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
     let (Some(index), Some(partition)) = (cluster.index(node), cluster.partition(node)) else { return };
-    index.refuse(true);
+    // Drawn apart, so that seeds stay what they were.
+    let behind = mix(world.now().as_nanos() as u64).is_multiple_of(2);
+    if behind {
+        index.fall_behind(true)
+    } else {
+        index.refuse(true)
+    }
     let (used, mark) = (partition.status().value_used_bytes, partition.settled());
     let pause = Duration::from_secs(10 + world.rng.below(20));
     let run = run.clone();
     world.clone().spawn_for(Cluster::owner(node), async move {
         world.sleep(pause).await;
         index.refuse(false);
+        index.fall_behind(false);
         if partition.is_closed() || partition.settled() != mark {
             return;
         }

@@ -1,17 +1,21 @@
 //! What goes wrong at random: power, networks, shares of memory, promotions; and what features add to that.
 
 use super::features::{Feature, Features, NEVER_PUT_BACK};
-use super::node::{Cluster, PARTITION, read_log};
+use super::node::{Cluster, PARTITION};
 use super::orders::{self, Order};
 use super::{Run, ask_for, calm};
 use crate::sim::World;
 use crate::sim::disk::Loss;
+use crate::sim::rng::mix;
 use std::rc::Rc;
 use std::time::Duration;
+use turnstone_engine::disk::DiskErrorKind;
 use turnstone_engine::types::Version;
 
 /// So often it is looked, 25 ms apart, whether somebody leads and all follow, before a node is put back.
 const CALM_LOOKS: u32 = 120;
+/// From then on an operator looks after a node that was put back.
+const ALONE: Duration = Duration::from_secs(10);
 /// A node that was put back to an older copy is told so within this time.
 const TOLD: Duration = Duration::from_secs(60);
 
@@ -231,7 +235,7 @@ async fn put_back_and_wait(run: &Rc<Run>, node: usize, leader: usize) -> bool {
     let told = times_told(world);
     // What is in this log alone is compared at the end.
     if let Some(partition) = cluster.partition(node)
-        && let Ok(log) = read_log(&partition, partition.oldest_version()).await
+        && let Ok(log) = cluster.read_whole_log(node, &partition).await
     {
         cluster.keep(log);
     }
@@ -253,6 +257,10 @@ async fn put_back_and_wait(run: &Rc<Run>, node: usize, leader: usize) -> bool {
     while !is_told() && !has_all() {
         asks_who_knows &= cluster.partition(node).is_none() || asks();
         world.sleep(Duration::from_millis(10)).await;
+        if world.now() > began + ALONE {
+            // In the copy it may have stepped down, and everybody follows it: then it takes an operator.
+            orders::repair(run, &run.repair);
+        }
         if world.now() > began + TOLD {
             cluster.fail(format!("node {node} was put back to an older copy, and has not what it had in {TOLD:?}"));
             return false;
@@ -265,6 +273,25 @@ async fn put_back_and_wait(run: &Rc<Run>, node: usize, leader: usize) -> bool {
     is_told()
 }
 
+/// A node's disk refuses for a while, at once or after a few operations: less than what a node waits for that must go on.
+fn refuse_disk(run: &Rc<Run>, node: usize) {
+    let (run, world) = (run.clone(), run.cluster.world.clone());
+    let choice = mix(world.now().as_nanos() as u64 ^ 0x0d15);
+    let kind = if choice.is_multiple_of(2) { DiskErrorKind::NoSpace } else { DiskErrorKind::Refused };
+    let pause = Duration::from_millis(200 + (choice >> 8) % 3_500);
+    run.under_way.set(run.under_way.get() + 1);
+    run.cluster.refuse_disk(node, Some((kind, (choice >> 32) % 12)));
+    if choice >> 60 == 0 {
+        // It is met by a start.
+        crash(&run, node);
+    }
+    world.clone().spawn_for(0, async move {
+        world.sleep(pause).await;
+        run.cluster.refuse_disk(node, None);
+        run.under_way.set(run.under_way.get() - 1);
+    });
+}
+
 /// How often nodes were told that they have had more.
 fn times_told(world: &World) -> usize {
     world.log.borrow().iter().filter(|line| line.contains("has had everything up to version")).count()
@@ -275,6 +302,10 @@ pub fn disturb_more(run: &Rc<Run>) {
     let (cluster, world) = (run.cluster.clone(), run.cluster.world.clone());
     let (rng, features) = (&world.rng, cluster.features);
     let node = rng.below(cluster.len() as u64) as usize;
+    // Drawn apart, so that seeds stay what they were.
+    if features.has(Feature::DiskRefuses) && mix(world.now().as_nanos() as u64).is_multiple_of(4) {
+        refuse_disk(run, node);
+    }
     match rng.below(8) {
         0 if features.has(Feature::Move) && rng.percent(30) => {
             crash(run, node);

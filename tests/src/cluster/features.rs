@@ -43,10 +43,12 @@ pub enum Feature {
     Lag,
     /// A node's home is put back from an older copy.
     PutBack,
+    /// A node's disk refuses: space, or descriptors and memory, in starts, too.
+    DiskRefuses,
 }
 
 /// All of them.
-const ALL: [Feature; 18] = [
+const ALL: [Feature; 19] = [
     Feature::Orders,
     Feature::OrdersStand,
     Feature::Circles,
@@ -65,6 +67,7 @@ const ALL: [Feature; 18] = [
     Feature::Holds,
     Feature::Lag,
     Feature::PutBack,
+    Feature::DiskRefuses,
 ];
 
 /// What makes copies of homes that are older than members' lists, or have nobody to tell what was lost.

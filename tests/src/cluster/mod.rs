@@ -405,7 +405,10 @@ async fn recover(run: &Rc<Run>) -> Result<(), String> {
     if cluster.features.has(Feature::SlowLinks) {
         cluster.weather.bandwidth.set(150_000);
     }
-    (0..cluster.len()).filter_map(|node| cluster.index(node)).for_each(|index| index.refuse(false));
+    for index in (0..cluster.len()).filter_map(|node| cluster.index(node)) {
+        index.refuse(false);
+        index.fall_behind(false);
+    }
     (0..cluster.len()).filter(|node| cluster.running(*node).is_none()).for_each(|node| cluster.start(node));
     let healed = world.now();
     let mut person = healed + LOOKS;

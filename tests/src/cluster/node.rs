@@ -2,13 +2,14 @@
 
 use super::features::{Feature, Features};
 use super::network::{SimLink, Weather, connect};
-use crate::sim::disk::Loss;
+use crate::sim::disk::{Loss, Refusal};
 use crate::sim::{Clock, DiskImage, IndexImage, SimDisk, SimEnv, SimIndex, World};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
-use turnstone_engine::env::Sabotage;
+use turnstone_engine::disk::DiskErrorKind;
+use turnstone_engine::env::{Env, Sabotage};
 use turnstone_engine::types::Version;
 use turnstone_engine::wal::body::Body;
 use turnstone_engine::{Error, Partition, Settings};
@@ -16,7 +17,9 @@ use turnstone_net::replica::{COPY_TAKES_PLACE, Host, Replication, open_again};
 
 /// The partition that is replicated.
 pub const PARTITION: u8 = 1;
-/// Dialing gives up after this time.
+/// An opening that is refused is tried again after this time.
+const REFUSED: Duration = Duration::from_millis(100);
+/// Dialing gives up after this time, unless a test says otherwise.
 const DIAL: Duration = Duration::from_secs(1);
 
 /// A node that runs.
@@ -40,6 +43,8 @@ pub struct Cluster {
     pub weather: Rc<Weather>,
     nodes: Vec<RefCell<Option<Rc<Running>>>>,
     disks: Vec<RefCell<(DiskImage, IndexImage)>>,
+    /// What the nodes' disks refuse, and after how many operations.
+    refusals: Vec<Cell<Option<(DiskErrorKind, u64)>>>,
     /// Older copies of homes.
     copies: Vec<RefCell<Option<HomeCopy>>>,
     /// As of the node's last start.
@@ -61,6 +66,8 @@ pub struct Cluster {
     pub archive: RefCell<BTreeMap<(Version, u64), Body>>,
     /// Copies that were taken.
     pub copied: Cell<u64>,
+    /// Dialing gives up after this time.
+    pub patience: Cell<Duration>,
     /// What must not be.
     pub failure: RefCell<Option<String>>,
 }
@@ -98,6 +105,7 @@ impl Cluster {
             weather: Rc::default(),
             nodes: (0..nodes).map(|_| RefCell::default()).collect(),
             disks: (0..nodes).map(|_| RefCell::default()).collect(),
+            refusals: (0..nodes).map(|_| Cell::default()).collect(),
             copies: (0..nodes).map(|_| RefCell::default()).collect(),
             settings,
             sabotage,
@@ -105,6 +113,7 @@ impl Cluster {
             moves: (0..nodes).map(|_| Cell::new(0)).collect(),
             renewals: (0..nodes).map(|_| Cell::new(0)).collect(),
             lives: Cell::new(0),
+            patience: Cell::new(DIAL),
             failure: RefCell::default(),
         })
     }
@@ -218,9 +227,16 @@ impl Cluster {
             links: RefCell::default(),
         });
         *self.nodes[node].borrow_mut() = Some(running.clone());
+        self.refuse_disk(node, self.refusals[node].get());
         let (cluster, settings) = (Rc::downgrade(self), self.settings.clone());
         self.world.spawn_for(Cluster::owner(node), async move {
-            let opened = Partition::open(env, PARTITION, settings).await;
+            // As the server does, which waits longer than disks refuse here.
+            let opened = loop {
+                match Partition::open(env.clone(), PARTITION, settings.clone()).await {
+                    Err(error) if error.is_refusal() => env.sleep(REFUSED).await,
+                    other => break other,
+                }
+            };
             let Some(up) = cluster.upgrade() else { return };
             match opened {
                 Ok(partition) => {
@@ -232,6 +248,29 @@ impl Cluster {
                 Err(error) => up.fail(format!("node {node} does not open: {error}")),
             }
         });
+    }
+
+    /// From now on the node's disk refuses, after so many operations; or refuses nothing any more.
+    pub fn refuse_disk(&self, node: usize, refusal: Option<(DiskErrorKind, u64)>) {
+        self.refusals[node].set(refusal);
+        if let Some(running) = self.running(node) {
+            let disk = &running.env.disk;
+            let from = disk.operations();
+            disk.refuse(refusal.map(|(kind, after)| Refusal { kind, from: from + after, count: u64::MAX }));
+        }
+    }
+
+    /// All that is published in a node's log: what the simulator reads for itself is not refused.
+    pub async fn read_whole_log(&self, node: usize, partition: &Partition<SimEnv>) -> Result<Vec<Body>, Error> {
+        loop {
+            partition.env().disk.refuse(None);
+            let log = read_log(partition, partition.oldest_version()).await;
+            self.refuse_disk(node, self.refusals[node].get());
+            match log {
+                Err(error) if error.is_refusal() => {}
+                log => return log,
+            }
+        }
     }
 
     /// The power goes, or the process dies.
@@ -316,10 +355,11 @@ impl Host for SimHost {
         let old = running.partition.borrow_mut().take().ok_or(Error::ShuttingDown)?;
         old.abandon().await;
         // A copy takes the place of the log: what is in it was told to clients, and is compared at the end.
-        let log = if why == COPY_TAKES_PLACE { read_log(&old, old.oldest_version()).await } else { Ok(Vec::new()) };
+        let log = if why == COPY_TAKES_PLACE { cluster.read_whole_log(self.node, &old).await } else { Ok(Vec::new()) };
         let changed = change(&old).await;
         if let Err(error) = &changed
             && !matches!(error, Error::Fenced { .. } | Error::Upstream(_))
+            && !error.is_refusal()
         {
             cluster.fail(format!("node {}, {why}: {error}", self.node));
         }
@@ -353,7 +393,7 @@ impl Host for SimHost {
         let world = cluster.world.clone();
         world.sleep(Duration::from_micros(100 + world.rng.below(2000))).await;
         if cluster.weather.is_cut(self.node, to) || cluster.weather.is_cut(to, self.node) {
-            world.sleep(DIAL).await;
+            world.sleep(cluster.patience.get()).await;
             return Err(format!("{address} does not answer"));
         }
         let Some(there) = cluster.running(to) else { return Err(format!("{address} refuses")) };

@@ -86,6 +86,8 @@ struct Shared {
     faults: Cell<bool>,
     /// It takes no ingestion.
     refuses: Cell<bool>,
+    /// It takes no ingestion, as it has yet to work off others.
+    behind: Cell<bool>,
     /// The first operation that the system has nothing for, and how many there are.
     lacks: Cell<Option<(u64, u64)>>,
     operations: Cell<u64>,
@@ -116,6 +118,7 @@ impl SimIndex {
             poisoned: Cell::new(false),
             faults: Cell::new(faults),
             refuses: Cell::new(false),
+            behind: Cell::new(false),
             lacks: Cell::new(None),
             operations: Cell::new(0),
             rotted: Cell::new(false),
@@ -137,6 +140,11 @@ impl SimIndex {
     /// The state now.
     pub fn image(&self) -> IndexImage {
         self.0.image.borrow().clone()
+    }
+
+    /// From now on it is behind, or has caught up.
+    pub fn fall_behind(&self, behind: bool) {
+        self.0.behind.set(behind);
     }
 
     /// Whether it takes no ingestion, until told otherwise.
@@ -311,6 +319,9 @@ impl Index for SimIndex {
         let Some((keys, mark)) = self.0.ingesting.borrow_mut().take() else {
             return Err(IndexError::Failed("no ingestion".into()));
         };
+        if self.0.behind.get() {
+            return Err(IndexError::Behind("it is behind (simulated)".into()));
+        }
         if self.0.refuses.get() || self.fails(4) {
             return Err(IndexError::Failed("the ingestion failed (simulated)".into()));
         }

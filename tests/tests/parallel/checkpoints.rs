@@ -98,6 +98,41 @@ fn checkpoint_that_is_tried_again_writes_no_value_twice() {
     world.drop_tasks();
 }
 
+/// Checkpoints while the index is behind: how often it was mended.
+fn mended_while_behind(sabotage: Option<Sabotage>) -> u64 {
+    let world = World::new(1);
+    let env = SimEnv::fresh(&world, sabotage);
+    let end = world.run(async move {
+        let partition = Partition::open(env.clone(), 1, settings()).await?;
+        write_all(&partition, 0).await?;
+        partition.checkpoint().await?;
+        write_all(&partition, 1).await?;
+        env.index.fall_behind(true);
+        for _ in 0..3 {
+            let refused = partition.checkpoint().await.expect_err("the index is behind");
+            assert!(refused.to_string().contains("it is behind"), "{refused}");
+        }
+        let files = env.disk.image().names().into_iter().filter(|name| name.starts_with("run-")).count();
+        assert_eq!(files, 1, "runs that were refused are not kept");
+        let mended = partition.status().index_mended;
+        env.index.fall_behind(false);
+        partition.checkpoint().await?;
+        assert_eq!(partition.settled(), partition.published());
+        Ok::<u64, Error>(mended)
+    });
+    world.drop_tasks();
+    match end {
+        End::Done(Ok(mended)) => mended,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn index_that_is_behind_is_not_built_anew() {
+    assert_eq!(mended_while_behind(None), 0);
+    assert!(mended_while_behind(Some(Sabotage::BehindIsBroken)) > 0, "the planted bug shows");
+}
+
 /// Writes keys of one value, many in a transaction.
 async fn write_many(partition: &Partition<SimEnv>, keys: std::ops::Range<u32>, value: &[u8]) -> Result<(), Error> {
     let mut transaction = partition.begin(partition.published());
@@ -169,7 +204,7 @@ fn deletions_stay_where_there_are_older_runs() {
 
 #[test]
 fn checkpoints_go_on_while_runs_are_merged() {
-    const MANY: u32 = 40_000;
+    const MANY: u32 = 80_000;
     let world = World::new(1);
     let env = SimEnv::fresh(&world, None);
     let settings = Settings { base_run_slack: 0, wal_max_size: 8 << 20, ..settings() };
@@ -219,7 +254,7 @@ fn digest_of_an_index_that_has_to_be_built_anew_comes_to_an_end() {
 
 #[test]
 fn commits_and_checkpoints_go_on_while_a_digest_is_made() {
-    const MANY: u32 = 40_000;
+    const MANY: u32 = 80_000;
     let world = World::new(1);
     let env = SimEnv::fresh(&world, None);
     let settings = Settings { wal_max_size: 8 << 20, ..settings() };

@@ -16,7 +16,7 @@ use turnstone_tests::cluster::node::{Cluster, PARTITION};
 use turnstone_tests::sim::world::End;
 use turnstone_tests::sim::{SimEnv, World};
 
-const LEADER: usize = 0;
+pub(super) const LEADER: usize = 0;
 pub(super) const FOLLOWER: usize = 1;
 const COMMITS: u64 = 500;
 /// Between two commits.
@@ -79,7 +79,7 @@ impl Pair {
         Ok(())
     }
 
-    async fn ask_for(&self, followers: u32) -> Result<(), String> {
+    pub(super) async fn ask_for(&self, followers: u32) -> Result<(), String> {
         let changed = self.leader.change_members(false, |members| {
             let mut next = members.clone();
             next.min_replicas = followers;
@@ -138,7 +138,22 @@ pub(super) fn simulate_broken<F: Future<Output = Result<(), String>> + 'static>(
 ) {
     let world = World::new(seed);
     let cluster = Cluster::new(world.clone(), 2, Settings::default(), bug);
-    match world.run(with(cluster)) {
+    go(seed, &world, with(cluster));
+}
+
+/// Simulates so many nodes.
+pub(super) fn simulate_nodes<F: Future<Output = Result<(), String>> + 'static>(
+    seed: u64,
+    nodes: usize,
+    with: impl FnOnce(Rc<Cluster>) -> F,
+) {
+    let world = World::new(seed);
+    let cluster = Cluster::new(world.clone(), nodes, Settings::default(), None);
+    go(seed, &world, with(cluster));
+}
+
+fn go(seed: u64, world: &Rc<World>, work: impl Future<Output = Result<(), String>> + 'static) {
+    match world.run(work) {
         End::Done(Ok(())) => {}
         End::Done(Err(why)) | End::Halted(why) => panic!("seed {seed}: {why}"),
         End::Deadlock => panic!("seed {seed}: nothing can go on"),

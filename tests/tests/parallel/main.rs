@@ -17,6 +17,7 @@ mod failover;
 mod fuzz_corpus;
 mod gathering;
 mod guarantees;
+mod hung_members;
 mod isolation;
 mod log_ages;
 mod log_end;

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 use turnstone_net::client::Connection;
 use turnstone_net::tls::{ClientOffer, Role};
-use turnstone_net::wire::ErrorCode;
+use turnstone_net::wire::{ErrorCode, Request};
 use turnstone_tests::changes::SmallDisk;
 use turnstone_tests::real::{TestHome, TestServer, binary, eventually, figure};
 
@@ -158,6 +158,132 @@ fn a_full_disk_serves_reads_before_and_after_a_kill() {
     assert!(server.stop().0.success());
     let log = server.log();
     assert!(log.iter().any(|line| line.contains("the disk has space again")), "{log:?}");
+}
+
+/// Deletes every key of a partition.
+fn empty(connection: &mut Connection) {
+    let reply = connection.call(&Request::FlushDb).expect("it answers");
+    connection.check(reply).expect("a partition is emptied");
+}
+
+/// Deletes until one is refused; answers how many were not.
+fn delete_all_that_may_be(connection: &mut Connection, keys: u32) -> u32 {
+    for n in 0..keys {
+        match connection.del(format!("small-{n}").as_bytes()) {
+            Ok(_) => {}
+            Err(refused) => {
+                assert_eq!(refused.code(), Some(ErrorCode::NoSpace), "{refused}");
+                return n;
+            }
+        }
+    }
+    keys
+}
+
+/// Before and after a kill deletes go on for a while, and a partition is emptied, which leaves nothing of it behind.
+#[test]
+fn a_full_disk_can_be_emptied() {
+    const KEYS: u32 = 2_000;
+    // An eighth of a segment, less what is left to orders, 4 KiB for each delete on its own; and the log vouches for itself when it
+    // is idle.
+    const DUE: u32 = ((1 << 20) / 8 - (8 << 10)) / (4 << 10) * 3 / 4;
+    for life in 0..2 {
+        let Some(disk) = SmallDisk::new("emptied-disk", 128 << 10) else {
+            println!("NOT RUN: a small disk cannot be mounted here");
+            return;
+        };
+        let home = TestHome::within(disk.path(), "home");
+        let flags = &["--executors=1", "--wal-max-size=1MiB"];
+        let mut server = home.serve(flags);
+        for partition in 1..=2 {
+            let mut connection = home.connect(&server, Role::Client, partition);
+            for n in 0..KEYS {
+                connection.set(format!("small-{n}").as_bytes(), b"small").expect("there is space");
+            }
+        }
+        fill(disk.path(), "filler");
+        let until_refused = |connection: &mut Connection| {
+            (0..10_000u32)
+                .find_map(|n| connection.set(&n.to_be_bytes(), &[9; 1 << 10]).err())
+                .expect("the disk is full")
+        };
+        for partition in 1..=2 {
+            let refused = until_refused(&mut home.connect(&server, Role::Client, partition));
+            assert_eq!(refused.code(), Some(ErrorCode::NoSpace), "{refused}");
+        }
+        if life > 0 {
+            server.kill();
+            server = home.serve(flags);
+            // What the start has let go of is taken, too.
+            fill(disk.path(), "filler-2");
+        }
+        let mut connection = home.connect(&server, Role::Client, 1);
+        if life > 0 {
+            until_refused(&mut connection);
+        }
+        let deleted = delete_all_that_may_be(&mut connection, KEYS);
+        assert!(deleted >= DUE, "{deleted} deletes of {DUE} that are due, life {life}");
+        let mut emptied = home.connect(&server, Role::Admin, 2);
+        empty(&mut emptied);
+        assert_eq!(emptied.get(b"small-0").expect("read"), None);
+        server.kill();
+        let mut server = home.serve(flags);
+        let mut connection = home.connect(&server, Role::Client, 1);
+        for n in 0..KEYS {
+            let found = connection.get(format!("small-{n}").as_bytes()).expect("read");
+            assert_eq!(found.is_some(), n >= deleted, "key {n}, life {life}");
+        }
+        let mut emptied = home.connect(&server, Role::Client, 2);
+        assert_eq!(emptied.get(b"small-1999").expect("read"), None);
+        std::fs::remove_file(disk.path().join("filler")).expect("it is there");
+        eventually(Duration::from_secs(20), "it takes writes again", || connection.set(b"new", b"1").is_ok());
+        assert!(server.stop().0.success());
+        println!("life {life}: {deleted} deletes on a full disk");
+    }
+}
+
+/// No file can be made any more: the node starts, serves reads, and empties a partition.
+#[test]
+fn a_disk_without_inodes_serves_reads_and_can_be_emptied() {
+    let Some(disk) = SmallDisk::with_files("no-inodes", 128 << 10, 4_000) else {
+        println!("NOT RUN: a small disk cannot be mounted here");
+        return;
+    };
+    let home = TestHome::within(disk.path(), "home");
+    let flags = &["--executors=1", "--wal-max-size=1MiB"];
+    let mut server = home.serve(flags);
+    for partition in 1..=3 {
+        let mut connection = home.connect(&server, Role::Client, partition);
+        for n in 0..20 {
+            connection.set(format!("small-{n}").as_bytes(), b"small").expect("there is space");
+            connection.set(format!("large-{n}").as_bytes(), &[7; 60 << 10]).expect("there is space");
+        }
+    }
+    let use_up = |life: u32| {
+        let names = (0..).map(|n| disk.path().join(format!("inode-{life}-{n}")));
+        names.take_while(|name| std::fs::File::create(name).is_ok()).count()
+    };
+    for life in 0..2 {
+        println!("life {life}: {} inodes were left", use_up(life));
+        for partition in 1..=3 {
+            let mut connection = home.connect(&server, Role::Client, partition);
+            assert_eq!(connection.get(b"small-3").expect("read").as_deref(), Some(b"small".as_slice()));
+            assert_eq!(connection.get(b"large-3").expect("read").map(|value| value.len()), Some(60 << 10));
+            // What needs no file goes on, what does is refused.
+            let refused = (0..2_000u32).find_map(|n| connection.set(&n.to_be_bytes(), &[9; 1 << 10]).err());
+            assert_eq!(refused.expect("no segment can be made").code(), Some(ErrorCode::NoSpace));
+            connection.del(b"small-0").expect("deletes go on");
+        }
+        server.kill();
+        server = home.serve(flags);
+    }
+    use_up(2);
+    let mut connection = home.connect(&server, Role::Admin, 3);
+    empty(&mut connection);
+    assert_eq!(connection.get(b"small-3").expect("read"), None);
+    let mut other = home.connect(&server, Role::Client, 2);
+    assert_eq!(other.get(b"small-3").expect("read").as_deref(), Some(b"small".as_slice()));
+    assert!(server.stop().0.success());
 }
 
 #[test]

@@ -191,6 +191,8 @@ fn a_damaged_partition_is_offline_while_the_others_serve_and_can_be_cut() {
     assert_eq!(healthy.get(&[b'k', 19]).unwrap(), Some(vec![19; 100]));
     let mut damaged = home.connect(&server, Role::Client, 7);
     assert_eq!(code(damaged.get(&[b'k', 0]).unwrap_err()), Some(ErrorCode::Offline));
+    let stat = damaged.stat().unwrap();
+    assert!(stat.starts_with("{\"partition\":7,\"state\":\"offline\",\"why\":") && stat.contains("20480"), "{stat}");
     let log = server.log().join("\n");
     assert!(log.contains("partition 7 is offline") && log.contains("wal-00000001 is damaged at offset 20480"), "{log}");
     assert!(server.stop().0.success());

@@ -122,6 +122,9 @@ config_keys! {
         "How long log is kept after it was checkpointed.";
     wal_retention_bytes: u64 = Kind::Size(0, 1024 * TIB), "1GiB", now, hidden,
         "Checkpointed log kept on this node, all partitions together; this or wal_retention ends it, whichever is first.";
+    delete_reserve: u64 = Kind::Size(16 * MIB, TIB), "16MiB", now, hidden,
+        "Log space on this node, all partitions together, that is left to deletes once the disk is full; at most an eighth of a \
+         segment in each partition.";
     compaction_min_garbage: u64 = Kind::Size(0, 1024 * TIB), "1MB", later, shown,
         "Dead bytes in a value-log file from which it is worth collecting.";
     truncate_corrupt_wal: bool = Kind::Bool, "false", now, shown,
