@@ -69,6 +69,7 @@ impl<E: Env> Core<E> {
             self.env.give_way().await;
         }
         let generation = self.overlay.borrow_mut().freeze(self.prepared.get());
+        self.batch_closed.set(true);
         self.look_for_room();
         first_of(self.published.reached(generation.last), self.abandoned.reached(1)).await;
         if self.published.get() < generation.last {

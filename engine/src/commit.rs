@@ -250,7 +250,7 @@ async fn reserve_and_prepare<E: Env>(
     still_leads(core)?;
     if !core.wal().try_reserve(plan.cost) {
         add(&core.stats.waits_for_log_space, 1);
-        let purpose = if plan.deletes_only { wal::Purpose::Delete } else { wal::Purpose::Write };
+        let purpose = if plan.deletes_only() { wal::Purpose::Delete } else { wal::Purpose::Write };
         core.wal().reserve(plan.cost, purpose).await?;
     }
     // From here on the reservation must be given back if nothing is prepared.
@@ -301,7 +301,7 @@ fn has_room<E: Env>(core: &Core<E>, transaction: &Transaction) -> bool {
 
 /// Whether a plan has room that nobody else has.
 fn has_room_to_delete<E: Env>(core: &Core<E>, plan: &Plan) -> bool {
-    plan.deletes_only && core.takes_deletes(core.overlay.borrow().bytes())
+    plan.deletes_only() && core.takes_deletes(core.overlay.borrow().bytes())
 }
 
 /// Has checkpoints run until the overlay `has_room`: commits wait, they are not refused, while a checkpoint can still empty it.
@@ -459,12 +459,11 @@ pub(crate) fn enqueue<E: Env>(
     add_to: impl FnOnce(&mut Builder),
 ) {
     let epoch = core.manifest.get().epoch_of(version);
-    let frozen = core.overlay.borrow().frozen_last();
     {
         let mut queue = core.queue.borrow_mut();
         let grows = |batch: &Batch| match &batch.content {
             Content::Growing(body) => {
-                batch.cost + cost <= BATCH_BYTES && body.epoch() == epoch && frozen != Some(batch.last)
+                batch.cost + cost <= BATCH_BYTES && body.epoch() == epoch && !core.batch_closed.get()
             }
             Content::Whole { .. } => false,
         };
@@ -472,6 +471,7 @@ pub(crate) fn enqueue<E: Env>(
             let room = std::mem::take(&mut *core.batch_room.borrow_mut());
             let content = Content::Growing(Builder::new(epoch, version, room));
             queue.push_back(Batch { content, last: version, pointers: Vec::new(), cost: 0 });
+            core.batch_closed.set(false);
         }
         let Some(batch) = queue.back_mut() else { unreachable!("a batch was just made sure of") };
         if let Content::Growing(body) = &mut batch.content {

@@ -121,6 +121,8 @@ pub(crate) struct Core<E: Env> {
     pub queue: RefCell<VecDeque<Batch>>,
     /// The last batch's bytes, to be used again.
     pub batch_room: RefCell<Vec<u8>>,
+    /// A checkpoint ends with what was prepared last: the next transaction begins a batch.
+    pub batch_closed: Cell<bool>,
     pub queue_changed: Notify,
     /// The newest batches, for those who follow.
     pub tail: RefCell<Tail>,

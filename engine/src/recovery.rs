@@ -117,6 +117,7 @@ fn new_core<E: Env>(env: E, id: PartitionId, settings: Settings, manifest: Manif
         flushed_body: Cell::new(newest),
         queue: RefCell::new(VecDeque::new()),
         batch_room: RefCell::default(),
+        batch_closed: Cell::new(false),
         queue_changed: Notify::default(),
         tail: RefCell::default(),
         begin_gate: Gate::default(),

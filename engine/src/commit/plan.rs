@@ -14,8 +14,13 @@ pub(super) struct Plan {
     pub(super) large: Vec<(Key, Value)>,
     /// Bytes of log that are reserved for it.
     pub(super) cost: u64,
-    /// It writes nothing else.
-    pub(super) deletes_only: bool,
+}
+
+impl Plan {
+    /// Whether it writes nothing else. Looked at only where space is short.
+    pub(super) fn deletes_only(&self) -> bool {
+        self.entries.iter().all(|(_, entry)| matches!(entry, Entry::Tombstone))
+    }
 }
 
 /// A plan that grows by writes.
@@ -24,12 +29,11 @@ pub(super) struct Planner {
     large: Vec<(Key, Value)>,
     bytes: usize,
     separation: usize,
-    deletes_only: bool,
 }
 
 impl Planner {
     pub(super) fn new(count: usize, separation: usize) -> Planner {
-        Planner { entries: Vec::with_capacity(count), large: Vec::new(), bytes: 0, separation, deletes_only: true }
+        Planner { entries: Vec::with_capacity(count), large: Vec::new(), bytes: 0, separation }
     }
 
     pub(super) fn add(&mut self, (key, write): (Key, Write)) {
@@ -43,14 +47,13 @@ impl Planner {
             Write::Set(value) => Entry::Value(value),
             Write::Delete => Entry::Tombstone,
         };
-        self.deletes_only &= matches!(entry, Entry::Tombstone);
         self.bytes += body::change_len(&key, &entry);
         self.entries.push((key, entry));
     }
 
     pub(super) fn plan(self) -> Plan {
         let cost = wal::cost(self.bytes, self.large.len());
-        Plan { entries: self.entries, large: self.large, cost, deletes_only: self.deletes_only }
+        Plan { entries: self.entries, large: self.large, cost }
     }
 }
 

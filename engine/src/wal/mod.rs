@@ -171,7 +171,8 @@ pub enum Purpose {
 /// What the end of the log's space is kept for, bytes.
 #[derive(Clone, Copy)]
 struct Aside {
-    deletes: u64,
+    /// Of both.
+    all: u64,
     orders: u64,
 }
 
@@ -183,13 +184,13 @@ impl Aside {
         let blocks = |bytes: u64| bytes / BLOCK as u64 * BLOCK as u64;
         let most = blocks(segment_bytes / 8);
         let orders = ORDERS.min(blocks(most / 2));
-        Aside { deletes: blocks(deletes).min(most - orders), orders }
+        Aside { all: blocks(deletes).min(most - orders) + orders, orders }
     }
 
     /// Who asks for this purpose leaves so much.
     fn leaves(self, purpose: Purpose) -> u64 {
         match purpose {
-            Purpose::Write => self.deletes + self.orders,
+            Purpose::Write => self.all,
             Purpose::Delete => self.orders,
             Purpose::Order => 0,
         }
@@ -430,13 +431,17 @@ impl<E: Env> Wal<E> {
 
     /// Reserves space if it is there already, and leaves what is kept for others.
     pub fn try_reserve(&self, cost: u64) -> bool {
-        self.try_reserve_for(cost, Purpose::Write)
+        self.reserve_leaving(cost, self.aside.all)
     }
 
     fn try_reserve_for(&self, cost: u64, purpose: Purpose) -> bool {
+        self.reserve_leaving(cost, self.aside.leaves(purpose))
+    }
+
+    fn reserve_leaving(&self, cost: u64, rest: u64) -> bool {
         let mut state = self.state.borrow_mut();
         let wanted = state.outstanding + cost;
-        let with_rest = wanted + self.aside.leaves(purpose);
+        let with_rest = wanted + rest;
         let left = state.active.as_ref().map_or(0, |a| u64::from(a.left()));
         let mut empty = state.spares.iter().map(|s| s.capacity).chain(state.activating);
         let fits = with_rest <= left || empty.any(|capacity| with_rest <= u64::from(capacity) - BLOCK as u64);

@@ -123,14 +123,21 @@ pub fn execute<E: Env>(conversation: &mut Conversation<E>, id: u32, request: Req
         },
         Request::Quit => conversation.over = true,
         request if conversation.session.selected == 0 => return of_node(conversation, id, request),
-        Request::Stat if conversation.partition.is_none() => {
-            return Outcome::Node(NodeQuestion::StatOf { id, partition: conversation.session.selected });
-        }
         request => {
-            let Some(partition) = partition_of(conversation, id) else { return Outcome::Done };
+            let Some(partition) = conversation.partition.clone() else { return of_nobody(conversation, id, &request) };
             return of_partition(conversation, &partition, id, request);
         }
     }
+    Outcome::Done
+}
+
+/// What there is to answer of a partition that is offline.
+#[cold]
+fn of_nobody<E: Env>(conversation: &mut Conversation<E>, id: u32, request: &Request<'_>) -> Outcome<E> {
+    if matches!(request, Request::Stat) {
+        return Outcome::Node(NodeQuestion::StatOf { id, partition: conversation.session.selected });
+    }
+    drop(partition_of(conversation, id));
     Outcome::Done
 }
 
