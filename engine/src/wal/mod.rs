@@ -118,6 +118,8 @@ pub struct Wal<E: Env> {
     partition: PartitionId,
     segment_bytes: u32,
     aside: Aside,
+    /// What whoever writes leaves: nothing while a spare is being made whose space is assured.
+    left_by_writes: Cell<u64>,
     leftovers: Rc<Leftovers<E>>,
     end_file: Rc<EndFile<E>>,
     state: RefCell<State<E>>,
@@ -243,11 +245,13 @@ impl<E: Env> Wal<E> {
             doomed: Vec::new(),
         };
         let segment_bytes = round_up(segment_bytes as usize) as u32;
+        let aside = Aside::new(delete_reserve, u64::from(segment_bytes));
         Ok(Wal {
             env,
             partition,
             segment_bytes,
-            aside: Aside::new(delete_reserve, u64::from(segment_bytes)),
+            left_by_writes: Cell::new(aside.all),
+            aside,
             leftovers,
             end_file,
             state: RefCell::new(state),
@@ -431,7 +435,7 @@ impl<E: Env> Wal<E> {
 
     /// Reserves space if it is there already, and leaves what is kept for others.
     pub fn try_reserve(&self, cost: u64) -> bool {
-        self.reserve_leaving(cost, self.aside.all)
+        self.reserve_leaving(cost, self.left_by_writes.get())
     }
 
     fn try_reserve_for(&self, cost: u64, purpose: Purpose) -> bool {
@@ -580,6 +584,7 @@ impl<E: Env> Wal<E> {
     async fn make_spare(&self, capacity: u32) -> Result<(), Error> {
         let name = self.spare_name();
         let written = self.write_spare(&name, capacity).await;
+        self.left_by_writes.set(self.aside.all);
         if let Ok(Some(file)) = written {
             self.state.borrow_mut().spares.push(Spare { name, file, capacity });
             return Ok(());
@@ -602,6 +607,7 @@ impl<E: Env> Wal<E> {
         const LONGEST_PAUSE: Duration = Duration::from_millis(10);
         let file = self.env.disk().open(name, OpenMode::Create, IoClass::Foreground).await?;
         file.allocate(u64::from(capacity)).await?;
+        self.left_by_writes.set(0);
         let (mut offset, end) = (0, u64::from(capacity));
         while offset < end {
             if self.closing.get() && self.waiting.get() == 0 {
