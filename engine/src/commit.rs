@@ -299,7 +299,7 @@ fn has_room<E: Env>(core: &Core<E>, transaction: &Transaction) -> bool {
         || overlay.frozen_last().is_some_and(|last| transaction.snapshot.holds_up(last))
 }
 
-/// Whether a plan has room that nobody else has.
+/// Whether the plan is of deletes alone, and the overlay takes deletes although it is full.
 fn has_room_to_delete<E: Env>(core: &Core<E>, plan: &Plan) -> bool {
     plan.deletes_only() && core.takes_deletes(core.overlay.borrow().bytes())
 }
@@ -344,7 +344,7 @@ pub(crate) async fn begin_writing<E: Env>(core: &Rc<Core<E>>) -> Result<(), Erro
     let sabotaged = core.env.sabotage() == Some(Sabotage::GenerationNotAdvanced);
     let manifest = core.manifest.get().clone();
     core.wal().record_active(&fresh, &manifest).await?;
-    // On a full disk deletes and a FlushDB begin with this.
+    // A full disk must not refuse this: deletes and a FlushDB begin with it.
     let secret = core
         .update_manifest_freeing(|m| {
             if !m.writable() {
@@ -618,7 +618,7 @@ async fn append_voucher<E: Env>(core: &Rc<Core<E>>) {
         core.wal().refuse_voucher();
         return;
     }
-    // What was prepared while there was no space yet comes behind it.
+    // Transactions that were prepared while it waited for space come behind it.
     let waiting = core.queue.borrow().front().map(Batch::first_version);
     let first = waiting.unwrap_or(core.prepared.get() + 1);
     let epoch = core.manifest.get().epoch_of(first);

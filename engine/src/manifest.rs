@@ -538,7 +538,7 @@ pub struct ManifestStore<E: Env> {
     data: RefCell<Manifest>,
     gate: Gate,
     reserved: RefCell<Option<Reserved<E>>>,
-    /// Bytes that the spare file has space for.
+    /// Bytes that `manifest.spare` has space for; 0 where there is none.
     spare: Cell<u64>,
     access: Cell<Access>,
 }
@@ -749,7 +749,7 @@ impl<E: Env> ManifestStore<E> {
             let file = self.env.disk().open(names::MANIFEST_SPARE, OpenMode::Existing, IoClass::Bulk).await?;
             file.allocate(wanted).await
         };
-        // Where it cannot grow it has what it had.
+        // A file that cannot grow keeps the space that it had.
         if grown.await.is_ok() {
             self.spare.set(wanted);
         }

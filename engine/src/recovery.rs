@@ -306,7 +306,7 @@ impl<E: Env> Core<E> {
             files.iter().map(|(name, _)| name.clone()).filter(|name| leftover(name)).collect()
         };
         if let Some((_, length)) = files.iter().find(|(name, _)| name == names::MANIFEST_SPARE) {
-            // On a full disk there may be no other.
+            // A full disk has no space for another one.
             self.manifest.adopt_spare(*length);
         }
         if !leftovers.is_empty() {
@@ -720,7 +720,7 @@ impl<E: Env> Core<E> {
             }
         })
         .await?;
-        // The one before has given its space back.
+        // The old manifest's space is free now.
         self.manifest.keep_spare().await;
         self.index_void.set(false);
         self.index_bad.set(false);

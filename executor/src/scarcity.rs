@@ -6,7 +6,7 @@ use std::path::Path;
 use turnstone_engine::disk::{DiskError, DiskErrorKind};
 use turnstone_engine::env::Level;
 
-/// The disk has space again when one gets so many bytes at once.
+/// An allocation of at least so many bytes shows that the disk has space again.
 const LARGE: u64 = 128 << 10;
 
 /// What a core's partitions know of their disk.
@@ -25,7 +25,7 @@ impl Scarcity {
     pub fn note<T>(&self, path: &Path, need: u64, outcome: &Result<T, DiskError>) {
         let path = path.display();
         match outcome {
-            // Small ones go where a file has just made room.
+            // A small allocation may fit where a file was just removed, on a disk that is still full.
             Ok(_) if need >= LARGE && self.full.replace(false) => {
                 self.log.line(Level::Info, &format!("the disk has space again: {path} has its {need} bytes"));
             }

@@ -118,7 +118,7 @@ pub struct Wal<E: Env> {
     partition: PartitionId,
     segment_bytes: u32,
     aside: Aside,
-    /// What whoever writes leaves: nothing while a spare is being made whose space is assured.
+    /// Bytes that writes must leave free: 0 while a spare segment is being made whose space is allocated, [`Aside::all`] otherwise.
     left_by_writes: Cell<u64>,
     leftovers: Rc<Leftovers<E>>,
     end_file: Rc<EndFile<E>>,
@@ -126,7 +126,7 @@ pub struct Wal<E: Env> {
     making: Gate,
     /// [`Wal::keep_spare`] is at work.
     keeping: Cell<bool>,
-    /// It failed, and is tried again from then on.
+    /// The time from which on [`Wal::keep_spare`] tries again after a failure.
     spare_after: Cell<Duration>,
     /// How many wait for [`Wal::making`], or have it and want to be done.
     waiting: Cell<u32>,
@@ -162,9 +162,9 @@ async fn shared_flush<E: Env>(env: &E, file: &FileOf<E>) -> Result<Option<Rc<Sha
 /// What log is reserved for: where no more space can be had, the last of it is not for everybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
-    /// Whatever takes space.
+    /// Transactions that write values.
     Write,
-    /// Deletes: who has to make room begins with them.
+    /// Transactions of deletes alone: people make room with them.
     Delete,
     /// A FlushDB, or a change of who leads, or of members.
     Order,
@@ -173,12 +173,12 @@ pub enum Purpose {
 /// What the end of the log's space is kept for, bytes.
 #[derive(Clone, Copy)]
 struct Aside {
-    /// Of both.
+    /// Bytes for deletes and for orders together.
     all: u64,
     orders: u64,
 }
 
-/// What is left to orders.
+/// Bytes that are kept for orders: a FlushDB takes one block, a list of members one or two.
 const ORDERS: u64 = 2 * BLOCK as u64;
 
 impl Aside {
@@ -189,7 +189,7 @@ impl Aside {
         Aside { all: blocks(deletes).min(most - orders) + orders, orders }
     }
 
-    /// Who asks for this purpose leaves so much.
+    /// Bytes that a reservation for this purpose must leave free.
     fn leaves(self, purpose: Purpose) -> u64 {
         match purpose {
             Purpose::Write => self.all,

@@ -113,7 +113,7 @@ struct Pool {
 }
 
 impl Pool {
-    /// Lets the kernel fill a buffer. Nobody looks at it before the completion that names it.
+    /// Gives a buffer to the kernel to fill. This process reads it only after the completion that names it.
     fn provide(&mut self, buffer: u16) -> squeue::Entry {
         let start = self.buffers[usize::from(buffer)].as_mut_ptr();
         opcode::ProvideBuffers::new(start, BUFFER_BYTES as i32, 1, 0, buffer).build().user_data(PROVIDE)

@@ -355,7 +355,7 @@ impl<H: Host> Replication<H> {
         let mut incoming: Option<Incoming<H::Env>> = None;
         let (mut skipped, mut unbroken) = (false, 0);
         let leader = (follower.leader().unwrap_or(0), upstream.partition);
-        // What a member that leads shows, it has, and never less again.
+        // A member that leads has what it shows, and must never have less again.
         let note = |follower: &Follower| {
             if follower.leads() && self.is_listed(partition, leader) {
                 self.known.note(number, leader, follower.epoch(), follower.shown());

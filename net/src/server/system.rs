@@ -203,7 +203,7 @@ pub fn partition_json(s: &Status, board: &Board, consumers: &Consumers) -> Strin
         )
     });
     out.push_str(&format!(",\"consumers\":[{}]", consumers.collect::<Vec<_>>().join(",")));
-    // Of the follower that is furthest behind; at a follower, its own. Nobody knows it of one that is away.
+    // The lag of the follower that is furthest behind; at a follower, its own. The lag of a member that is away is not known.
     let present = board.present(s.partition);
     // The leader is a member, too.
     let all_there = s.members.iter().filter(|member| !present.contains(member)).count() <= 1;

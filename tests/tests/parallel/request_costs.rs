@@ -226,6 +226,15 @@ fn probe(mut connection: Connection, going: &AtomicBool) -> Vec<Duration> {
     took
 }
 
+/// Ends the prober, also where the work beside it panics: the test fails then, and does not hang.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_million_keys_in_one_request_leave_the_core_to_others() {
     const KEYS: usize = 1 << 20;
@@ -245,8 +254,10 @@ fn a_million_keys_in_one_request_leave_the_core_to_others() {
         let (began, before) = (Instant::now(), stretch(&mut client));
         let took = thread::scope(|scope| {
             let probes = scope.spawn(|| probe(prober, &going));
-            work(&mut client);
-            going.store(false, Ordering::Relaxed);
+            {
+                let _ends = Ends(&going);
+                work(&mut client);
+            }
             probes.join().expect("the prober ends")
         });
         println!(
